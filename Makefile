@@ -1,0 +1,47 @@
+# What a person or CI runs. Needs Python >= 3.10, git and make; the rest comes from pip, into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+STAGES := data vae clip unet judge quality
+
+.PHONY: demo test slow lint docs check bench model
+
+demo: $(INSTALLED)
+	$(BIN)/efface demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
+
+check: lint docs test
+
+bench: $(INSTALLED)
+	$(BIN)/python bench/main.py
+
+# The shipped model again, from the drawings up: hours on two cores, and npm for the drawings.
+# glibc hands memory back to the kernel too eagerly for this load; the three settings stop that.
+model: export MALLOC_MMAP_THRESHOLD_ = 4294967296
+model: export MALLOC_TRIM_THRESHOLD_ = 17179869184
+model: export MALLOC_TOP_PAD_ = 268435456
+model: $(INSTALLED)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[recipe]'
+	set -e; for stage in $(STAGES); do $(BIN)/python recipes/emoji/$$stage.py; done
+
+# Installed once; again when a pin or a dependency changes.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 10) and sys.exit("efface needs Python 3.10 or newer, got %d.%d: make PYTHON=/path/to/python" % v[:2])'
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	touch $@

@@ -1,0 +1,66 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from efface.errors import UserError, pick
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; mistakes of the user end in one line on stderr and exit code 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = lambda message, *_, **__: print(f"efface: warning: {message}", file=sys.stderr)
+    try:
+        if not args or args[0] in ("-h", "--help"):
+            print(usage())
+            return 0
+        if args[0] == "--version":
+            from efface import __version__
+
+            print(f"efface {__version__}")
+            return 0
+        command = pick(COMMANDS, args[0], "command")
+        return command(args[1:])
+    except UserError as e:
+        print(f"efface: error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("efface: stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _lazy(name: str) -> Callable[[list[str]], int]:
+    def call(args: list[str]) -> int:
+        from efface import commands
+
+        return int(getattr(commands, name)(args))
+
+    return call
+
+
+ABOUT = {
+    "demo": "erase one concept from the shipped model, and show what happened (a few minutes)",
+    "erase": "erase concepts: efface erase METHOD --concept … [--keep …] [--model M] [--out DIR]",
+    "score": "ESR and PSR of a run's edit, or of the unedited model, with 95 % intervals",
+    "generate": "make pictures, with or without an edit",
+    "inspect": "what an edit holds, and where it came from",
+    "merge": "write a whole diffusers folder with an edit in it",
+    "models": "the models that ship, and how to name others",
+    "methods": "the erasure methods, their presets and settings",
+    "vocabulary": "the candidates for preservation, and the nearest to a concept",
+}
+COMMANDS = {name: _lazy("merge_command" if name == "merge" else name) for name in ABOUT}
+
+
+def usage() -> str:
+    """The help text."""
+    width = max(map(len, ABOUT))
+    lines = [f"  {name:<{width}}  {about}" for name, about in ABOUT.items()]
+    return "\n".join([
+        "usage: efface COMMAND …", "",
+        "Erase concepts from text-to-image diffusion models, and measure what it cost.", "",
+        *lines, "", "efface COMMAND --help says more; efface --version.",
+    ])

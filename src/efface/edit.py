@@ -1,0 +1,175 @@
+"""The weights that an erasure changed, with their provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from efface.errors import UserError
+from efface.models import MODELS, DiffusionModel
+
+FORMAT = "efface-edit-1"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Changed weights only; lies over the base model without touching it."""
+
+    weights: Mapping[str, Tensor]
+    """Parameter name of the denoiser -> its new value, fp32 on the CPU."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """JSON: efface version, method and config, concepts, base model and its hash, seed, costs."""
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 over names, shapes and bytes of the weights."""
+        h = hashlib.sha256()
+        for name in sorted(self.weights):
+            w = self.weights[name].detach().cpu().contiguous()
+            h.update(name.encode() + str(w.dtype).encode() + struct.pack(f"{w.dim()}q", *w.shape))
+            h.update(w.view(torch.uint8).numpy().tobytes() if w.dim() else w.numpy().tobytes())
+        return h.hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all.
+
+        Raises:
+            UserError: the folder cannot be written, or the disk is full.
+        """
+        weights = {k: w.detach().cpu().contiguous() for k, w in self.weights.items()}
+        meta = {"format": FORMAT, "digest": self.digest, "meta": json.dumps(dict(self.meta))}
+        write(path, lambda p: save_file(weights, p, meta))
+
+    @classmethod
+    def load(cls, path: Path) -> Edit:
+        """Read an edit back.
+
+        Raises:
+            UserError: no such file, no edit, truncated, or its content is not what was written.
+        """
+        from efface.models import PICKLES, refuse_pickle
+
+        path = path / "edit.safetensors" if path.is_dir() else path
+        if not path.is_file():
+            raise UserError(f"no edit at {str(path)!r}; give a run folder or an edit.safetensors.")
+        if path.suffix in PICKLES:
+            refuse_pickle(path)
+        try:
+            with safe_open(path, "pt") as f:
+                meta = f.metadata() or {}
+                weights = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError) as e:
+            raise UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).") from None
+        if meta.get("format") != FORMAT:
+            raise UserError(f"{str(path)!r} is no efface edit (its format is {meta.get('format')!r}, not {FORMAT!r}).")
+        edit = cls(weights, json.loads(meta["meta"]))
+        if edit.digest != meta["digest"]:
+            raise UserError(f"{str(path)!r} is damaged: its weights hash to {edit.digest}, not to {meta['digest']}.")
+        return edit
+
+    def check(self, model: DiffusionModel) -> None:
+        """Refuse a model that this edit does not belong to.
+
+        Raises:
+            UserError: another base (by hash), or another architecture (by names and shapes).
+        """
+        own = model.parameters()
+        for name, w in self.weights.items():
+            if name not in own or own[name].shape != w.shape:
+                has = tuple(own[name].shape) if name in own else "no such weight"
+                raise UserError(f"the edit is of another architecture than {model.name!r}: {name!r} is "
+                                f"{tuple(w.shape)} in the edit, {has} in the model.")
+            if not torch.isfinite(w).all():
+                raise UserError(f"the edit is damaged: {name!r} holds NaN or infinity.")
+        base = self.meta.get("base")
+        if base and base != model.base:
+            raise UserError(
+                f"the edit was made for {self.meta.get('model', 'another model')!r} (hash {base}); {model.name!r} has "
+                f"hash {model.base}: load the model it was made for."
+            )
+
+    def on(self, model: DiffusionModel) -> dict[str, Tensor]:
+        """The weights on the model's device, for ``weights=`` of its verbs.
+
+        Raises:
+            UserError: as :meth:`check`.
+        """
+        self.check(model)
+        return {k: w.to(model.device) for k, w in self.weights.items()}
+
+    @contextmanager
+    def applied(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
+        """Put the weights into the model, and its own back at the end of the block, bit for bit."""
+        self.check(model)
+        own = model.parameters()
+        before = {k: own[k].data for k in self.weights}
+        try:
+            for k, w in self.weights.items():
+                own[k].data = w.to(own[k].device, own[k].dtype)
+            yield model
+        finally:
+            for k, data in before.items():
+                own[k].data = data
+
+
+def write(path: Path, save: Any) -> None:
+    """Call ``save`` on a temporary name beside ``path``, then rename: whole, or not at all.
+
+    Raises:
+        UserError: no permission, no space, or a folder that is missing.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save(part)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as e:
+        part.unlink(missing_ok=True)
+        reason = getattr(e, "strerror", None) or str(e)
+        raise UserError(f"cannot write {str(path)!r}: {reason}; nothing was left half-written.") from None
+
+
+def merge(model: DiffusionModel, edit: Edit, out: Path) -> Path:
+    """Write a whole diffusers folder with the edit in it, whole or not at all.
+
+    Args:
+        model: the base, opened from a folder or shipped.
+        out: a folder that does not exist yet.
+
+    Raises:
+        UserError: ``out`` exists, cannot be written, or the edit is not of this model.
+    """
+    edit.check(model)
+    if out.exists():
+        raise UserError(f"{str(out)!r} exists already; name a folder that does not.")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    source = MODELS[model.name].folder if model.name in MODELS else Path(model.name)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, part, ignore=shutil.ignore_patterns("unet"))
+        with edit.applied(model):
+            dtype = edit.meta.get("stored_dtype", "float16" if model.name in MODELS else None)
+            unet = model.denoiser
+            state = {k: v.to(getattr(torch, dtype)) if dtype else v for k, v in unet.state_dict().items()}
+            (part / "unet").mkdir(parents=True)
+            unet.save_config(part / "unet")  # type: ignore[operator]
+            save_file({k: v.contiguous() for k, v in state.items()},
+                      part / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+        (part / "efface.json").write_text(json.dumps(dict(edit.meta), indent=1) + "\n")
+        os.replace(part, out)
+    except (OSError, SafetensorError) as e:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"cannot write {str(out)!r}: {getattr(e, 'strerror', None) or e}.") from None
+    return out

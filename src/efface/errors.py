@@ -1,0 +1,31 @@
+"""Mistakes of the user, said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """A mistake that the command line reports in one line, with exit code 2."""
+
+
+def pick(table: Mapping[str, T], name: str, what: str) -> T:
+    """Return ``table[name]``, or say which names there are.
+
+    Args:
+        what: what kind of thing is looked up, in the singular ("method").
+
+    Raises:
+        UserError: no such name; names the nearest one and all that there are (the first 20).
+    """
+    if name in table:
+        return table[name]
+    near = get_close_matches(name, table, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    known = sorted(table)
+    more = f", … ({len(known)} in all)" if len(known) > 20 else ""
+    raise UserError(f"unknown {what} {name!r}{hint} Known: {', '.join(known[:20])}{more}.")

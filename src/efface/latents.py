@@ -1,0 +1,193 @@
+"""Where the noisy latents of a fine-tuning step come from: a bank of trajectories, or rollouts on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from efface.concepts import Concept
+from efface.errors import UserError, pick
+from efface.models import Conditioning, DiffusionModel, Weights, stack
+
+SOURCES = ("bank", "frozen", "student")
+
+
+@dataclass(frozen=True)
+class Latents:
+    """How (z_t, t) are drawn."""
+
+    source: str = "bank"
+    """``bank``: trajectories of the frozen model, made once. ``frozen`` / ``student``: a rollout of that model at every
+    update (arXiv:2303.07345, section 4: the student)."""
+    ddim_steps: int = 25
+    """Steps of a whole trajectory."""
+    cfg: float = 3.0
+    """Scale of classifier-free guidance of the trajectories."""
+    trajectories: int = 8
+    """Trajectories of each erased concept in the bank."""
+    aligned: bool = True
+    """Tell the denoiser the timestep that the latent has. False, for rollouts only: as the authors of ESD and of
+    adversarial preservation do, whose latents are 39 to 58 timesteps cleaner than what the denoiser is told."""
+
+    def __post_init__(self) -> None:
+        pick(dict.fromkeys(SOURCES), self.source, "latents source")
+        for name in ("ddim_steps", "trajectories"):
+            if getattr(self, name) < 1:
+                raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
+        if not self.aligned and self.source == "bank":
+            raise UserError("the bank's latents are always aligned; unaligned ones need latents from 'student' or 'frozen'.")
+
+
+class Batch(NamedTuple):
+    """What one update sees, a row each."""
+
+    z: Tensor
+    """Noisy latents of the erased concepts, (B, C, H, W)."""
+    t: Tensor
+    """Their timesteps, (B,)."""
+    which: Tensor
+    """Index of the erased concept of each row, (B,)."""
+    concept: Conditioning
+    """The erased concept of each row, encoded."""
+    e_concept: Tensor
+    """ε of the frozen model for it, (B, C, H, W)."""
+    e_anchor: Tensor
+    """ε of the frozen model for its anchor, (B, C, H, W)."""
+    abar: Tensor
+    """ᾱ that belongs to the latents, (B,)."""
+    draw: Draw | None
+    """How the rows came about, for drawing latents of other words from the same noise."""
+
+    def goal(self, eta: float) -> Tensor:
+        """What the erased concept is to predict: the anchor, pushed away from the concept (arXiv:2303.07345, eq. 5)."""
+        return self.e_anchor - eta * (self.e_concept - self.e_anchor)
+
+
+class Draw(NamedTuple):
+    """A random stopping point of a rollout, shared by the rows of a batch."""
+
+    noise: Tensor
+    span: range
+    t: int
+    abar: float
+
+
+class Encoded(NamedTuple):
+    """The erased concepts' prompts, a row each: every name and synonym."""
+
+    concept: Conditioning
+    anchor: Conditioning
+    of: Tensor
+    """Index of the concept that a row belongs to."""
+
+
+def encode(model: DiffusionModel, concepts: Sequence[Concept]) -> Encoded:
+    """Encode every erased name beside its anchor."""
+    rows = [(i, name, c.anchor) for i, c in enumerate(concepts) for name in c.names]
+    return Encoded(model.embed([r[1] for r in rows]), model.embed([r[2] for r in rows]), torch.tensor([r[0] for r in rows]))
+
+
+class Bank:
+    """Latents of the frozen model's own trajectories, with its predictions there: no rollout while training.
+
+    The predictions for the concept and for the null prompt fall out of classifier-free guidance for nothing; only an
+    anchor other than the null prompt costs one evaluation more per latent.
+    """
+
+    def __init__(self, model: DiffusionModel, concepts: Sequence[Concept], config: Latents, seed: int) -> None:
+        self.encoded = encode(model, concepts)
+        n = config.trajectories
+        g = torch.Generator().manual_seed(seed)
+        scheduler = model.ddim(config.ddim_steps)
+        self.t: Tensor = scheduler.timesteps.cpu()
+        kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        for row in tqdm(range(len(self.encoded.of)), desc="bank of latents", unit="prompt"):
+            cond = self.encoded.concept[[row]].repeat(n)
+            path: list[tuple[Tensor, Tensor, Tensor]] = []
+            model.rollout(model.noise(n, g), cond, scheduler, range(config.ddim_steps), config.cfg,
+                          visit=lambda _, z, e0, e1, path=path: path.append((z.cpu(), e0.cpu(), e1.cpu())))  # type: ignore[misc]
+            z, e0, e1 = (torch.stack(x, 1) for x in zip(*path, strict=True))  # (n, S, C, H, W)
+            kept.append((z, self._anchored(model, row, concepts, z, e0), e1))
+        self.z, self.e_anchor, self.e_concept = (torch.cat(x) for x in zip(*kept, strict=True))
+        self.row = torch.arange(len(self.encoded.of)).repeat_interleave(n)
+        self.abar = model.alphas.cpu()[self.t].float()
+        self.model = model
+
+    def _anchored(self, model: DiffusionModel, row: int, concepts: Sequence[Concept], z: Tensor, e0: Tensor) -> Tensor:
+        if not concepts[int(self.encoded.of[row])].anchor:
+            return e0
+        flat, t = z.flatten(0, 1), self.t.repeat(len(z))
+        anchor = self.encoded.anchor[[row]]
+        with torch.no_grad():
+            parts = [
+                model.predict(a.to(model.device), b.to(model.device), anchor.repeat(len(a))).cpu()
+                for a, b in zip(flat.split(64), t.split(64), strict=True)
+            ]
+        return torch.cat(parts).view_as(z)
+
+    def draw(self, g: torch.Generator, batch: int, weights: Weights | None = None) -> Batch:
+        """``batch`` latents, each of a random trajectory at a random step."""
+        path = torch.randint(0, len(self.z), (batch,), generator=g)
+        step = torch.randint(0, len(self.t), (batch,), generator=g)
+        row, to = self.row[path], self.model.device
+        return Batch(
+            self.z[path, step].to(to), self.t[step].to(to), self.encoded.of[row], self.encoded.concept[row.to(to)],
+            self.e_concept[path, step].to(to), self.e_anchor[path, step].to(to), self.abar[step].to(to), None,
+        )
+
+
+class Rollouts:
+    """Latents made anew for every update, by the frozen model or by the student as it is."""
+
+    def __init__(self, model: DiffusionModel, concepts: Sequence[Concept], config: Latents) -> None:
+        self.model, self.config = model, config
+        self.encoded = encode(model, concepts)
+        self.scheduler = model.ddim(config.ddim_steps)
+
+    def stop(self, g: torch.Generator, batch: int) -> Draw:
+        """Start noise, and where the rollout stops.
+
+        Aligned: i of S steps, i uniform on 0..S-1, told the timestep that is reached. Otherwise the released code's
+        way (2303.07345 and 2410.15618): k uniform on 0..S-1; from pure noise the first timestep is skipped; S - k
+        steps, at most S - 1; told a timestep uniform on [20k, 20k + 19]; ᾱ of 20k + 1 (for S = 50).
+        """
+        s, noise = self.config.ddim_steps, self.model.noise(batch, g)
+        k = int(torch.randint(0, s, (1,), generator=g))
+        if self.config.aligned:
+            t = int(self.scheduler.timesteps[k])
+            return Draw(noise, range(k), t, float(self.model.alphas[t]))
+        width = len(self.model.alphas) // s
+        t = width * k + int(torch.randint(0, width, (1,), generator=g))
+        return Draw(noise, range(1, 1 + min(s - k, s - 1)), t, float(self.model.alphas[width * k + 1]))
+
+    def latents(self, cond: Conditioning, draw: Draw, weights: Weights | None) -> Tensor:
+        """Roll ``draw.noise`` out under ``cond``, (B, C, H, W)."""
+        used = weights if self.config.source == "student" else None
+        plain = None if used is None else {k: w.detach() for k, w in used.items()}
+        return self.model.rollout(draw.noise, cond, self.scheduler, draw.span, self.config.cfg, plain)
+
+    def draw(self, g: torch.Generator, batch: int, weights: Weights | None = None) -> Batch:
+        """One random erased name for each row, all rolled out to the same timestep."""
+        row = torch.randint(0, len(self.encoded.of), (batch,), generator=g)
+        to = self.model.device
+        concept, anchor = self.encoded.concept[row.to(to)], self.encoded.anchor[row.to(to)]
+        draw = self.stop(g, batch)
+        z = self.latents(concept, draw, weights)
+        t = torch.full((batch,), draw.t, device=to)
+        with torch.no_grad():
+            pair = self.model.predict(torch.cat([z, z]), torch.cat([t, t]), stack([concept, anchor]))
+        e_concept, e_anchor = pair.chunk(2)
+        abar = torch.full((batch,), draw.abar, device=to)
+        return Batch(z, t, self.encoded.of[row], concept, e_concept, e_anchor, abar, draw)
+
+
+def source_of(model: DiffusionModel, concepts: Sequence[Concept], config: Latents, seed: int) -> Any:
+    """The bank or the rollouts that ``config`` asks for."""
+    if config.source == "bank":
+        return Bank(model, concepts, config, seed)
+    return Rollouts(model, concepts, config)

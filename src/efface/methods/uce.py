@@ -1,0 +1,98 @@
+"""UCE: send a concept's text vectors where its anchor goes, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from efface.concepts import Concept, check_keep
+from efface.edit import Edit
+from efface.errors import UserError, pick
+from efface.models import DiffusionModel, text_maps
+from efface.training import Run, make_edit, provenance
+from efface.vocabulary import load
+
+ROWS = ("subject", "all")
+
+
+@dataclass(frozen=True)
+class UCE:
+    """One least-squares solve over all keys and values of the cross-attention.
+
+    Source: arXiv:2308.14761, section 4; row choice and defaults of the 2025 release. Left out: debiasing, and prompt
+    expansion (give synonyms instead).
+    """
+
+    erase_scale: float = 1.0
+    """Weight of the erased vectors."""
+    preserve_scale: float = 1.0
+    """Weight of the preserved vectors."""
+    ridge: float = 0.5
+    """λ, how much the maps hold on to themselves."""
+    rows: str = "subject"
+    """Which text states stand for a prompt: its last word's (``subject``) or all of them, position by position (``all``)."""
+    keep: tuple[str, ...] = ()
+    """Words to be preserved."""
+    vocabulary: str = ""
+    """Also preserve a whole vocabulary: names, tags, tokens, or a word list file; the erased concepts are left out."""
+
+    def __post_init__(self) -> None:
+        pick(dict.fromkeys(ROWS), self.rows, "choice of rows")
+        for name in ("erase_scale", "preserve_scale", "ridge"):
+            if getattr(self, name) < 0:
+                raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
+
+    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
+        """Solve for an edit that erases ``concepts``."""
+        check_keep(concepts, self.keep)
+        about, began, before = provenance("uce", self, model, concepts), perf_counter(), model.counter.copy()
+        names = [n for c in concepts for n in c.names]
+        anchors = [c.anchor for c in concepts for _ in c.names]
+        words = list(self.keep)
+        if self.vocabulary:
+            words += load(self.vocabulary, model).without(concepts, model.tokenizer).words
+        maps = [n for n in text_maps(model.denoiser)]
+        keep = self._vectors(model, list(dict.fromkeys(words))) if words else None
+        q = solve(self._vectors(model, names), self._vectors(model, anchors), keep, self.erase_scale,
+                  self.preserve_scale, self.ridge)
+        own = model.parameters()
+        weights = {n: (own[n].double() @ q.to(own[n].device)).float().cpu() for n in maps}
+        return make_edit(weights, about, model.counter.since(before), began)
+
+    def _vectors(self, model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
+        states = model.embed(prompts).states.double()  # (n, L, D)
+        if self.rows == "all":
+            return states.flatten(0, 1)
+        return states[torch.arange(len(prompts)), last_subject(model, prompts)]
+
+
+def last_subject(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
+    """Position of each prompt's last word, (n,): before the end token; the start token for the null prompt."""
+    limit = model.tokenizer.model_max_length
+    lengths = [min(len(model.tokenizer(p, add_special_tokens=False).input_ids), limit - 2) for p in prompts]
+    return torch.tensor(lengths)
+
+
+def solve(erased: Tensor, anchor: Tensor, keep: Tensor | None, s_e: float, s_p: float, ridge: float) -> Tensor:
+    """The matrix Q of the edit ``W' = W Q``, the same for every map (arXiv:2308.14761, equation 7).
+
+    ``W'`` minimises s_e Σ|W'c - Wa|² + s_p Σ|(W' - W)p|² + ridge |W' - W|².
+
+    Args:
+        erased: c, (n, D), double.
+        anchor: a, (n, D).
+        keep: p, (m, D), or None.
+
+    Returns:
+        Q, (D, D), double.
+    """
+    d = erased.shape[1]
+    eye = torch.eye(d, dtype=erased.dtype, device=erased.device)
+    b = ridge * eye + s_e * erased.T @ erased
+    if keep is not None:
+        b = b + s_p * keep.T @ keep
+    return eye + s_e * (anchor - erased).T @ torch.linalg.solve(b, erased.T).T

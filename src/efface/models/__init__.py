@@ -1,0 +1,100 @@
+"""Models of the families that efface knows; ``load`` opens one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from efface.errors import UserError, pick
+from efface.models.conditioning import Conditioning, mix, stack
+from efface.models.diffusion import Counter, DiffusionModel, Weights
+from efface.models.stable_diffusion import GROUPS, PICKLES, group_names, refuse_pickle, text_maps
+from efface.models.stable_diffusion import load as load_stable_diffusion
+
+__all__ = [
+    "GROUPS", "MODELS", "Conditioning", "Counter", "DiffusionModel", "Shipped", "Weights", "group_names", "load", "mix",
+    "stack", "text_maps",
+]
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A model inside the package, and how it is best sampled."""
+
+    folder: Path
+    steps: int
+    guidance: float
+    lr: float
+    about: str
+
+
+MODELS = {
+    "emoji": Shipped(ASSETS / "emoji", steps=12, guidance=4.0, lr=1e-4,
+                     about="312 concepts in 6 drawing styles, 64x64 pixels; trained on licensed emoji drawings"),
+}
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load(name_or_path: str | Path, dtype: str = "fp32", device: str | None = None) -> DiffusionModel:
+    """Open a model: a shipped name, a local diffusers folder, or a hub id.
+
+    Args:
+        name_or_path: ``emoji``, a folder with ``model_index.json``, or ``owner/model`` on the Hugging Face hub.
+        dtype: ``fp32``, ``fp16`` or ``bf16``; what is trained stays fp32.
+        device: a torch device; None: CUDA, else MPS, else the CPU.
+
+    Raises:
+        UserError: unknown name, dtype or device, or a model that cannot be read (see the family's file).
+    """
+    name, precision = str(name_or_path), pick(DTYPES, dtype, "dtype")
+    where = pick_device(device)
+    if name in MODELS:
+        shipped = MODELS[name]
+        model = load_stable_diffusion(shipped.folder, name, precision, where)
+        model.steps, model.guidance, model.lr = shipped.steps, shipped.guidance, shipped.lr
+        return model
+    path = Path(name).expanduser()
+    if path.suffix in PICKLES:
+        refuse_pickle(path)
+    if path.is_file():
+        raise UserError(f"{name!r} is a single file; efface reads diffusers folders (with model_index.json).")
+    if path.is_dir():
+        return load_stable_diffusion(path, name, precision, where)
+    if name.count("/") != 1 or path.parent.exists():
+        pick(MODELS, name, "model (no such folder either)")
+    return load_stable_diffusion(download(name), name, precision, where)
+
+
+def download(hub_id: str) -> Path:
+    """The local snapshot of a hub model, without its pickles.
+
+    Raises:
+        UserError: no network, no such model, or no access.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["*.json", "*.txt", "*.safetensors"]
+        unwanted = ["*.fp16.*", "*non_ema*", "safety_checker/*", "*.ckpt"]
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=unwanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        raise UserError(f"cannot fetch {hub_id!r} from the hub: {' '.join(str(e).split())[:200]}") from None
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device asked for, or the best that there is."""
+    if device is None:
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device {device!r} cannot be used here: {str(e).splitlines()[0][:150]}") from None
+    return found

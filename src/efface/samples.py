@@ -1,0 +1,156 @@
+"""Pictures on disk, each with its prompt, seed and concept; making them and scoring them are separate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from efface.edit import Edit, write
+from efface.errors import UserError
+from efface.models import DiffusionModel
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture to be made."""
+
+    prompt: str
+    seed: int
+    concept: str
+    """What it ought to show."""
+
+    @property
+    def file(self) -> str:
+        """Its file name: readable, and its own."""
+        plain = "".join(c if c.isalnum() else "-" for c in self.prompt.lower())[:60]
+        return f"{plain}_{self.seed}.png"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What makes two sample sets comparable."""
+
+    base: str
+    """Hash of the base model."""
+    edit: str
+    """Digest of the edit; "" for the base model itself."""
+    steps: int
+    guidance: float
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A folder of pictures with ``samples.jsonl`` (a row each) and ``samples.json`` (settings)."""
+
+    folder: Path
+    rows: tuple[Wanted, ...]
+    settings: Settings
+
+    def images(self) -> Tensor:
+        """All pictures in the order of the rows, (N, 3, H, W) in [0, 1]."""
+        return torch.stack([load_image(self.folder / r.file) for r in self.rows])
+
+    @classmethod
+    def open(cls, folder: Path) -> Samples:
+        """A finished or unfinished sample set.
+
+        Raises:
+            UserError: not a folder of ours.
+        """
+        try:
+            settings = Settings(**json.loads((folder / "samples.json").read_text(encoding="utf8")))
+            lines = (folder / "samples.jsonl").read_text(encoding="utf8").splitlines()
+        except (OSError, ValueError, TypeError):
+            raise UserError(f"{str(folder)!r} is no folder of samples (samples.json and samples.jsonl).") from None
+        return cls(folder, tuple(Wanted(**row) for row in whole_rows(lines)), settings)
+
+
+def whole_rows(lines: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a file that a killed run may have left with half a line at its end."""
+    rows = []
+    for i, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if i + 1 < len(lines):
+                raise
+    return rows
+
+
+def load_image(path: Path) -> Tensor:
+    """A picture file as (3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def to_image(x: Tensor) -> Image.Image:
+    """A (3, H, W) tensor in [0, 1] as a picture."""
+    return Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def settings_of(model: DiffusionModel, edit: Edit | None, steps: int | None, guidance: float | None) -> Settings:
+    """The settings that a generation would have."""
+    return Settings(
+        model.base, edit.digest if edit else "", model.steps if steps is None else steps,
+        model.guidance if guidance is None else guidance, str(model.dtype).removeprefix("torch."),
+    )
+
+
+def generate(
+    model: DiffusionModel, wanted: Sequence[Wanted], folder: Path, edit: Edit | None = None, steps: int | None = None,
+    guidance: float | None = None, progress: bool = True,
+) -> Samples:
+    """Make the pictures that are not there yet.
+
+    Killed and started again, it makes what is missing; no picture is lost or made twice.
+
+    Args:
+        folder: made where it is missing.
+        edit: None: the base model.
+
+    Raises:
+        UserError: the folder holds something else, other settings, or cannot be written.
+    """
+    settings = settings_of(model, edit, steps, guidance)
+    weights = edit.on(model) if edit else None
+    done = prepare(folder, settings)
+    missing = [w for w in dict.fromkeys(wanted) if w not in done]
+    pictures = model.generate([w.prompt for w in missing], [w.seed for w in missing], steps, guidance, weights,
+                              progress=progress)
+    with (folder / "samples.jsonl").open("a", encoding="utf8") as log:
+        for w, picture in zip(missing, pictures, strict=True):
+            write(folder / w.file, lambda p, x=picture: to_image(x).save(p, format="PNG"))
+            log.write(json.dumps(asdict(w)) + "\n")
+            log.flush()
+    return Samples(folder, tuple(dict.fromkeys(wanted)), settings)
+
+
+def prepare(folder: Path, settings: Settings) -> set[Wanted]:
+    """Make or check a sample folder; what is in it already."""
+    about = folder / "samples.json"
+    if about.exists():
+        found = Samples.open(folder)
+        if found.settings != settings:
+            differ = [k for k, v in asdict(settings).items() if asdict(found.settings)[k] != v]
+            raise UserError(f"{str(folder)!r} holds pictures made with another {', '.join(differ)}; name another folder.")
+        rows = {w for w in found.rows if (folder / w.file).exists()}
+        text = "".join(json.dumps(asdict(w)) + "\n" for w in found.rows if w in rows)
+        write(folder / "samples.jsonl", lambda p: p.write_text(text, encoding="utf8"))
+        return rows
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{str(folder)!r} is not empty and holds no samples of ours; name another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot make {str(folder)!r}: {e.strerror}.") from None
+    write(folder / "samples.jsonl", lambda p: p.write_text("", encoding="utf8"))
+    write(about, lambda p: p.write_text(json.dumps(asdict(settings)) + "\n", encoding="utf8"))
+    return set()

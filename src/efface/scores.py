@@ -1,0 +1,96 @@
+"""Numbers with their uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+Z = 1.959964
+"""Two-sided 95 % point of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value with its 95 % interval and the number of independent draws behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+    def to_json(self) -> dict[str, float | int]:
+        """The four numbers, rounded to what the interval carries."""
+        return {k: v if isinstance(v, int) else round(v, 4) for k, v in asdict(self).items()}
+
+
+def rate(hits: Sequence[bool] | Tensor) -> Score:
+    """A share in percent with its Wilson interval.
+
+    Args:
+        hits: one truth value a draw, (N,).
+
+    Raises:
+        ValueError: no draws.
+
+    Source: Wilson, JASA 22 (1927).
+    """
+    h = torch.as_tensor(hits, dtype=torch.float64)
+    n = h.numel()
+    if n == 0:
+        raise ValueError("a rate over zero samples: generate some first.")
+    p = float(h.mean())
+    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+    return Score(100 * p, 100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0), n)
+
+
+def resampled(values: Tensor, groups: Tensor, draws: int = 2000, seed: int = 0) -> Score:
+    """The mean of ``values`` with a bootstrap interval that draws whole groups.
+
+    Pictures of one prompt resemble each other; drawing prompts (groups) keeps the interval honest.
+
+    Args:
+        values: (N,), in the unit of the result.
+        groups: (N,) integers, equal where draws belong together.
+        draws: bootstrap replicates.
+
+    Raises:
+        ValueError: no values.
+
+    Source: Davison & Hinkley (1997), section 3.8 (cluster bootstrap), percentile interval.
+    """
+    if values.numel() == 0:
+        raise ValueError("a mean over zero samples: generate some first.")
+    v = values.double()
+    _, index = groups.unique(return_inverse=True)
+    k = int(index.max()) + 1
+    total = torch.zeros(k, dtype=torch.float64).index_add_(0, index, v)
+    count = torch.zeros(k, dtype=torch.float64).index_add_(0, index, torch.ones_like(v))
+    g = torch.Generator().manual_seed(seed)
+    pick = torch.randint(0, k, (draws, k), generator=g)
+    means = total[pick].sum(1) / count[pick].sum(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Score(float(v.mean()), low, high, k)
+
+
+def paired_difference(a: Tensor, b: Tensor, groups: Tensor, draws: int = 2000, seed: int = 0) -> Score:
+    """Mean of ``a - b`` in percentage points, the same draw (prompt, seed) on both sides.
+
+    Args:
+        a: (N,) truth values or numbers in [0, 1].
+        b: (N,), in the order of ``a``.
+        groups: (N,) integers; whole groups are drawn (see :func:`resampled`).
+
+    Raises:
+        ValueError: lengths differ, or nothing to compare.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a paired difference needs the same draws on both sides, got {len(a)} and {len(b)}.")
+    return resampled(100 * (a.double() - b.double()), groups, draws, seed)

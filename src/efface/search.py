@@ -1,0 +1,248 @@
+"""How the adversarial concept is found: the preserved concept that the current edit harms most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from efface.concepts import Concept
+from efface.errors import UserError, pick
+from efface.latents import Bank, Batch, Rollouts
+from efface.models import Conditioning, DiffusionModel, mix, stack
+from efface.training import Student
+from efface.vocabulary import Vocabulary
+
+KINDS = ("exact", "gumbel", "random")
+
+
+@dataclass(frozen=True)
+class Search:
+    """How preserved concepts are chosen for an update."""
+
+    kind: str = "exact"
+    """``exact``: score every candidate on shared latents. ``gumbel``: the paper's relaxed search by gradient ascent
+    (arXiv:2410.15618, section 3.3). ``random``: any candidate, the control."""
+    refresh: int = 20
+    """exact: updates between two scorings."""
+    probes: int = 4
+    """exact: latents that candidates are scored on, one a scoring, in turn."""
+    memory: float = 0.5
+    """exact: how much of the running harm a new scoring leaves in place."""
+    top: int = 24
+    """exact: how many of the most harmed are drawn from."""
+    tau: float = 2.0
+    """gumbel: temperature."""
+    hard: bool = False
+    """gumbel: one-hot samples with a straight-through gradient, instead of soft mixtures."""
+    uniform_start: bool = False
+    """gumbel: logits start at 1/K as in the authors' code, instead of 0 (the same distribution)."""
+    lr: float = 1e-2
+    """gumbel: Adam's learning rate for the logits."""
+    passes: int = 2
+    """gumbel: passes per weight update; all but one climb (``pgd_num_steps`` in the authors' code)."""
+    teacher_gradient: bool = True
+    """gumbel: let the gradient of the harm through the frozen model as well; the authors' code does not."""
+
+    def __post_init__(self) -> None:
+        pick(dict.fromkeys(KINDS), self.kind, "search")
+        for name in ("refresh", "probes", "top", "passes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
+        if self.tau <= 0:
+            raise UserError(f"got {self.tau} for tau; a temperature above 0 is needed.")
+
+
+class Pools(NamedTuple):
+    """The candidates of all erased concepts."""
+
+    words: tuple[str, ...]
+    """Every candidate once, U of them."""
+    rows: Conditioning
+    """Encoded, U rows."""
+    of: tuple[Tensor, ...]
+    """Indices into ``words``, one tensor an erased concept."""
+
+
+def pools(model: DiffusionModel, concepts: Sequence[Concept], found: Sequence[Vocabulary]) -> Pools:
+    """Encode the candidates of each concept, each word once."""
+    words = tuple(dict.fromkeys(w for v in found for w in v.words))
+    at = {w: i for i, w in enumerate(words)}
+    of = tuple(torch.tensor([at[w] for w in v.words]) for v in found)
+    for concept, mine in zip(concepts, of, strict=True):
+        if not len(mine):
+            raise UserError(f"no word is left to preserve while erasing {concept.name!r}: give a larger vocabulary.")
+    return Pools(words, model.embed(words), of)
+
+
+class Drawn(NamedTuple):
+    """Preserved concepts for the rows of an update."""
+
+    cond: Conditioning
+    index: Tensor
+    """Which candidate each row is (its largest share, where it is a mixture)."""
+
+
+class Random:
+    """Any candidate of the row's concept."""
+
+    def __init__(self, candidates: Pools) -> None:
+        self.pools = candidates
+
+    def draw(self, student: Student, batch: Batch, n: int, g: torch.Generator) -> Drawn:
+        """``n`` candidates, row i for the concept of row i of the batch (over again)."""
+        index = torch.stack([self._one(int(batch.which[i % len(batch.which)]), g) for i in range(n)])
+        return Drawn(self.pools.rows[index.to(batch.z.device)], index)
+
+    def _one(self, which: int, g: torch.Generator) -> Tensor:
+        mine = self.pools.of[which]
+        return mine[torch.randint(0, len(mine), (), generator=g)]
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing."""
+
+
+class Exact(Random):
+    """The most harmed candidates by scoring all of them.
+
+    Harm is the mean squared change of ε on shared latents. The frozen model's side is computed once; a scoring costs U
+    evaluations of the student, one latent a scoring, and the running harm averages over the last ones.
+    """
+
+    def __init__(self, candidates: Pools, config: Search, model: DiffusionModel, source: Bank | Rollouts, seed: int) -> None:
+        super().__init__(candidates)
+        self.config, self.model = config, model
+        g = torch.Generator().manual_seed(seed + 7_919)
+        self.probe = source.draw(g, config.probes)
+        self.before = [self._predict(i, None) for i in range(config.probes)]
+        self.harm = torch.zeros(len(candidates.words))
+        self.calls = 0
+
+    def _predict(self, probe: int, student: Student | None, batch: int = 128) -> Tensor:
+        z, t = self.probe.z[[probe]], self.probe.t[[probe]]
+        parts = []
+        with torch.no_grad():
+            for i in range(0, len(self.pools.words), batch):
+                cond = self.pools.rows[slice(i, i + batch)]
+                n = len(cond)
+                args = (z.expand(n, -1, -1, -1), t.expand(n), cond)
+                parts.append(self.model.predict(*args) if student is None else student(*args))
+        return torch.cat(parts)
+
+    def score(self, student: Student, probe: int) -> Tensor:
+        """Harm of every candidate on one probe latent, (U,)."""
+        change = self._predict(probe, student) - self.before[probe]
+        return change.square().mean((1, 2, 3)).cpu()
+
+    def draw(self, student: Student, batch: Batch, n: int, g: torch.Generator) -> Drawn:
+        """As :class:`Random`, among the ``top`` most harmed."""
+        if self.calls % self.config.refresh == 0:
+            fresh = self.score(student, (self.calls // self.config.refresh) % self.config.probes)
+            keep = self.config.memory if self.calls else 0.0
+            self.harm = keep * self.harm + (1 - keep) * fresh
+            self.worst = tuple(mine[self.harm[mine].topk(min(self.config.top, len(mine))).indices] for mine in self.pools.of)
+        self.calls += 1
+        return super().draw(student, batch, n, g)
+
+    def _one(self, which: int, g: torch.Generator) -> Tensor:
+        mine = self.worst[which]
+        return mine[torch.randint(0, len(mine), (), generator=g)]
+
+    def state(self) -> dict[str, Tensor]:
+        """The running harm, and how often it was asked."""
+        return {"harm": self.harm, "calls": torch.tensor(self.calls), **{f"worst{i}": w for i, w in enumerate(self.worst)}}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take them back."""
+        self.harm, self.calls = state["harm"], int(state["calls"])
+        self.worst = tuple(state[f"worst{i}"] for i in range(len(self.pools.of)))
+
+
+class Gumbel:
+    """Gradient ascent on logits over the candidates, sampled with Gumbel noise.
+
+    One logit vector an erased concept, never reset (arXiv:2410.15618, section 3.3). ``F.gumbel_softmax`` takes no
+    generator, hence the draw by hand.
+    """
+
+    def __init__(self, candidates: Pools, config: Search, model: DiffusionModel, source: Bank | Rollouts, own: bool,
+                 weighting: Any) -> None:
+        self.pools, self.config, self.model, self.source = candidates, config, model, source
+        self.own, self.weighting = own, weighting
+        start = [1.0 / len(m) if config.uniform_start else 0.0 for m in candidates.of]
+        self.logits = [torch.full((len(m),), s, device=model.device).requires_grad_()
+                       for m, s in zip(candidates.of, start, strict=True)]
+        self.adam = torch.optim.Adam(self.logits, lr=config.lr)
+
+    def sample(self, which: int, g: torch.Generator) -> Tensor:
+        """One Gumbel-Softmax sample over the candidates of a concept, (K,); differentiable in its logits."""
+        logits = self.logits[which]
+        u = torch.rand(len(logits), generator=g).to(logits.device)
+        noise = -torch.log(-torch.log(u + 1e-10) + 1e-10)
+        y = torch.softmax((logits + noise) / self.config.tau, 0)
+        if not self.config.hard:
+            return y
+        return one_hot(y.argmax(), len(y)).to(y.dtype) + y - y.detach()
+
+    def _rows(self, batch: Batch, n: int, g: torch.Generator) -> tuple[Conditioning, Tensor]:
+        rows, index = [], []
+        for i in range(n):
+            which = int(batch.which[i % len(batch.which)])
+            y = self.sample(which, g)
+            mine = self.pools.of[which]
+            rows.append(mix(y[None], self.pools.rows[mine.to(y.device)]))
+            index.append(mine[int(y.argmax())])
+        return stack(rows), torch.stack(index)
+
+    def climb(self, student: Student, n: int, g: torch.Generator) -> Tensor:
+        """One ascent step of the logits on a fresh draw; the harm that it saw."""
+        batch = self.source.draw(g, n, student.weights)
+        cond, _ = self._rows(batch, n, g)
+        with torch.enable_grad():
+            z = own_latents(self.source, batch, cond, student) if self.own else batch.z
+            with torch.set_grad_enabled(self.config.teacher_gradient):
+                goal = self.model.predict(z, batch.t, cond)
+            change = (student.still()(z, batch.t, cond) - goal).square().mean((1, 2, 3))
+            harm = (self.weighting(batch) * change).mean()
+            grads = torch.autograd.grad(-harm, self.logits, allow_unused=True)
+        for logits, grad in zip(self.logits, grads, strict=True):
+            logits.grad = grad
+        self.adam.step()
+        return harm.detach()
+
+    def draw(self, student: Student, batch: Batch, n: int, g: torch.Generator) -> Drawn:
+        """Climb ``passes - 1`` times, then sample a row for each."""
+        for _ in range(self.config.passes - 1):
+            self.climb(student, len(batch.z), g)
+        cond, index = self._rows(batch, n, g)
+        return Drawn(cond.detach(), index)
+
+    def state(self) -> dict[str, Tensor]:
+        """Logits and their Adam moments."""
+        found = {f"logits{i}": x for i, x in enumerate(self.logits)}
+        for i, x in enumerate(self.logits):
+            found |= {f"adam{i}/{k}": v for k, v in self.adam.state[x].items()}
+        return found
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take them back."""
+        for i, x in enumerate(self.logits):
+            x.data.copy_(state[f"logits{i}"])
+            own = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"adam{i}/")}
+            if own:
+                self.adam.state[x] = own
+
+
+def own_latents(source: Bank | Rollouts, batch: Batch, cond: Conditioning, student: Student) -> Tensor:
+    """Latents of other words, rolled out from the batch's own noise to its timestep, (B, C, H, W)."""
+    if isinstance(source, Bank) or batch.draw is None:
+        raise UserError("latents of the preserved concepts' own need rollouts: choose latents from 'student' or 'frozen'.")
+    return source.latents(cond.detach(), batch.draw, student.weights)
