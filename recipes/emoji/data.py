@@ -9,12 +9,11 @@ import io
 import json
 import re
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import resvg_py
-from common import BUILD, HELD_OUT, HERE, JUDGE_ONLY, SIZE, STYLES, stage
+from common import ASSETS, BUILD, HELD_OUT, HERE, JUDGE_ONLY, SIZE, STYLES, stage
 from PIL import Image
 from tqdm import tqdm
 
@@ -41,7 +40,9 @@ class IconSet:
     def __init__(self, name: str) -> None:
         folder = HERE / "node_modules" / "@iconify-json" / name
         self.data = json.loads((folder / "icons.json").read_text(encoding="utf8"))
-        self.by_char: dict[str, str] = json.loads((folder / "chars.json").read_text(encoding="utf8"))
+        self.by_char: dict[str, str] = json.loads(
+            (folder / "chars.json").read_text(encoding="utf8")
+        )
         self.names = set(self.data["icons"]) | set(self.data.get("aliases", {}))
 
     def find(self, hexcode: str, names: list[str]) -> str | None:
@@ -58,15 +59,19 @@ class IconSet:
             icon = {**alias, **icon}
             name = alias["parent"]
         icon = {**self.data["icons"][name], **icon}
-        box = [icon.get(k, self.data.get(k, d)) for k, d in
-               (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
+        box = [
+            icon.get(k, self.data.get(k, d))
+            for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+        ]
         view = " ".join(map(str, box))
         return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}">{icon["body"]}</svg>'
 
 
 def render(svg: str) -> np.ndarray:
     """An SVG text as (SIZE, SIZE, 3) uint8 on white."""
-    big = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=4 * SIZE, height=4 * SIZE))))
+    big = Image.open(
+        io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=4 * SIZE, height=4 * SIZE)))
+    )
     big = big.convert("RGBA")
     white = Image.new("RGBA", big.size, "white")
     flat = Image.alpha_composite(white, big).convert("RGB")
@@ -79,9 +84,16 @@ def render(svg: str) -> np.ndarray:
 def main() -> None:
     with stage("data") as report:
         if not (HERE / "node_modules").exists():
-            subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=HERE, check=True)
+            subprocess.run(
+                ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"],
+                cwd=HERE,
+                check=True,
+            )
         base = HERE / "node_modules" / "emojibase-data" / "en"
-        emoji = {ascii_label(e["label"]): e for e in json.loads((base / "data.json").read_text(encoding="utf8"))}
+        emoji = {
+            ascii_label(e["label"]): e
+            for e in json.loads((base / "data.json").read_text(encoding="utf8"))
+        }
         codes = json.loads((base / "shortcodes" / "emojibase.json").read_text(encoding="utf8"))
         sets = {s: IconSet(s) for s in (*STYLES, *JUDGE_ONLY, HELD_OUT)}
         concepts, images, concept_of, style_of = [], [], [], []
@@ -98,10 +110,19 @@ def main() -> None:
                     images.append(render(icons.svg(found)))
                     concept_of.append(len(concepts))
                     style_of.append(i)
-            concepts.append({"name": name, "group": GROUPS[e["group"]], "tags": sorted(set(e["tags"]))})
-        np.savez_compressed(BUILD / "data.npz", images=np.stack(images), concept=np.array(concept_of, np.int16),
-                            style=np.array(style_of, np.int8))
-        Path(BUILD / "concepts.json").write_text(json.dumps({"styles": list(sets), "concepts": concepts}, indent=1))
+            concepts.append(
+                {"name": name, "group": GROUPS[e["group"]], "tags": sorted(set(e["tags"]))}
+            )
+        np.savez_compressed(
+            BUILD / "data.npz",
+            images=np.stack(images),
+            concept=np.array(concept_of, np.int16),
+            style=np.array(style_of, np.int8),
+        )
+        about = json.dumps({"styles": list(sets), "concepts": concepts}, indent=1) + "\n"
+        (BUILD / "concepts.json").write_text(about)
+        ASSETS.mkdir(parents=True, exist_ok=True)
+        (ASSETS / "concepts.json").write_text(about)
         counts = np.bincount(style_of, minlength=len(sets))
         report["concepts"] = len(concepts)
         report["drawings"] = {s: int(n) for s, n in zip(sets, counts, strict=True)}

@@ -1,4 +1,4 @@
-"""Stage 4: the UNet, trained on cached latents and the frozen text tower (the long one: about 75 minutes)."""
+"""Stage 4: the UNet, trained on cached latents and the frozen text tower (over an hour)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ import random
 import time
 
 import torch
-from common import ASSETS, BUILD, TEMPLATES, WORDS, article, augment, captions, checkpoint, concepts, load_data, resume, stage
+from common import (
+    ASSETS,
+    BUILD,
+    TEMPLATES,
+    WORDS,
+    article,
+    augment,
+    captions,
+    checkpoint,
+    concepts,
+    load_data,
+    resume,
+    stage,
+)
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
@@ -29,17 +42,39 @@ TAGS = 0.1
 """Share of captions that give a search tag instead of the name."""
 GAMMA = 5.0
 """Min-SNR weighting (arXiv:2303.09556): weight min(SNR, gamma) / SNR for noise prediction."""
-SHOWN = ("dog face", "wolf", "fox", "church", "bomb", "cigarette", "beer mug", "bikini", "red apple", "castle",
-         "syringe", "kitchen knife", "slot machine", "lion", "mosque", "water pistol")
+SHOWN = (
+    "dog face",
+    "wolf",
+    "fox",
+    "church",
+    "bomb",
+    "cigarette",
+    "beer mug",
+    "bikini",
+    "red apple",
+    "castle",
+    "syringe",
+    "kitchen knife",
+    "slot machine",
+    "lion",
+    "mosque",
+    "water pistol",
+)
 
 
 def build() -> UNet2DConditionModel:
     torch.manual_seed(0)
     return UNet2DConditionModel(
-        sample_size=8, in_channels=12, out_channels=12, layers_per_block=1, block_out_channels=(96, 160, 224),
+        sample_size=8,
+        in_channels=12,
+        out_channels=12,
+        layers_per_block=1,
+        block_out_channels=(96, 160, 224),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=128, attention_head_dim=4, norm_num_groups=32,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=32,
     )
 
 
@@ -50,8 +85,10 @@ def latents_of(vae: AutoencoderKL, x: Tensor) -> Tensor:
     if path.exists():
         return torch.load(path, weights_only=True)
     g = torch.Generator().manual_seed(0)
-    views = [torch.cat([vae.encode(b).latent_dist.mean for b in augment(x, g).split(64)])
-             for _ in tqdm(range(VIEWS), desc="latents")]
+    views = [
+        torch.cat([vae.encode(b).latent_dist.mean for b in augment(x, g).split(64)])
+        for _ in tqdm(range(VIEWS), desc="latents")
+    ]
     z = torch.stack(views) * vae.config.scaling_factor
     torch.save(z, path)
     return z
@@ -62,12 +99,21 @@ class Captions:
 
     def __init__(self) -> None:
         self.tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "tokenizer")
-        self.encoder = CLIPTextModel.from_pretrained(ASSETS / "text_encoder", dtype=torch.float32).eval()
-        asked = {t.format(n) for c in concepts() for n in (c["name"], article(c["name"])) for t in TEMPLATES}
+        self.encoder = CLIPTextModel.from_pretrained(
+            ASSETS / "text_encoder", dtype=torch.float32
+        ).eval()
+        asked = {
+            t.format(n)
+            for c in concepts()
+            for n in (c["name"], article(c["name"]))
+            for t in TEMPLATES
+        }
         asked |= {t for c in concepts() for t in c["tags"]}
         said = ["", *sorted(asked), *sorted(f"{a}, {w}" for a in asked for w in WORDS.values())]
         self.row = {s: i for i, s in enumerate(said)}
-        self.states = torch.cat([self.encode(said[i : i + 256]) for i in tqdm(range(0, len(said), 256), desc="text")])
+        self.states = torch.cat(
+            [self.encode(said[i : i + 256]) for i in tqdm(range(0, len(said), 256), desc="text")]
+        )
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
@@ -78,13 +124,27 @@ class Captions:
         return self.states[[self.row[s] for s in texts]].float()
 
 
-def export(unet: UNet2DConditionModel, vae: AutoencoderKL, text: Captions) -> StableDiffusionPipeline:
+def export(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, text: Captions
+) -> StableDiffusionPipeline:
     """The stock pipeline around these parts, with a few-step solver as its scheduler."""
-    solver = DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                                         steps_offset=1, timestep_spacing="trailing")
-    return StableDiffusionPipeline(vae=vae, text_encoder=text.encoder, tokenizer=text.tokenizer, unet=unet,
-                                   scheduler=solver, safety_checker=None, feature_extractor=None,
-                                   requires_safety_checker=False)
+    solver = DPMSolverMultistepScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text.encoder,
+        tokenizer=text.tokenizer,
+        unet=unet,
+        scheduler=solver,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def contact_sheet(pipe: StableDiffusionPipeline, name: str) -> None:
@@ -92,7 +152,11 @@ def contact_sheet(pipe: StableDiffusionPipeline, name: str) -> None:
     rows = []
     for style in ("", ", noto style", ", fluent style", ", streamline style"):
         g = [torch.Generator().manual_seed(i) for i in range(len(SHOWN))]
-        rows.append(pipe([c + style for c in SHOWN], num_inference_steps=15, guidance_scale=4.0, generator=g).images)
+        rows.append(
+            pipe(
+                [c + style for c in SHOWN], num_inference_steps=15, guidance_scale=4.0, generator=g
+            ).images
+        )
     sheet = Image.new("RGB", (64 * len(SHOWN), 64 * len(rows)))
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
@@ -113,10 +177,17 @@ def main() -> None:
         z0, text = latents_of(vae, x), Captions()
         unet = build().train()
         ema = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(0.998))
-        opt = torch.optim.AdamW(unet.parameters(), a.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+        opt = torch.optim.AdamW(
+            unet.parameters(), a.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
+        )
         warm = 200
         plan = torch.optim.lr_scheduler.LambdaLR(
-            opt, lambda s: min((s + 1) / warm, 1.0) * max(1 - max(s - 0.4 * a.steps, 0) / (0.6 * a.steps), 0.01))
+            opt,
+            lambda s: (
+                min((s + 1) / warm, 1.0)
+                * max(1 - max(s - 0.4 * a.steps, 0) / (0.6 * a.steps), 0.01)
+            ),
+        )
         start = 0
         if (state := resume("unet")) is not None:
             unet.load_state_dict(state["model"])
@@ -127,12 +198,16 @@ def main() -> None:
         noiser = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         snr = noiser.alphas_cumprod / (1 - noiser.alphas_cumprod)
         began, running = time.perf_counter(), 0.0
-        for step in tqdm(range(start, a.steps), initial=start, total=a.steps, desc="unet", mininterval=30):
+        for step in tqdm(
+            range(start, a.steps), initial=start, total=a.steps, desc="unet", mininterval=30
+        ):
             g, draw = torch.Generator().manual_seed(step), random.Random(step)
             rows = torch.randint(0, len(x), (a.batch,), generator=g)
             z = z0[torch.randint(0, len(z0), (a.batch,), generator=g), rows]
-            said = ["" if draw.random() < NO_TEXT else captions(int(c), int(s), draw, TAGS)[0]
-                    for c, s in zip(concept[rows], style[rows], strict=True)]
+            said = [
+                "" if draw.random() < NO_TEXT else captions(int(c), int(s), draw, TAGS)[0]
+                for c, s in zip(concept[rows], style[rows], strict=True)
+            ]
             t = torch.randint(0, 1000, (a.batch,), generator=g)
             noise = torch.randn(z.shape, generator=g)
             guess = unet(noiser.add_noise(z, noise, t), t, text(said), return_dict=False)[0]
@@ -146,12 +221,26 @@ def main() -> None:
             ema.update_parameters(unet)
             running += float(error.mean().detach()) / 100
             if step % 100 == 99:
-                print(step + 1, f"mse {running:.4f}", f"{(time.perf_counter() - began) / 60:.1f} min", flush=True)
+                print(
+                    step + 1,
+                    f"mse {running:.4f}",
+                    f"{(time.perf_counter() - began) / 60:.1f} min",
+                    flush=True,
+                )
                 report["mse"], running = round(running, 5), 0.0
             if (step + 1) % a.save_every == 0 or step + 1 == a.steps:
                 spent = report.get("minutes", 0) + (time.perf_counter() - began) / 60
-                checkpoint("unet", lambda: {"model": unet.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict(),
-                                            "plan": plan.state_dict(), "step": step + 1, "minutes": spent})
+                checkpoint(
+                    "unet",
+                    lambda: {
+                        "model": unet.state_dict(),
+                        "ema": ema.state_dict(),
+                        "opt": opt.state_dict(),
+                        "plan": plan.state_dict(),
+                        "step": step + 1,
+                        "minutes": spent,
+                    },
+                )
                 ema.module.eval()
                 contact_sheet(export(ema.module, vae, text), f"unet-{step + 1}")
         report["steps"], report["batch"] = a.steps, a.batch
@@ -166,7 +255,9 @@ def copy_part(part: str) -> None:
     import shutil
 
     source, goal = BUILD / "pipeline" / part, ASSETS / part
-    shutil.copytree(source, goal, dirs_exist_ok=True) if source.is_dir() else shutil.copy(source, goal)
+    shutil.copytree(source, goal, dirs_exist_ok=True) if source.is_dir() else shutil.copy(
+        source, goal
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 2: the autoencoder, 64x64x3 -> 8x8x12 latents -> 64x64x3 (about 25 minutes in two learning-rate cycles)."""
+"""Stage 2: the autoencoder, 64x64x3 -> 8x8x12 latents -> 64x64x3 (about 25 minutes)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,14 @@ CYCLE = 1200
 def build() -> AutoencoderKL:
     torch.manual_seed(0)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128), layers_per_block=1, latent_channels=LATENTS,
-        norm_num_groups=8, sample_size=64, mid_block_add_attention=False,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),
+        layers_per_block=1,
+        latent_channels=LATENTS,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
     )
 
 
@@ -78,7 +83,9 @@ def main() -> None:
             opt.load_state_dict(state["opt"])
             start, report["minutes"] = state["step"], state["minutes"]
         began = time.perf_counter()
-        for step in tqdm(range(start, a.steps), initial=start, total=a.steps, desc="vae", mininterval=10):
+        for step in tqdm(
+            range(start, a.steps), initial=start, total=a.steps, desc="vae", mininterval=10
+        ):
             g = torch.Generator().manual_seed(step)
             batch = augment(x[torch.randint(0, len(x), (a.batch,), generator=g)], g)
             for group in opt.param_groups:
@@ -91,8 +98,15 @@ def main() -> None:
             if step % 100 == 99:
                 print(step + 1, f"loss {float(loss):.4f}", flush=True)
                 spent = report.get("minutes", 0) + (time.perf_counter() - began) / 60
-                checkpoint("vae", lambda: {"model": vae.state_dict(), "opt": opt.state_dict(), "step": step + 1,
-                                           "minutes": spent})
+                checkpoint(
+                    "vae",
+                    lambda: {
+                        "model": vae.state_dict(),
+                        "opt": opt.state_dict(),
+                        "step": step + 1,
+                        "minutes": spent,
+                    },
+                )
         report.update(quality(vae, x))
         vae.register_to_config(scaling_factor=round(1 / report["latent_std"], 5))
         report["parameters"] = sum(w.numel() for w in vae.parameters())

@@ -23,18 +23,44 @@ if TYPE_CHECKING:
     from efface.vocabulary import Vocabulary
 
 _HOME = {
-    "AP": "methods", "Concept": "concepts", "DiffusionModel": "models", "ESD": "methods", "Edit": "edit",
-    "Judge": "metrics", "METHODS": "methods", "METRICS": "metrics", "MODELS": "models", "Samples": "samples",
-    "Score": "scores", "UCE": "methods", "UserError": "errors", "Vocabulary": "vocabulary", "load_model": "models",
+    "AP": "methods",
+    "Concept": "concepts",
+    "DiffusionModel": "models",
+    "ESD": "methods",
+    "Edit": "edit",
+    "Judge": "metrics",
+    "METHODS": "methods",
+    "METRICS": "metrics",
+    "MODELS": "models",
+    "Samples": "samples",
+    "Score": "scores",
+    "UCE": "methods",
+    "UserError": "errors",
+    "Vocabulary": "vocabulary",
+    "load_model": "models",
 }
 __all__ = [
-    "AP", "ESD", "METHODS", "METRICS", "MODELS", "UCE", "Concept", "DiffusionModel", "Edit", "Judge", "Samples", "Score",
-    "UserError", "Vocabulary", "__version__", "load_model",
+    "AP",
+    "ESD",
+    "METHODS",
+    "METRICS",
+    "MODELS",
+    "UCE",
+    "Concept",
+    "DiffusionModel",
+    "Edit",
+    "Judge",
+    "Samples",
+    "Score",
+    "UserError",
+    "Vocabulary",
+    "__version__",
+    "load_model",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when first used, so that ``efface --help`` does not wait for torch."""
+    """Import a public name when it is first used: ``efface --help`` does not wait for torch."""
     if name not in _HOME:
         raise AttributeError(f"module 'efface' has no attribute {name!r}")
     from importlib import import_module

@@ -25,7 +25,8 @@ class Benchmark:
     erasable: tuple[str, ...]
     """Ten concepts of everyday relevance."""
     splits: dict[str, tuple[str, ...]]
-    """Five of them each, erased at once: the analogue of the four splits of Imagenette in arXiv:2410.15618."""
+    """Five of them each, erased at once: the analogue of the four splits of Imagenette in
+    arXiv:2410.15618."""
     neighbours: dict[str, tuple[str, ...]]
     """Named relatives of each, that must survive."""
     styles: tuple[str, ...]
@@ -44,8 +45,11 @@ def shipped(model: str = "emoji") -> Benchmark:
     raw = json.loads((folder / "benchmark.json").read_text(encoding="utf8"))
     names = json.loads((folder / "concepts.json").read_text(encoding="utf8"))["concepts"]
     return Benchmark(
-        tuple(c["name"] for c in names), tuple(raw["erasable"]), {k: tuple(v) for k, v in raw["splits"].items()},
-        {k: tuple(v) for k, v in raw["neighbours"].items()}, tuple(raw["styles"]),
+        tuple(c["name"] for c in names),
+        tuple(raw["erasable"]),
+        {k: tuple(v) for k, v in raw["splits"].items()},
+        {k: tuple(v) for k, v in raw["neighbours"].items()},
+        tuple(raw["styles"]),
     )
 
 
@@ -55,13 +59,19 @@ def pictures(concepts: Sequence[str], seeds: Sequence[int]) -> list[Wanted]:
 
 
 def cache_folder() -> Path:
-    """Where pictures of unedited models are kept, shared by all runs: ``$EFFACE_CACHE`` or ``~/.cache/efface``."""
+    """Where pictures of unedited models are kept: ``$EFFACE_CACHE`` or ``~/.cache/efface``."""
     return Path(os.environ.get("EFFACE_CACHE", "~/.cache/efface")).expanduser()
 
 
 def evaluate(
-    model: DiffusionModel, edit: Edit | None, folder: Path | None, concepts: Sequence[str], seeds: Sequence[int],
-    judge: Judge, steps: int | None = None, progress: bool = True,
+    model: DiffusionModel,
+    edit: Edit | None,
+    folder: Path | None,
+    concepts: Sequence[str],
+    seeds: Sequence[int],
+    judge: Judge,
+    steps: int | None = None,
+    progress: bool = True,
 ) -> Seen:
     """Make (or find) the pictures of these concepts and judge them.
 
@@ -77,7 +87,9 @@ def evaluate(
     if folder is None:
         s = settings_of(model, edit, steps, None)
         folder = cache_folder() / "unedited" / f"{s.base}-{s.steps}-{s.guidance:g}-{s.dtype}"
-    return see(generate(model, pictures(concepts, seeds), folder, edit, steps, progress=progress), judge)
+    return see(
+        generate(model, pictures(concepts, seeds), folder, edit, steps, progress=progress), judge
+    )
 
 
 def judge_for(model: DiffusionModel) -> Judge:
@@ -87,5 +99,7 @@ def judge_for(model: DiffusionModel) -> Judge:
         UserError: another model.
     """
     if model.name not in MODELS:
-        raise UserError(f"no judge ships for {model.name!r}; scores need one of: {', '.join(MODELS)}.")
+        raise UserError(
+            f"no judge ships for {model.name!r}; scores need one of: {', '.join(MODELS)}."
+        )
     return Judge.load()

@@ -12,7 +12,9 @@ from efface.errors import UserError, pick
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on stderr and exit code 2."""
     args = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = lambda message, *_, **__: print(f"efface: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(
+        f"efface: warning: {message}", file=sys.stderr
+    )
     try:
         if not args or args[0] in ("-h", "--help"):
             print(usage())
@@ -59,8 +61,14 @@ def usage() -> str:
     """The help text."""
     width = max(map(len, ABOUT))
     lines = [f"  {name:<{width}}  {about}" for name, about in ABOUT.items()]
-    return "\n".join([
-        "usage: efface COMMAND …", "",
-        "Erase concepts from text-to-image diffusion models, and measure what it cost.", "",
-        *lines, "", "efface COMMAND --help says more; efface --version.",
-    ])
+    return "\n".join(
+        [
+            "usage: efface COMMAND …",
+            "",
+            "Erase concepts from text-to-image diffusion models, and measure what it cost.",
+            "",
+            *lines,
+            "",
+            "efface COMMAND --help says more; efface --version.",
+        ]
+    )

@@ -36,7 +36,13 @@ T = TypeVar("T")
 def parsed(cls: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
     """Command-line arguments as a dataclass."""
     extra = {} if default is None else {"default": default}
-    return tyro.cli(cls, args=args, prog=prog, config=(tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff), **extra)  # type: ignore[call-overload,no-any-return]
+    return tyro.cli(
+        cls,
+        args=args,
+        prog=prog,
+        config=(tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff),
+        **extra,
+    )  # type: ignore[call-overload,no-any-return]
 
 
 def show(rows: Sequence[Sequence[str]], head: Sequence[str]) -> None:
@@ -57,7 +63,8 @@ class Erase:
     """What is common to all methods."""
 
     concept: tuple[str, ...] = ()
-    """A concept to erase; again for more. ``name -> anchor`` and ``name | synonym, synonym`` are understood."""
+    """A concept to erase; again for more. ``name -> anchor`` and ``name | synonym, synonym`` are
+    understood."""
     concepts_file: Path | None = None
     """A file of concepts: one a line, or JSON."""
     anchor: str = ""
@@ -80,15 +87,22 @@ def erase(args: list[str]) -> int:
     """``efface erase METHOD …``."""
     if not args or args[0].startswith("-"):
         lines = "\n".join(f"  {n:<5} {first_line(m)}" for n, m in METHODS.items())
-        print(f"usage: efface erase METHOD --concept … \n\nmethods:\n{lines}\n\nefface erase METHOD --help shows its settings.")
+        print(
+            f"usage: efface erase METHOD --concept …\n\nmethods:\n{lines}\n\n"
+            "efface erase METHOD --help shows its settings."
+        )
         return 0 if args else 2
     name, rest = args[0], args[1:]
     cls = pick(METHODS, name, "method")
     start, rest = take_preset(name, rest)
-    both = dataclasses.make_dataclass("Erase" + cls.__name__, [
-        ("common", Annotated[Erase, tyro.conf.arg(name="")], field(default=Erase())),
-        ("method", Annotated[cls, tyro.conf.arg(name="")], field(default=start)),
-    ], frozen=True)
+    both = dataclasses.make_dataclass(
+        "Erase" + cls.__name__,
+        [
+            ("common", Annotated[Erase, tyro.conf.arg(name="")], field(default=Erase())),
+            ("method", Annotated[cls, tyro.conf.arg(name="")], field(default=start)),
+        ],
+        frozen=True,
+    )
     found: Any = parsed(both, rest, f"efface erase {name}")
     return run_erase(name, found.method, found.common)
 
@@ -123,7 +137,9 @@ def wanted_concepts(o: Erase) -> list[Concept]:
         c = parse(text)
         found.append(dataclasses.replace(c, anchor=c.anchor or o.anchor))
     if not found:
-        raise UserError("no concept to erase; give --concept NAME (again for more) or --concepts-file FILE.")
+        raise UserError(
+            "no concept to erase; give --concept NAME (again for more) or --concepts-file FILE."
+        )
     return list(dict.fromkeys(found))
 
 
@@ -152,21 +168,45 @@ def run_erase(name: str, method: Any, o: Erase) -> int:
         edit.save(out / "edit.safetensors")
     else:
         print(f"{out} is finished already; nothing was trained.", file=sys.stderr)
-    result: dict[str, Any] = {"run": str(out), "edit": str(out / "edit.safetensors"), "weights": len(edit.weights),
-                              "cost": edit.meta["cost"]}
+    result: dict[str, Any] = {
+        "run": str(out),
+        "edit": str(out / "edit.safetensors"),
+        "weights": len(edit.weights),
+        "cost": edit.meta["cost"],
+    }
     if o.picture:
         hurt = most_moved(model, edit, concepts)
         result["moved_most"] = hurt
-        result["picture"] = str(before_after(model, edit, [c.name for c in concepts], list(hurt), out / "before-after.png"))
+        result["picture"] = str(
+            before_after(
+                model, edit, [c.name for c in concepts], list(hurt), out / "before-after.png"
+            )
+        )
     if o.json:
         print(json.dumps(result, indent=1))
     else:
         cost = edit.meta["cost"]
-        show([["edit", result["edit"]], ["changed weights", f"{sum(w.numel() for w in edit.weights.values()):,}"],
-              ["time", f"{cost['seconds']:.0f} s"],
-              ["network evaluations", f"{cost['forward']:,} forward, {cost['backward']:,} backward"],
-              *([["moved most", ", ".join(result["moved_most"])], ["picture", result["picture"]]] if o.picture else []),
-              ["scores", f"efface score {out}"]], ["erased", ", ".join(c.name for c in concepts)])
+        show(
+            [
+                ["edit", result["edit"]],
+                ["changed weights", f"{sum(w.numel() for w in edit.weights.values()):,}"],
+                ["time", f"{cost['seconds']:.0f} s"],
+                [
+                    "network evaluations",
+                    f"{cost['forward']:,} forward, {cost['backward']:,} backward",
+                ],
+                *(
+                    [
+                        ["moved most", ", ".join(result["moved_most"])],
+                        ["picture", result["picture"]],
+                    ]
+                    if o.picture
+                    else []
+                ),
+                ["scores", f"efface score {out}"],
+            ],
+            ["erased", ", ".join(c.name for c in concepts)],
+        )
     return 0
 
 
@@ -178,16 +218,24 @@ def begin_run(out: Path, about: dict[str, Any]) -> None:
         try:
             had = json.loads(path.read_text(encoding="utf8"))["run"]
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{str(path)!r} is no run of ours, or damaged; name another folder.") from None
+            raise UserError(
+                f"{str(path)!r} is no run of ours, or damaged; name another folder."
+            ) from None
         if had != plain:
             differ = [k for k in plain if had.get(k) != plain[k]]
-            raise UserError(f"{str(out)!r} holds a run with another {', '.join(differ)}; give another --out.")
+            raise UserError(
+                f"{str(out)!r} holds a run with another {', '.join(differ)}; give another --out."
+            )
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"cannot make {str(out)!r}: {e.strerror}.") from None
-    versions = {"efface": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    versions = {
+        "efface": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     text = json.dumps({"run": plain, "versions": versions, "command": sys.argv}, indent=1) + "\n"
     write(path, lambda p: p.write_text(text, encoding="utf8"))
 
@@ -197,14 +245,19 @@ def finished(out: Path, about: dict[str, Any]) -> Edit | None:
     return Edit.load(out) if (out / "edit.safetensors").exists() else None
 
 
-def most_moved(model: DiffusionModel, edit: Edit, concepts: Sequence[Concept], n: int = 5) -> dict[str, float]:
+def most_moved(
+    model: DiffusionModel, edit: Edit, concepts: Sequence[Concept], n: int = 5
+) -> dict[str, float]:
     """The preserved words that the edit moved most, by the change of predicted noise."""
     words = load_vocabulary("auto", model).without(concepts, model.tokenizer)
     if len(words) > 400:
         words = words.pool(model, concepts[0], 0, 400, "nearest")
     far = moved(model, edit, words.words)
     top = far.topk(min(n, len(far)))
-    return {words.words[i]: round(v, 4) for v, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
+    return {
+        words.words[i]: round(v, 4)
+        for v, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    }
 
 
 # -- score -------------------------------------------------------------------------------------
@@ -256,7 +309,12 @@ def folder_of(run: str, edit: Edit | None) -> Path | None:
 
 
 def scored(
-    model: DiffusionModel, edit: Edit | None, erased: Sequence[str], only: Sequence[str], n: int, steps: int | None,
+    model: DiffusionModel,
+    edit: Edit | None,
+    erased: Sequence[str],
+    only: Sequence[str],
+    n: int,
+    steps: int | None,
     folder: Path | None,
 ) -> dict[str, Any]:
     """Scores of an edit beside the unedited model's, as JSON."""
@@ -269,13 +327,19 @@ def scored(
         concepts = [c for c in concepts if c not in also]
     seeds, near = range(n), bench.near(erased)
     base = evaluate(model, None, None, concepts, seeds, judge, steps)
-    result: dict[str, Any] = {"judge": f"{judge.config.version} {judge.sha256}", "pictures": n, "erased": list(erased),
-                              "unedited": {k: s.to_json() for k, s in table(base, erased, near).items()}}
+    result: dict[str, Any] = {
+        "judge": f"{judge.config.version} {judge.sha256}",
+        "pictures": n,
+        "erased": list(erased),
+        "unedited": {k: s.to_json() for k, s in table(base, erased, near).items()},
+    }
     if edit:
         seen = evaluate(model, edit, folder, concepts, seeds, judge, steps)
         result["edited"] = {k: s.to_json() for k, s in table(seen, erased, near).items()}
         others = [c for c in concepts if c not in set(erased)]
-        result["difference"] = {f"PSR-{k}": psr_difference(seen, base, others, k).to_json() for k in (1, 5)}
+        result["difference"] = {
+            f"PSR-{k}": psr_difference(seen, base, others, k).to_json() for k in (1, 5)
+        }
     return result
 
 
@@ -288,7 +352,16 @@ def print_scores(found: dict[str, Any]) -> None:
         row += [str(s), str(Score(**found["unedited"][k])) if "edited" in found else ""]
         d = found.get("difference", {}).get(k)
         rows.append([*row, str(Score(**d)) if d else "", str(s.n)])
-    show(rows, ["percent [95 %]", "edited" if "edited" in found else "unedited", "unedited", "difference", "n"])
+    show(
+        rows,
+        [
+            "percent [95 %]",
+            "edited" if "edited" in found else "unedited",
+            "unedited",
+            "difference",
+            "n",
+        ],
+    )
 
 
 # -- the small ones ----------------------------------------------------------------------------
@@ -332,8 +405,9 @@ def generate(args: list[str]) -> int:
     wanted = [Wanted(p, s, p) for p in o.prompt for s in range(o.seeds)]
     made = generate_samples(model, wanted, o.out, edit, o.steps, o.guidance)
     rows = [[r.prompt, str(r.seed), str(made.folder / r.file)] for r in made.rows]
-    print(json.dumps([dict(zip(("prompt", "seed", "file"), r, strict=True)) for r in rows], indent=1)) if o.json else show(
-        rows, ["prompt", "seed", "file"])
+    print(
+        json.dumps([dict(zip(("prompt", "seed", "file"), r, strict=True)) for r in rows], indent=1)
+    ) if o.json else show(rows, ["prompt", "seed", "file"])
     return 0
 
 
@@ -357,12 +431,29 @@ def inspect(args: list[str]) -> int:
         return 0
     m = edit.meta
     config = json.dumps(m.get("config", {}))
-    show([["erases", "; ".join(c["name"] + (f" -> {c['anchor']}" if c["anchor"] else "") for c in m.get("concepts", []))],
-          ["base model", f"{m.get('model')} (hash {m.get('base')})"], ["settings", config],
-          ["cost", json.dumps(m.get("cost", {}))], ["digest", edit.digest], ["efface", str(m.get("efface"))],
-          ["weights", f"{len(sizes)} tensors, {sum(w.numel() for w in edit.weights.values()):,} numbers"],
-          *[["", f"{k} {tuple(v)}"] for k, v in list(sizes.items())[:6]], *([["", "…"]] if len(sizes) > 6 else [])],
-         ["method", str(m.get("method"))])
+    show(
+        [
+            [
+                "erases",
+                "; ".join(
+                    c["name"] + (f" -> {c['anchor']}" if c["anchor"] else "")
+                    for c in m.get("concepts", [])
+                ),
+            ],
+            ["base model", f"{m.get('model')} (hash {m.get('base')})"],
+            ["settings", config],
+            ["cost", json.dumps(m.get("cost", {}))],
+            ["digest", edit.digest],
+            ["efface", str(m.get("efface"))],
+            [
+                "weights",
+                f"{len(sizes)} tensors, {sum(w.numel() for w in edit.weights.values()):,} numbers",
+            ],
+            *[["", f"{k} {tuple(v)}"] for k, v in list(sizes.items())[:6]],
+            *([["", "…"]] if len(sizes) > 6 else []),
+        ],
+        ["method", str(m.get("method"))],
+    )
     return 0
 
 
@@ -389,21 +480,37 @@ def merge_command(args: list[str]) -> int:
 def models(args: list[str]) -> int:
     """``efface models``."""
     rows = [[n, s.about] for n, s in MODELS.items()]
-    rows += [["DIR", "a local diffusers folder of Stable Diffusion 1.x or 2.x (safetensors)"],
-             ["OWNER/NAME", "such a model on the Hugging Face hub"]]
-    print(json.dumps({n: s.about for n, s in MODELS.items()}, indent=1)) if "--json" in args else show(rows, ["model", "is"])
+    rows += [
+        ["DIR", "a local diffusers folder of Stable Diffusion 1.x or 2.x (safetensors)"],
+        ["OWNER/NAME", "such a model on the Hugging Face hub"],
+    ]
+    print(
+        json.dumps({n: s.about for n, s in MODELS.items()}, indent=1)
+    ) if "--json" in args else show(rows, ["model", "is"])
     return 0
 
 
 def methods(args: list[str]) -> int:
     """``efface methods``."""
     if "--json" in args:
-        found = {n: {"about": first_line(m), "settings": asdict(m()), "presets": {p: asdict(c) for p, c in
-                     PRESETS.get(n, {}).items()}} for n, m in METHODS.items()}
+        found = {
+            n: {
+                "about": first_line(m),
+                "settings": asdict(m()),
+                "presets": {p: asdict(c) for p, c in PRESETS.get(n, {}).items()},
+            }
+            for n, m in METHODS.items()
+        }
         print(json.dumps(found, indent=1))
         return 0
-    show([[n, first_line(m), ", ".join(PRESETS.get(n, {}))] for n, m in METHODS.items()], ["method", "is", "presets"])
-    print(f"\nweight groups: {', '.join(GROUPS)}\nefface erase METHOD --help shows a method's settings.")
+    show(
+        [[n, first_line(m), ", ".join(PRESETS.get(n, {}))] for n, m in METHODS.items()],
+        ["method", "is", "presets"],
+    )
+    print(
+        f"\nweight groups: {', '.join(GROUPS)}\n"
+        "efface erase METHOD --help shows a method's settings."
+    )
     return 0
 
 
@@ -432,7 +539,9 @@ def vocabulary(args: list[str]) -> int:
     if concepts:
         words = words.pool(model, concepts[0], 0, min(o.nearest, len(words)), "nearest")
     listed = words.words[: o.nearest] if o.nearest else words.words
-    print(json.dumps({"source": words.source, "words": listed}, indent=1)) if o.json else print("\n".join(listed))
+    print(json.dumps({"source": words.source, "words": listed}, indent=1)) if o.json else print(
+        "\n".join(listed)
+    )
     return 0
 
 

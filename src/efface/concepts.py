@@ -28,7 +28,8 @@ class Concept:
     name: str
     """How a prompt asks for it."""
     anchor: str = ""
-    """What it is steered to when erased; ``""`` is the null prompt, another concept's name replaces it."""
+    """What it is steered to when erased; ``""`` is the null prompt, another concept's name replaces
+    it."""
     kind: str = "object"
     """``object`` or ``style``: which templates its prompts use."""
     synonyms: tuple[str, ...] = ()
@@ -41,7 +42,8 @@ class Concept:
             raise UserError("got an empty concept: name what is to be erased, as a prompt would.")
         if same(self.name, self.anchor):
             raise UserError(
-                f"concept {self.name!r} is its own anchor: nothing would change; give another anchor, or none."
+                f"concept {self.name!r} is its own anchor: nothing would change; "
+                "give another anchor, or none."
             )
         pick(TEMPLATES, self.kind, "kind of concept")
         for field in ("synonyms", "pool"):
@@ -85,7 +87,7 @@ def parse(text: str) -> Concept:
 
 
 def read(path: Path) -> list[Concept]:
-    """The concepts of a file: JSON (a list of :class:`Concept` fields) or one :func:`parse` line each.
+    """The concepts of a file: JSON (a list of their fields) or one :func:`parse` line each.
 
     Raises:
         UserError: no such file, broken JSON, unknown fields, or no concept in it.
@@ -99,9 +101,13 @@ def read(path: Path) -> list[Concept]:
         found = [parse(line) for line in lines if line and not line.startswith("#")]
     else:
         try:
-            found = [Concept(**row) if isinstance(row, dict) else parse(row) for row in json.loads(text)]
+            found = [
+                Concept(**row) if isinstance(row, dict) else parse(row) for row in json.loads(text)
+            ]
         except (ValueError, TypeError) as e:
-            raise UserError(f"{str(path)!r} is no list of concepts (name, anchor, kind, synonyms, pool): {e}") from None
+            raise UserError(
+                f"{str(path)!r} is no list of concepts (name, anchor, kind, synonyms, pool): {e}"
+            ) from None
     if not found:
         raise UserError(f"the concepts file {str(path)!r} names no concept.")
     return found
@@ -117,5 +123,6 @@ def check_keep(concepts: Sequence[Concept], keep: Iterable[str]) -> None:
     for word in keep:
         if normal(word) in erased:
             raise UserError(
-                f"{word!r} is on the keep list and among the erased concepts ({erased[normal(word)]!r}): take it off one."
+                f"{word!r} is on the keep list and among the erased concepts "
+                f"({erased[normal(word)]!r}): take it off one."
             )

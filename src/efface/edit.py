@@ -74,10 +74,16 @@ class Edit:
         except (SafetensorError, OSError) as e:
             raise UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).") from None
         if meta.get("format") != FORMAT:
-            raise UserError(f"{str(path)!r} is no efface edit (its format is {meta.get('format')!r}, not {FORMAT!r}).")
+            raise UserError(
+                f"{str(path)!r} is no efface edit "
+                f"(its format is {meta.get('format')!r}, not {FORMAT!r})."
+            )
         edit = cls(weights, json.loads(meta["meta"]))
         if edit.digest != meta["digest"]:
-            raise UserError(f"{str(path)!r} is damaged: its weights hash to {edit.digest}, not to {meta['digest']}.")
+            raise UserError(
+                f"{str(path)!r} is damaged: its weights hash to {edit.digest}, "
+                f"not to {meta['digest']}."
+            )
         return edit
 
     def check(self, model: DiffusionModel) -> None:
@@ -90,14 +96,17 @@ class Edit:
         for name, w in self.weights.items():
             if name not in own or own[name].shape != w.shape:
                 has = tuple(own[name].shape) if name in own else "no such weight"
-                raise UserError(f"the edit is of another architecture than {model.name!r}: {name!r} is "
-                                f"{tuple(w.shape)} in the edit, {has} in the model.")
+                raise UserError(
+                    f"the edit is of another architecture than {model.name!r}: {name!r} is "
+                    f"{tuple(w.shape)} in the edit, {has} in the model."
+                )
             if not torch.isfinite(w).all():
                 raise UserError(f"the edit is damaged: {name!r} holds NaN or infinity.")
         base = self.meta.get("base")
         if base and base != model.base:
             raise UserError(
-                f"the edit was made for {self.meta.get('model', 'another model')!r} (hash {base}); {model.name!r} has "
+                f"the edit was made for {self.meta.get('model', 'another model')!r} (hash {base}); "
+                f"{model.name!r} has "
                 f"hash {model.base}: load the model it was made for."
             )
 
@@ -138,7 +147,9 @@ def write(path: Path, save: Any) -> None:
     except (OSError, SafetensorError) as e:
         part.unlink(missing_ok=True)
         reason = getattr(e, "strerror", None) or str(e)
-        raise UserError(f"cannot write {str(path)!r}: {reason}; nothing was left half-written.") from None
+        raise UserError(
+            f"cannot write {str(path)!r}: {reason}; nothing was left half-written."
+        ) from None
 
 
 def merge(model: DiffusionModel, edit: Edit, out: Path) -> Path:
@@ -162,14 +173,21 @@ def merge(model: DiffusionModel, edit: Edit, out: Path) -> Path:
         with edit.applied(model):
             dtype = edit.meta.get("stored_dtype", "float16" if model.name in MODELS else None)
             unet = model.denoiser
-            state = {k: v.to(getattr(torch, dtype)) if dtype else v for k, v in unet.state_dict().items()}
+            state = {
+                k: v.to(getattr(torch, dtype)) if dtype else v for k, v in unet.state_dict().items()
+            }
             (part / "unet").mkdir(parents=True)
             unet.save_config(part / "unet")  # type: ignore[operator]
-            save_file({k: v.contiguous() for k, v in state.items()},
-                      part / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+            save_file(
+                {k: v.contiguous() for k, v in state.items()},
+                part / "unet" / "diffusion_pytorch_model.safetensors",
+                {"format": "pt"},
+            )
         (part / "efface.json").write_text(json.dumps(dict(edit.meta), indent=1) + "\n")
         os.replace(part, out)
     except (OSError, SafetensorError) as e:
         shutil.rmtree(part, ignore_errors=True)
-        raise UserError(f"cannot write {str(out)!r}: {getattr(e, 'strerror', None) or e}.") from None
+        raise UserError(
+            f"cannot write {str(out)!r}: {getattr(e, 'strerror', None) or e}."
+        ) from None
     return out

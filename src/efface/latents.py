@@ -1,4 +1,4 @@
-"""Where the noisy latents of a fine-tuning step come from: a bank of trajectories, or rollouts on the way."""
+"""Where the noisy latents of an update come from: a bank of trajectories, or rollouts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Latents:
     """How (z_t, t) are drawn."""
 
     source: str = "bank"
-    """``bank``: trajectories of the frozen model, made once. ``frozen`` / ``student``: a rollout of that model at every
-    update (arXiv:2303.07345, section 4: the student)."""
+    """``bank``: trajectories of the frozen model, made once. ``frozen`` / ``student``: a rollout of
+    that model at every update (arXiv:2303.07345, section 4: the student)."""
     ddim_steps: int = 25
     """Steps of a whole trajectory."""
     cfg: float = 3.0
@@ -31,8 +31,9 @@ class Latents:
     trajectories: int = 8
     """Trajectories of each erased concept in the bank."""
     aligned: bool = True
-    """Tell the denoiser the timestep that the latent has. False, for rollouts only: as the authors of ESD and of
-    adversarial preservation do, whose latents are 39 to 58 timesteps cleaner than what the denoiser is told."""
+    """Tell the denoiser the timestep that the latent has. False, for rollouts only: as the authors
+    of ESD and of adversarial preservation do, whose latents are 39 to 58 timesteps cleaner than
+    what the denoiser is told."""
 
     def __post_init__(self) -> None:
         pick(dict.fromkeys(SOURCES), self.source, "latents source")
@@ -40,7 +41,10 @@ class Latents:
             if getattr(self, name) < 1:
                 raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
         if not self.aligned and self.source == "bank":
-            raise UserError("the bank's latents are always aligned; unaligned ones need latents from 'student' or 'frozen'.")
+            raise UserError(
+                "the bank's latents are always aligned; "
+                "unaligned ones need latents from 'student' or 'frozen'."
+            )
 
 
 class Batch(NamedTuple):
@@ -64,7 +68,10 @@ class Batch(NamedTuple):
     """How the rows came about, for drawing latents of other words from the same noise."""
 
     def goal(self, eta: float) -> Tensor:
-        """What the erased concept is to predict: the anchor, pushed away from the concept (arXiv:2303.07345, eq. 5)."""
+        """What the erased concept is to predict: the anchor, pushed away from the concept.
+
+        Source: arXiv:2303.07345, equation 5.
+        """
         return self.e_anchor - eta * (self.e_concept - self.e_anchor)
 
 
@@ -89,17 +96,24 @@ class Encoded(NamedTuple):
 def encode(model: DiffusionModel, concepts: Sequence[Concept]) -> Encoded:
     """Encode every erased name beside its anchor."""
     rows = [(i, name, c.anchor) for i, c in enumerate(concepts) for name in c.names]
-    return Encoded(model.embed([r[1] for r in rows]), model.embed([r[2] for r in rows]), torch.tensor([r[0] for r in rows]))
+    return Encoded(
+        model.embed([r[1] for r in rows]),
+        model.embed([r[2] for r in rows]),
+        torch.tensor([r[0] for r in rows]),
+    )
 
 
 class Bank:
-    """Latents of the frozen model's own trajectories, with its predictions there: no rollout while training.
+    """Latents of the frozen model's own trajectories, with its predictions there.
 
-    The predictions for the concept and for the null prompt fall out of classifier-free guidance for nothing; only an
+    The predictions for the concept and for the null prompt fall out of classifier-free guidance for
+    nothing; only an
     anchor other than the null prompt costs one evaluation more per latent.
     """
 
-    def __init__(self, model: DiffusionModel, concepts: Sequence[Concept], config: Latents, seed: int) -> None:
+    def __init__(
+        self, model: DiffusionModel, concepts: Sequence[Concept], config: Latents, seed: int
+    ) -> None:
         self.encoded = encode(model, concepts)
         n = config.trajectories
         g = torch.Generator().manual_seed(seed)
@@ -109,8 +123,14 @@ class Bank:
         for row in tqdm(range(len(self.encoded.of)), desc="bank of latents", unit="prompt"):
             cond = self.encoded.concept[[row]].repeat(n)
             path: list[tuple[Tensor, Tensor, Tensor]] = []
-            model.rollout(model.noise(n, g), cond, scheduler, range(config.ddim_steps), config.cfg,
-                          visit=lambda _, z, e0, e1, path=path: path.append((z.cpu(), e0.cpu(), e1.cpu())))  # type: ignore[misc]
+            model.rollout(
+                model.noise(n, g),
+                cond,
+                scheduler,
+                range(config.ddim_steps),
+                config.cfg,
+                visit=lambda _, z, e0, e1, path=path: path.append((z.cpu(), e0.cpu(), e1.cpu())),
+            )  # type: ignore[misc]
             z, e0, e1 = (torch.stack(x, 1) for x in zip(*path, strict=True))  # (n, S, C, H, W)
             kept.append((z, self._anchored(model, row, concepts, z, e0), e1))
         self.z, self.e_anchor, self.e_concept = (torch.cat(x) for x in zip(*kept, strict=True))
@@ -118,7 +138,9 @@ class Bank:
         self.abar = model.alphas.cpu()[self.t].float()
         self.model = model
 
-    def _anchored(self, model: DiffusionModel, row: int, concepts: Sequence[Concept], z: Tensor, e0: Tensor) -> Tensor:
+    def _anchored(
+        self, model: DiffusionModel, row: int, concepts: Sequence[Concept], z: Tensor, e0: Tensor
+    ) -> Tensor:
         if not concepts[int(self.encoded.of[row])].anchor:
             return e0
         flat, t = z.flatten(0, 1), self.t.repeat(len(z))
@@ -136,8 +158,14 @@ class Bank:
         step = torch.randint(0, len(self.t), (batch,), generator=g)
         row, to = self.row[path], self.model.device
         return Batch(
-            self.z[path, step].to(to), self.t[step].to(to), self.encoded.of[row], self.encoded.concept[row.to(to)],
-            self.e_concept[path, step].to(to), self.e_anchor[path, step].to(to), self.abar[step].to(to), None,
+            self.z[path, step].to(to),
+            self.t[step].to(to),
+            self.encoded.of[row],
+            self.encoded.concept[row.to(to)],
+            self.e_concept[path, step].to(to),
+            self.e_anchor[path, step].to(to),
+            self.abar[step].to(to),
+            None,
         )
 
 
@@ -152,8 +180,10 @@ class Rollouts:
     def stop(self, g: torch.Generator, batch: int) -> Draw:
         """Start noise, and where the rollout stops.
 
-        Aligned: i of S steps, i uniform on 0..S-1, told the timestep that is reached. Otherwise the released code's
-        way (2303.07345 and 2410.15618): k uniform on 0..S-1; from pure noise the first timestep is skipped; S - k
+        Aligned: i of S steps, i uniform on 0..S-1, told the timestep that is reached. Otherwise the
+        released code's
+        way (2303.07345 and 2410.15618): k uniform on 0..S-1; from pure noise the first timestep is
+        skipped; S - k
         steps, at most S - 1; told a timestep uniform on [20k, 20k + 19]; ᾱ of 20k + 1 (for S = 50).
         """
         s, noise = self.config.ddim_steps, self.model.noise(batch, g)
@@ -163,13 +193,17 @@ class Rollouts:
             return Draw(noise, range(k), t, float(self.model.alphas[t]))
         width = len(self.model.alphas) // s
         t = width * k + int(torch.randint(0, width, (1,), generator=g))
-        return Draw(noise, range(1, 1 + min(s - k, s - 1)), t, float(self.model.alphas[width * k + 1]))
+        return Draw(
+            noise, range(1, 1 + min(s - k, s - 1)), t, float(self.model.alphas[width * k + 1])
+        )
 
     def latents(self, cond: Conditioning, draw: Draw, weights: Weights | None) -> Tensor:
         """Roll ``draw.noise`` out under ``cond``, (B, C, H, W)."""
         used = weights if self.config.source == "student" else None
         plain = None if used is None else {k: w.detach() for k, w in used.items()}
-        return self.model.rollout(draw.noise, cond, self.scheduler, draw.span, self.config.cfg, plain)
+        return self.model.rollout(
+            draw.noise, cond, self.scheduler, draw.span, self.config.cfg, plain
+        )
 
     def draw(self, g: torch.Generator, batch: int, weights: Weights | None = None) -> Batch:
         """One random erased name for each row, all rolled out to the same timestep."""
@@ -180,13 +214,17 @@ class Rollouts:
         z = self.latents(concept, draw, weights)
         t = torch.full((batch,), draw.t, device=to)
         with torch.no_grad():
-            pair = self.model.predict(torch.cat([z, z]), torch.cat([t, t]), stack([concept, anchor]))
+            pair = self.model.predict(
+                torch.cat([z, z]), torch.cat([t, t]), stack([concept, anchor])
+            )
         e_concept, e_anchor = pair.chunk(2)
         abar = torch.full((batch,), draw.abar, device=to)
         return Batch(z, t, self.encoded.of[row], concept, e_concept, e_anchor, abar, draw)
 
 
-def source_of(model: DiffusionModel, concepts: Sequence[Concept], config: Latents, seed: int) -> Any:
+def source_of(
+    model: DiffusionModel, concepts: Sequence[Concept], config: Latents, seed: int
+) -> Any:
     """The bank or the rollouts that ``config`` asks for."""
     if config.source == "bank":
         return Bank(model, concepts, config, seed)

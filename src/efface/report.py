@@ -18,7 +18,12 @@ CELL = 96
 
 
 def before_after(
-    model: DiffusionModel, edit: Edit, erased: Sequence[str], hurt: Sequence[str], path: Path, seeds: Sequence[int] = (0, 1),
+    model: DiffusionModel,
+    edit: Edit,
+    erased: Sequence[str],
+    hurt: Sequence[str],
+    path: Path,
+    seeds: Sequence[int] = (0, 1),
     steps: int | None = None,
 ) -> Path:
     """A grid: a column a concept and seed, the unedited model above the edited one, at equal seeds.
@@ -29,21 +34,30 @@ def before_after(
     """
     columns = [(c, s) for c in (*erased, *hurt) for s in seeds]
     prompts, numbers = [c for c, _ in columns], [s for _, s in columns]
-    rows = [list(model.generate(prompts, numbers, steps, weights=w)) for w in (None, edit.on(model))]
+    rows = [
+        list(model.generate(prompts, numbers, steps, weights=w)) for w in (None, edit.on(model))
+    ]
     sheet = grid(rows, [c for c, _ in columns], len(erased) * len(seeds), len(seeds))
     write(path, lambda p: sheet.save(p, format="PNG"))
     return path
 
 
-def grid(rows: Sequence[Sequence[torch.Tensor]], names: Sequence[str], split: int, span: int) -> Image.Image:
-    """Rows of pictures under the names of their columns, a gap after ``split`` columns; ``span`` columns share a name."""
+def grid(
+    rows: Sequence[Sequence[torch.Tensor]], names: Sequence[str], split: int, span: int
+) -> Image.Image:
+    """Rows of pictures under their columns' names.
+
+    A gap comes after ``split`` columns; ``span`` columns share a name.
+    """
     top, left, gap = 62, 70, 24
     width = left + CELL * len(names) + gap + 10
     sheet = Image.new("RGB", (width, top + len(rows) * (CELL + 6) + 8), "white")
     draw, font, bold = ImageDraw.Draw(sheet), ImageFont.load_default(13), ImageFont.load_default(15)
     draw.text((left, 6), "erased", font=bold, fill="#b00020")
     if split < len(names):
-        draw.text((left + CELL * split + gap, 6), "preserved, worst hurt first", font=bold, fill="#1a6b2f")
+        draw.text(
+            (left + CELL * split + gap, 6), "preserved, worst hurt first", font=bold, fill="#1a6b2f"
+        )
     for k, name in enumerate(names):
         x = left + CELL * k + (gap if k >= split else 0)
         if k % span == 0:
@@ -51,13 +65,21 @@ def grid(rows: Sequence[Sequence[torch.Tensor]], names: Sequence[str], split: in
             for i, line in enumerate(wrap(draw, name, font, room)[:2]):
                 draw.text((x, 28 + 15 * i), line, font=font, fill="black")
         for y, row in enumerate(rows):
-            sheet.paste(to_image(row[k]).resize((CELL - 4, CELL - 4), Image.Resampling.LANCZOS), (x, top + y * (CELL + 6)))
+            sheet.paste(
+                to_image(row[k]).resize((CELL - 4, CELL - 4), Image.Resampling.LANCZOS),
+                (x, top + y * (CELL + 6)),
+            )
     for y, label in enumerate(("before", "after")[: len(rows)]):
         draw.text((10, top + y * (CELL + 6) + CELL // 2 - 8), label, font=font, fill="black")
     return sheet
 
 
-def wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> list[str]:
+def wrap(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    room: int,
+) -> list[str]:
     """Lines of a text that fit into ``room`` pixels."""
     lines = [""]
     for word in text.split():
@@ -71,4 +93,6 @@ def wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | Im
 
 def score_rows(scores: Mapping[str, Score], unedited: Mapping[str, Score]) -> list[list[str]]:
     """A table's rows: metric, edited, unedited, n."""
-    return [[k, str(v), str(unedited[k]) if k in unedited else "", str(v.n)] for k, v in scores.items()]
+    return [
+        [k, str(v), str(unedited[k]) if k in unedited else "", str(v.n)] for k, v in scores.items()
+    ]

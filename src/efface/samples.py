@@ -1,4 +1,4 @@
-"""Pictures on disk, each with its prompt, seed and concept; making them and scoring them are separate."""
+"""Pictures on disk, each with its prompt, seed and concept; scoring them is separate."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ class Samples:
             settings = Settings(**json.loads((folder / "samples.json").read_text(encoding="utf8")))
             lines = (folder / "samples.jsonl").read_text(encoding="utf8").splitlines()
         except (OSError, ValueError, TypeError):
-            raise UserError(f"{str(folder)!r} is no folder of samples (samples.json and samples.jsonl).") from None
+            raise UserError(
+                f"{str(folder)!r} is no folder of samples (samples.json and samples.jsonl)."
+            ) from None
         return cls(folder, tuple(Wanted(**row) for row in whole_rows(lines)), settings)
 
 
@@ -88,7 +90,9 @@ def whole_rows(lines: Sequence[str]) -> list[dict[str, Any]]:
 
 def load_image(path: Path) -> Tensor:
     """A picture file as (3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
+    return (
+        torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
+    )
 
 
 def to_image(x: Tensor) -> Image.Image:
@@ -96,17 +100,27 @@ def to_image(x: Tensor) -> Image.Image:
     return Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy())
 
 
-def settings_of(model: DiffusionModel, edit: Edit | None, steps: int | None, guidance: float | None) -> Settings:
+def settings_of(
+    model: DiffusionModel, edit: Edit | None, steps: int | None, guidance: float | None
+) -> Settings:
     """The settings that a generation would have."""
     return Settings(
-        model.base, edit.digest if edit else "", model.steps if steps is None else steps,
-        model.guidance if guidance is None else guidance, str(model.dtype).removeprefix("torch."),
+        model.base,
+        edit.digest if edit else "",
+        model.steps if steps is None else steps,
+        model.guidance if guidance is None else guidance,
+        str(model.dtype).removeprefix("torch."),
     )
 
 
 def generate(
-    model: DiffusionModel, wanted: Sequence[Wanted], folder: Path, edit: Edit | None = None, steps: int | None = None,
-    guidance: float | None = None, progress: bool = True,
+    model: DiffusionModel,
+    wanted: Sequence[Wanted],
+    folder: Path,
+    edit: Edit | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    progress: bool = True,
 ) -> Samples:
     """Make the pictures that are not there yet.
 
@@ -123,8 +137,14 @@ def generate(
     weights = edit.on(model) if edit else None
     done = prepare(folder, settings)
     missing = [w for w in dict.fromkeys(wanted) if w not in done]
-    pictures = model.generate([w.prompt for w in missing], [w.seed for w in missing], steps, guidance, weights,
-                              progress=progress)
+    pictures = model.generate(
+        [w.prompt for w in missing],
+        [w.seed for w in missing],
+        steps,
+        guidance,
+        weights,
+        progress=progress,
+    )
     with (folder / "samples.jsonl").open("a", encoding="utf8") as log:
         for w, picture in zip(missing, pictures, strict=True):
             write(folder / w.file, lambda p, x=picture: to_image(x).save(p, format="PNG"))
@@ -140,13 +160,18 @@ def prepare(folder: Path, settings: Settings) -> set[Wanted]:
         found = Samples.open(folder)
         if found.settings != settings:
             differ = [k for k, v in asdict(settings).items() if asdict(found.settings)[k] != v]
-            raise UserError(f"{str(folder)!r} holds pictures made with another {', '.join(differ)}; name another folder.")
+            raise UserError(
+                f"{str(folder)!r} holds pictures made with another {', '.join(differ)}; "
+                "name another folder."
+            )
         rows = {w for w in found.rows if (folder / w.file).exists()}
         text = "".join(json.dumps(asdict(w)) + "\n" for w in found.rows if w in rows)
         write(folder / "samples.jsonl", lambda p: p.write_text(text, encoding="utf8"))
         return rows
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{str(folder)!r} is not empty and holds no samples of ours; name another folder.")
+        raise UserError(
+            f"{str(folder)!r} is not empty and holds no samples of ours; name another folder."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -80,7 +80,9 @@ def resampled(values: Tensor, groups: Tensor, draws: int = 2000, seed: int = 0) 
     return Score(float(v.mean()), low, high, k)
 
 
-def paired_difference(a: Tensor, b: Tensor, groups: Tensor, draws: int = 2000, seed: int = 0) -> Score:
+def paired_difference(
+    a: Tensor, b: Tensor, groups: Tensor, draws: int = 2000, seed: int = 0
+) -> Score:
     """Mean of ``a - b`` in percentage points, the same draw (prompt, seed) on both sides.
 
     Args:
@@ -92,5 +94,7 @@ def paired_difference(a: Tensor, b: Tensor, groups: Tensor, draws: int = 2000, s
         ValueError: lengths differ, or nothing to compare.
     """
     if a.shape != b.shape:
-        raise ValueError(f"a paired difference needs the same draws on both sides, got {len(a)} and {len(b)}.")
+        raise ValueError(
+            f"a paired difference needs the same draws on both sides, got {len(a)} and {len(b)}."
+        )
     return resampled(100 * (a.double() - b.double()), groups, draws, seed)

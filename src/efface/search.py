@@ -25,8 +25,8 @@ class Search:
     """How preserved concepts are chosen for an update."""
 
     kind: str = "exact"
-    """``exact``: score every candidate on shared latents. ``gumbel``: the paper's relaxed search by gradient ascent
-    (arXiv:2410.15618, section 3.3). ``random``: any candidate, the control."""
+    """``exact``: score every candidate on shared latents. ``gumbel``: the paper's relaxed search by
+    gradient ascent (arXiv:2410.15618, section 3.3). ``random``: any candidate, the control."""
     refresh: int = 20
     """exact: updates between two scorings."""
     probes: int = 4
@@ -44,9 +44,11 @@ class Search:
     lr: float = 1e-2
     """gumbel: Adam's learning rate for the logits."""
     passes: int = 2
-    """gumbel: passes per weight update; all but one climb (``pgd_num_steps`` in the authors' code)."""
+    """gumbel: passes per weight update; all but one climb (``pgd_num_steps`` in the authors'
+    code)."""
     teacher_gradient: bool = True
-    """gumbel: let the gradient of the harm through the frozen model as well; the authors' code does not."""
+    """gumbel: let the gradient of the harm through the frozen model as well; the authors' code does
+    not."""
 
     def __post_init__(self) -> None:
         pick(dict.fromkeys(KINDS), self.kind, "search")
@@ -75,7 +77,10 @@ def pools(model: DiffusionModel, concepts: Sequence[Concept], found: Sequence[Vo
     of = tuple(torch.tensor([at[w] for w in v.words]) for v in found)
     for concept, mine in zip(concepts, of, strict=True):
         if not len(mine):
-            raise UserError(f"no word is left to preserve while erasing {concept.name!r}: give a larger vocabulary.")
+            raise UserError(
+                f"no word is left to preserve while erasing {concept.name!r}: "
+                "give a larger vocabulary."
+            )
     return Pools(words, model.embed(words), of)
 
 
@@ -95,7 +100,9 @@ class Random:
 
     def draw(self, student: Student, batch: Batch, n: int, g: torch.Generator) -> Drawn:
         """``n`` candidates, row i for the concept of row i of the batch (over again)."""
-        index = torch.stack([self._one(int(batch.which[i % len(batch.which)]), g) for i in range(n)])
+        index = torch.stack(
+            [self._one(int(batch.which[i % len(batch.which)]), g) for i in range(n)]
+        )
         return Drawn(self.pools.rows[index.to(batch.z.device)], index)
 
     def _one(self, which: int, g: torch.Generator) -> Tensor:
@@ -113,11 +120,20 @@ class Random:
 class Exact(Random):
     """The most harmed candidates by scoring all of them.
 
-    Harm is the mean squared change of ε on shared latents. The frozen model's side is computed once; a scoring costs U
-    evaluations of the student, one latent a scoring, and the running harm averages over the last ones.
+    Harm is the mean squared change of ε on shared latents. The frozen model's side is computed
+    once; a scoring costs U
+    evaluations of the student, one latent a scoring, and the running harm averages over the last
+    ones.
     """
 
-    def __init__(self, candidates: Pools, config: Search, model: DiffusionModel, source: Bank | Rollouts, seed: int) -> None:
+    def __init__(
+        self,
+        candidates: Pools,
+        config: Search,
+        model: DiffusionModel,
+        source: Bank | Rollouts,
+        seed: int,
+    ) -> None:
         super().__init__(candidates)
         self.config, self.model = config, model
         g = torch.Generator().manual_seed(seed + 7_919)
@@ -148,7 +164,10 @@ class Exact(Random):
             fresh = self.score(student, (self.calls // self.config.refresh) % self.config.probes)
             keep = self.config.memory if self.calls else 0.0
             self.harm = keep * self.harm + (1 - keep) * fresh
-            self.worst = tuple(mine[self.harm[mine].topk(min(self.config.top, len(mine))).indices] for mine in self.pools.of)
+            self.worst = tuple(
+                mine[self.harm[mine].topk(min(self.config.top, len(mine))).indices]
+                for mine in self.pools.of
+            )
         self.calls += 1
         return super().draw(student, batch, n, g)
 
@@ -158,7 +177,11 @@ class Exact(Random):
 
     def state(self) -> dict[str, Tensor]:
         """The running harm, and how often it was asked."""
-        return {"harm": self.harm, "calls": torch.tensor(self.calls), **{f"worst{i}": w for i, w in enumerate(self.worst)}}
+        return {
+            "harm": self.harm,
+            "calls": torch.tensor(self.calls),
+            **{f"worst{i}": w for i, w in enumerate(self.worst)},
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take them back."""
@@ -169,21 +192,31 @@ class Exact(Random):
 class Gumbel:
     """Gradient ascent on logits over the candidates, sampled with Gumbel noise.
 
-    One logit vector an erased concept, never reset (arXiv:2410.15618, section 3.3). ``F.gumbel_softmax`` takes no
+    One logit vector an erased concept, never reset (arXiv:2410.15618, section 3.3).
+    ``F.gumbel_softmax`` takes no
     generator, hence the draw by hand.
     """
 
-    def __init__(self, candidates: Pools, config: Search, model: DiffusionModel, source: Bank | Rollouts, own: bool,
-                 weighting: Any) -> None:
+    def __init__(
+        self,
+        candidates: Pools,
+        config: Search,
+        model: DiffusionModel,
+        source: Bank | Rollouts,
+        own: bool,
+        weighting: Any,
+    ) -> None:
         self.pools, self.config, self.model, self.source = candidates, config, model, source
         self.own, self.weighting = own, weighting
         start = [1.0 / len(m) if config.uniform_start else 0.0 for m in candidates.of]
-        self.logits = [torch.full((len(m),), s, device=model.device).requires_grad_()
-                       for m, s in zip(candidates.of, start, strict=True)]
+        self.logits = [
+            torch.full((len(m),), s, device=model.device).requires_grad_()
+            for m, s in zip(candidates.of, start, strict=True)
+        ]
         self.adam = torch.optim.Adam(self.logits, lr=config.lr)
 
     def sample(self, which: int, g: torch.Generator) -> Tensor:
-        """One Gumbel-Softmax sample over the candidates of a concept, (K,); differentiable in its logits."""
+        """One Gumbel-Softmax sample over a concept's candidates, (K,); differentiable."""
         logits = self.logits[which]
         u = torch.rand(len(logits), generator=g).to(logits.device)
         noise = -torch.log(-torch.log(u + 1e-10) + 1e-10)
@@ -241,8 +274,13 @@ class Gumbel:
                 self.adam.state[x] = own
 
 
-def own_latents(source: Bank | Rollouts, batch: Batch, cond: Conditioning, student: Student) -> Tensor:
-    """Latents of other words, rolled out from the batch's own noise to its timestep, (B, C, H, W)."""
+def own_latents(
+    source: Bank | Rollouts, batch: Batch, cond: Conditioning, student: Student
+) -> Tensor:
+    """Latents of other words from the batch's own noise, at its timestep, (B, C, H, W)."""
     if isinstance(source, Bank) or batch.draw is None:
-        raise UserError("latents of the preserved concepts' own need rollouts: choose latents from 'student' or 'frozen'.")
+        raise UserError(
+            "latents of the preserved concepts' own need rollouts: "
+            "choose latents from 'student' or 'frozen'."
+        )
     return source.latents(cond.detach(), batch.draw, student.weights)

@@ -12,23 +12,39 @@ from efface.models import DiffusionModel
 
 
 @torch.no_grad()
-def moved(model: DiffusionModel, edit: Edit, words: Sequence[str], latents: int = 2, seed: int = 0, batch: int = 128) -> Tensor:
+def moved(
+    model: DiffusionModel,
+    edit: Edit,
+    words: Sequence[str],
+    latents: int = 2,
+    seed: int = 0,
+    batch: int = 128,
+) -> Tensor:
     """Relative change of the predicted noise for each word, (K,); 0 is untouched.
 
-    The mean over shared latents of ‖ε' - ε‖² / ‖ε‖². The latents are steps of unconditional trajectories of the base
+    The mean over shared latents of ‖ε' - ε‖² / ‖ε‖². The latents are steps of unconditional
+    trajectories of the base
     model, evenly spread over the noise levels.
 
     Args:
         latents: shared latents, each at a noise level of its own.
         batch: words at a time.
 
-    Source: the prediction instrument of arXiv:2410.15618, section 3.2, with several latents instead of one.
+    Source: the prediction instrument of arXiv:2410.15618, section 3.2, with several latents instead
+    of one.
     """
     weights = edit.on(model)
     scheduler = model.ddim(20)
     path: list[Tensor] = []
     start = model.noise(1, torch.Generator().manual_seed(seed))
-    model.rollout(start, model.embed([""]), scheduler, range(20), 1.0, visit=lambda _, z, e0, e1: path.append(z))
+    model.rollout(
+        start,
+        model.embed([""]),
+        scheduler,
+        range(20),
+        1.0,
+        visit=lambda _, z, e0, e1: path.append(z),
+    )
     at = [round((i + 1) * 20 / (latents + 1)) for i in range(latents)]
     rows = model.embed(words)
     total = torch.zeros(len(words))
@@ -37,5 +53,7 @@ def moved(model: DiffusionModel, edit: Edit, words: Sequence[str], latents: int 
             cond = rows[slice(i, i + batch)]
             z, t = path[k].expand(len(cond), -1, -1, -1), scheduler.timesteps[k].expand(len(cond))
             before, after = model.predict(z, t, cond), model.predict(z, t, cond, weights)
-            total[i : i + batch] += ((after - before).square().sum((1, 2, 3)) / before.square().sum((1, 2, 3))).cpu()
+            total[i : i + batch] += (
+                (after - before).square().sum((1, 2, 3)) / before.square().sum((1, 2, 3))
+            ).cpu()
     return total / latents

@@ -31,7 +31,8 @@ class Tuning:
     batch: int = 8
     """Latents of erased concepts in an update."""
     lr: float = 0.0
-    """Learning rate of Adam; 0: the model's own default (1e-5 for Stable Diffusion, arXiv:2303.07345)."""
+    """Learning rate of Adam; 0: the model's own default (1e-5 for Stable Diffusion,
+    arXiv:2303.07345)."""
     group: str = "xattn"
     """Which weights are trained: xattn, kv, noxattn, selfattn or full."""
     seed: int = 0
@@ -44,7 +45,9 @@ class Tuning:
             if getattr(self, name) < 1:
                 raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
         if not (math.isfinite(self.lr) and self.lr >= 0):
-            raise UserError(f"got {self.lr} for lr; a positive number is needed, or 0 for the model's default.")
+            raise UserError(
+                f"got {self.lr} for lr; a positive number is needed, or 0 for the model's default."
+            )
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Student:
         return self.model.predict(z, t, cond, self.weights)
 
     def still(self) -> Student:
-        """The same student without gradients to its weights (they may still flow through ``cond``)."""
+        """The same student without gradients to its weights (they still flow through ``cond``)."""
         return Student(self.model, {k: w.detach() for k, w in self.weights.items()})
 
 
@@ -92,12 +95,17 @@ Loss = Callable[[Student, torch.Generator], Tensor]
 
 
 def finetune(
-    model: DiffusionModel, loss: Loss, tuning: Tuning, run: Run, fingerprint: Mapping[str, Any],
+    model: DiffusionModel,
+    loss: Loss,
+    tuning: Tuning,
+    run: Run,
+    fingerprint: Mapping[str, Any],
     stateful: Sequence[Stateful] = (),
 ) -> dict[str, Tensor]:
     """Train clones of the chosen weights with Adam; the model stays as it is.
 
-    Every update draws from a generator of its own, seeded by (seed, update), so that a run that is killed and started
+    Every update draws from a generator of its own, seeded by (seed, update), so that a run that is
+    killed and started
     again ends with the same weights bit for bit.
 
     Args:
@@ -108,22 +116,35 @@ def finetune(
         The trained weights by name, fp32, on the CPU.
 
     Raises:
-        UserError: unknown weight group, a loss that is not finite (names the update), or a foreign checkpoint.
+        UserError: unknown weight group, a loss that is not finite (names the update), or a foreign
+        checkpoint.
     """
     own = model.parameters()
-    weights = {k: own[k].detach().float().clone().requires_grad_() for k in group_names(model.denoiser, tuning.group)}
+    weights = {
+        k: own[k].detach().float().clone().requires_grad_()
+        for k in group_names(model.denoiser, tuning.group)
+    }
     if not weights:
         raise UserError(f"the weight group {tuning.group!r} is empty in {model.name!r}.")
     adam = torch.optim.Adam(weights.values(), lr=tuning.lr or model.lr)
     keep = Checkpoint(run.folder, fingerprint, weights, adam, stateful)
     start = keep.restore(model.counter)
     student = Student(model, weights)
-    bar = tqdm(range(start, tuning.updates), initial=start, total=tuning.updates, desc="erase", unit="update",
-               disable=not run.progress)
+    bar = tqdm(
+        range(start, tuning.updates),
+        initial=start,
+        total=tuning.updates,
+        desc="erase",
+        unit="update",
+        disable=not run.progress,
+    )
     for update in bar:
         value = loss(student, torch.Generator().manual_seed(tuning.seed * 1_000_003 + update))
         if not torch.isfinite(value):
-            raise UserError(f"the loss of update {update} is {float(value)}: stopped; lower the learning rate, or use fp32.")
+            raise UserError(
+                f"the loss of update {update} is {float(value)}: stopped; "
+                "lower the learning rate, or use fp32."
+            )
         value.backward()  # type: ignore[no-untyped-call]
         adam.step()
         adam.zero_grad()
@@ -142,8 +163,14 @@ class Checkpoint:
 
     NAME = "unfinished.safetensors"
 
-    def __init__(self, folder: Path | None, fingerprint: Mapping[str, Any], weights: Mapping[str, Tensor],
-                 adam: torch.optim.Adam, stateful: Sequence[Stateful]) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        fingerprint: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        adam: torch.optim.Adam,
+        stateful: Sequence[Stateful],
+    ) -> None:
         self.path = None if folder is None else folder / self.NAME
         self.fingerprint = json.dumps(fingerprint, sort_keys=True)
         self.weights, self.adam, self.stateful = weights, adam, stateful
@@ -159,12 +186,15 @@ class Checkpoint:
         for i, part in enumerate(self.stateful):
             tensors |= {f"s{i}/{k}": v.detach().clone() for k, v in part.state().items()}
         tensors = {k: v.contiguous().clone() for k, v in tensors.items()}
-        cost = {"forward": spent.forward - self.start.forward, "backward": spent.backward - self.start.backward}
+        cost = {
+            "forward": spent.forward - self.start.forward,
+            "backward": spent.backward - self.start.backward,
+        }
         meta = {"update": str(update), "run": self.fingerprint, "cost": json.dumps(cost)}
         write(self.path, lambda p: save_file(tensors, p, meta))
 
     def restore(self, counter: Counter) -> int:
-        """Take a kept state back, its cost into ``counter``; the updates that it has behind it, 0 if there is none."""
+        """Take a kept state back, and its cost into ``counter``; gives the updates behind it."""
         self.start = counter.copy()
         if self.path is None or not self.path.exists():
             return 0
@@ -173,19 +203,26 @@ class Checkpoint:
                 meta = f.metadata()
                 tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError) as e:
-            raise UserError(f"the checkpoint {str(self.path)!r} is damaged ({e}); delete it to start afresh.") from None
+            raise UserError(
+                f"the checkpoint {str(self.path)!r} is damaged ({e}); delete it to start afresh."
+            ) from None
         if meta["run"] != self.fingerprint:
-            raise UserError(f"{str(self.path.parent)!r} holds an unfinished run with other settings; "
-                            "give another --out, or delete it to start afresh.")
+            raise UserError(
+                f"{str(self.path.parent)!r} holds an unfinished run with other settings; "
+                "give another --out, or delete it to start afresh."
+            )
         for k, w in self.weights.items():
             w.data.copy_(tensors[f"w/{k}"])
             end = f"/{k}"
             self.adam.state[w] = {
                 n.removeprefix("adam/").removesuffix(end): v.to(w.device) if "/exp" in n else v
-                for n, v in tensors.items() if n.startswith("adam/") and n.endswith(end)
+                for n, v in tensors.items()
+                if n.startswith("adam/") and n.endswith(end)
             }
         for i, part in enumerate(self.stateful):
-            part.restore({k.removeprefix(f"s{i}/"): v for k, v in tensors.items() if k.startswith(f"s{i}/")})
+            part.restore(
+                {k.removeprefix(f"s{i}/"): v for k, v in tensors.items() if k.startswith(f"s{i}/")}
+            )
         cost = json.loads(meta["cost"])
         counter.forward += cost["forward"]
         counter.backward += cost["backward"]
@@ -197,17 +234,29 @@ class Checkpoint:
             self.path.unlink(missing_ok=True)
 
 
-def provenance(method: str, config: Any, model: DiffusionModel, concepts: Sequence[Concept]) -> dict[str, Any]:
+def provenance(
+    method: str, config: Any, model: DiffusionModel, concepts: Sequence[Concept]
+) -> dict[str, Any]:
     """What an edit remembers of how it was made; also the fingerprint of a run."""
     from efface import __version__
 
     return {
-        "efface": __version__, "method": method, "config": asdict(config), "concepts": [c.to_json() for c in concepts],
-        "model": model.name, "base": model.base,
+        "efface": __version__,
+        "method": method,
+        "config": asdict(config),
+        "concepts": [c.to_json() for c in concepts],
+        "model": model.name,
+        "base": model.base,
     }
 
 
-def make_edit(weights: Mapping[str, Tensor], about: Mapping[str, Any], spent: Counter, began: float) -> Edit:
-    """An edit with its costs: evaluations of the denoiser as counted, seconds since ``began`` (perf_counter)."""
-    cost = {"forward": spent.forward, "backward": spent.backward, "seconds": round(perf_counter() - began, 2)}
+def make_edit(
+    weights: Mapping[str, Tensor], about: Mapping[str, Any], spent: Counter, began: float
+) -> Edit:
+    """An edit with its costs: counted evaluations, seconds since ``began`` (perf_counter)."""
+    cost = {
+        "forward": spent.forward,
+        "backward": spent.backward,
+        "seconds": round(perf_counter() - began, 2),
+    }
     return Edit(weights, {**about, "cost": cost})

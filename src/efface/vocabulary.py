@@ -30,7 +30,8 @@ class Vocabulary:
     def without(self, concepts: Sequence[Concept], tokenizer: object) -> Vocabulary:
         """Drop whatever asks for an erased concept.
 
-        Gone are the names and synonyms whatever their case, words that the tokenizer cannot tell from them, and words
+        Gone are the names and synonyms whatever their case, words that the tokenizer cannot tell
+        from them, and words
         made of nothing but their tokens ("mug" when "beer mug" is erased).
         """
         banned = {normal(n) for c in concepts for n in c.names}
@@ -46,12 +47,15 @@ class Vocabulary:
         """With ``words`` in front, each once."""
         return Vocabulary(tuple(dict.fromkeys([*words, *self.words])), self.source)
 
-    def pool(self, model: DiffusionModel, concept: Concept, size: int, nearest: int, spread: str) -> Vocabulary:
+    def pool(
+        self, model: DiffusionModel, concept: Concept, size: int, nearest: int, spread: str
+    ) -> Vocabulary:
         """The ``size`` candidates for one erased concept.
 
         Args:
             size: K, how many are kept; 0: all.
-            nearest: k, first narrow down to the k nearest to the concept, where there are more; 0: all.
+            nearest: k, first narrow down to the k nearest to the concept, where there are more; 0:
+                all.
             spread: how K are chosen among k: a key of :data:`SPREADS`.
 
         Raises:
@@ -59,10 +63,14 @@ class Vocabulary:
         """
         choose = pick(SPREADS, spread, "spread")
         if nearest and nearest < size:
-            raise UserError(f"got nearest {nearest} below the pool size {size}: K is chosen among the nearest k.")
+            raise UserError(
+                f"got nearest {nearest} below the pool size {size}: "
+                "K is chosen among the nearest k."
+            )
         if size > len(self.words):
             raise UserError(
-                f"the vocabulary ({self.source}) holds {len(self.words)} words without the erased ones; "
+                f"the vocabulary ({self.source}) holds {len(self.words)} words "
+                "without the erased ones; "
                 f"{size} were asked for: give a larger list, or a smaller K."
             )
         if not size and not nearest:
@@ -82,7 +90,7 @@ def tokens_of(tokenizer: object, word: str) -> frozenset[int]:
 
 @torch.no_grad()
 def distances(model: DiffusionModel, name: str, words: Sequence[str], chunk: int = 1024) -> Tensor:
-    """L2 distance of each word's text states to those of ``name``, all positions flattened, (K,)."""
+    """L2 distance of each word's text states, flattened, to those of ``name``, (K,)."""
     centre = model.embed([name]).states.float()
     parts = [
         (model.embed(words[i : i + chunk]).states.float() - centre).flatten(1).norm(dim=1)
@@ -94,8 +102,10 @@ def distances(model: DiffusionModel, name: str, words: Sequence[str], chunk: int
 def kmeans_1d(far: Tensor, size: int, rounds: int = 100) -> Tensor:
     """Indices of the ``size`` words nearest the centres of a k-means on the distances themselves.
 
-    Spreads over distance, not over meaning, as the authors of adversarial preservation do; fewer than ``size`` come
-    back where two centres share their nearest word. Starts from quantiles, so that it is deterministic.
+    Spreads over distance, not over meaning, as the authors of adversarial preservation do; fewer
+    than ``size`` come
+    back where two centres share their nearest word. Starts from quantiles, so that it is
+    deterministic.
     """
     centres = torch.quantile(far, (torch.arange(size) + 0.5) / size)
     for _ in range(rounds):
@@ -148,7 +158,9 @@ def from_tokenizer(tokenizer: object) -> Vocabulary:
 
 def shipped(name: str, field: str) -> Vocabulary:
     """The concept names or the search tags of a shipped model."""
-    rows = json.loads((MODELS[name].folder / "concepts.json").read_text(encoding="utf8"))["concepts"]
+    rows = json.loads((MODELS[name].folder / "concepts.json").read_text(encoding="utf8"))[
+        "concepts"
+    ]
     words = [r["name"] for r in rows] if field == "names" else [t for r in rows for t in r["tags"]]
     return Vocabulary(tuple(dict.fromkeys(words)), f"{name} {field}")
 
@@ -157,8 +169,8 @@ def load(source: str, model: DiffusionModel) -> Vocabulary:
     """A vocabulary by name or from a file.
 
     Args:
-        source: ``auto`` (the shipped model's names where there are any, else ``tokens``), ``names``, ``tags``,
-            ``tokens``, or the path of a word list.
+        source: ``auto`` (the shipped model's names where there are any, else ``tokens``),
+            ``names``, ``tags``, ``tokens``, or the path of a word list.
 
     Raises:
         UserError: an unknown name, or an unreadable file.
@@ -168,7 +180,10 @@ def load(source: str, model: DiffusionModel) -> Vocabulary:
         source = "names" if model.name in MODELS else "tokens"
     if source in ("names", "tags"):
         if model.name not in MODELS:
-            raise UserError(f"the model {model.name!r} brings no list of {source}; use 'tokens' or a word list file.")
+            raise UserError(
+                f"the model {model.name!r} brings no list of {source}; "
+                "use 'tokens' or a word list file."
+            )
         return shipped(model.name, source)
     if source == "tokens":
         return from_tokenizer(model.tokenizer)

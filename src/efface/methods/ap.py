@@ -23,12 +23,14 @@ from efface.vocabulary import Vocabulary, load
 class AP:
     """Erase concepts while preserving the adversarial concept.
 
-    Source: arXiv:2410.15618, section 3. The defaults are ours; :data:`PRESETS` holds the paper's formulas and the
+    Source: arXiv:2410.15618, section 3. The defaults are ours; :data:`PRESETS` holds the paper's
+    formulas and the
     authors' released behaviour, as differences of these fields.
     """
 
     eta: float = 1.0
-    """Strength of the negative guidance away from the erased concept; 0 maps it onto its anchor (the paper)."""
+    """Strength of the negative guidance away from the erased concept; 0 maps it onto its anchor
+    (the paper)."""
     preserve: float = 1.0
     """λ, weight of the preservation term."""
     preserve_batch: int = 8
@@ -40,13 +42,15 @@ class AP:
     pool_size: int = 0
     """K, candidates of each erased concept; 0: the whole vocabulary."""
     nearest: int = 0
-    """k, first narrow the vocabulary down to the k nearest by text states, where it holds more; 0: all of it."""
+    """k, first narrow the vocabulary down to the k nearest by text states, where it holds more; 0:
+    all of it."""
     spread: str = "even"
     """How K are chosen among k: nearest, even, or kmeans (on the distances, as the authors do)."""
     exclude_erased: bool = True
     """Keep the erased concepts, their case variants, tokens and synonyms out of the candidates."""
     own_latents: bool = False
-    """Preserve a word on latents rolled out under it, from the erased concept's noise; else on the concept's own."""
+    """Preserve a word on latents rolled out under it, from the erased concept's noise; else on the
+    concept's own."""
     x0_weighting: bool = False
     """Compare predicted pictures instead of noise: every term times (1 - ᾱ)/ᾱ."""
     search: Search = Search()
@@ -61,7 +65,11 @@ class AP:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Train an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
-        about, began, before = provenance("ap", self, model, concepts), perf_counter(), model.counter.copy()
+        about, began, before = (
+            provenance("ap", self, model, concepts),
+            perf_counter(),
+            model.counter.copy(),
+        )
         candidates = self.candidates(model, concepts)
         source = source_of(model, concepts, self.latents, self.tuning.seed)
         search = self._search(model, candidates, source)
@@ -72,7 +80,16 @@ class AP:
             n = self.preserve_batch or len(b.z)
             cond = search.draw(student, b, n, g).cond
             if kept is not None:
-                cond = stack([cond, kept[torch.randint(0, len(kept), (max(n // 4, 1),), generator=g).to(b.z.device)]])
+                cond = stack(
+                    [
+                        cond,
+                        kept[
+                            torch.randint(0, len(kept), (max(n // 4, 1),), generator=g).to(
+                                b.z.device
+                            )
+                        ],
+                    ]
+                )
             rows = torch.arange(len(cond), device=b.z.device) % len(b.z)
             z = own_latents(source, b, cond, student) if self.own_latents else b.z[rows]
             t = b.t[rows]
@@ -100,7 +117,9 @@ class AP:
             found.append(own.pool(model, c, size, nearest, self.spread).including(self.keep))
         return pools(model, concepts, found)
 
-    def _search(self, model: DiffusionModel, candidates: Pools, source: object) -> Random | Exact | Gumbel:
+    def _search(
+        self, model: DiffusionModel, candidates: Pools, source: object
+    ) -> Random | Exact | Gumbel:
         kind = self.search.kind
         if kind == "random":
             return Random(candidates)
@@ -115,18 +134,30 @@ class AP:
 PRESETS: dict[str, AP] = {
     "ours": AP(),
     "paper": AP(
-        eta=0.0, preserve_batch=0, pool_size=100, nearest=1000, spread="kmeans",
+        eta=0.0,
+        preserve_batch=0,
+        pool_size=100,
+        nearest=1000,
+        spread="kmeans",
         search=Search(kind="gumbel", hard=False),
-        latents=Latents(source="student", ddim_steps=50), tuning=Tuning(batch=1),
+        latents=Latents(source="student", ddim_steps=50),
+        tuning=Tuning(batch=1),
     ),
     "official": AP(
-        preserve_batch=0, pool_size=100, nearest=1000, spread="kmeans", exclude_erased=False, own_latents=True,
+        preserve_batch=0,
+        pool_size=100,
+        nearest=1000,
+        spread="kmeans",
+        exclude_erased=False,
+        own_latents=True,
         x0_weighting=True,
         search=Search(kind="gumbel", hard=True, uniform_start=True, teacher_gradient=False),
-        latents=Latents(source="student", ddim_steps=50, aligned=False), tuning=Tuning(batch=1),
+        latents=Latents(source="student", ddim_steps=50, aligned=False),
+        tuning=Tuning(batch=1),
     ),
 }
-"""Named settings: ours; the paper's formulas; what the authors' released code does, quirks included."""
+"""Named settings: ours; the paper's formulas; what the authors' released code does, quirks
+included."""
 
 
 def preset(name: str) -> AP:

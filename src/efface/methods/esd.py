@@ -21,8 +21,10 @@ from efface.training import Run, Student, Tuning, finetune, make_edit, provenanc
 class ESD:
     """Erase by negative guidance; optionally preserve fixed words.
 
-    Source: arXiv:2303.07345, section 4; with ``keep`` the "preserve a word" control of arXiv:2410.15618, figure 1b
-    (there with the latents of the erased concept for both terms, as here). Left out: nothing of the loss; latents come
+    Source: arXiv:2303.07345, section 4; with ``keep`` the "preserve a word" control of
+    arXiv:2410.15618, figure 1b
+    (there with the latents of the erased concept for both terms, as here). Left out: nothing of the
+    loss; latents come
     from a bank of the frozen model unless ``latents.source`` is ``student``.
     """
 
@@ -38,7 +40,11 @@ class ESD:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Train an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
-        about, began, before = provenance("esd", self, model, concepts), perf_counter(), model.counter.copy()
+        about, began, before = (
+            provenance("esd", self, model, concepts),
+            perf_counter(),
+            model.counter.copy(),
+        )
         source = source_of(model, concepts, self.latents, self.tuning.seed)
         kept = model.embed(self.keep) if self.keep else None
 
@@ -48,7 +54,9 @@ class ESD:
             if kept is None or not self.preserve:
                 return value
             cond = kept[torch.randint(0, len(kept), (len(b.z),), generator=g).to(b.z.device)]
-            return value + self.preserve * mse_loss(student(b.z, b.t, cond), model.predict(b.z, b.t, cond))
+            return value + self.preserve * mse_loss(
+                student(b.z, b.t, cond), model.predict(b.z, b.t, cond)
+            )
 
         weights = finetune(model, loss, self.tuning, run, about)
         return make_edit(weights, about, model.counter.since(before), began)

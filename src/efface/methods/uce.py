@@ -23,7 +23,8 @@ ROWS = ("subject", "all")
 class UCE:
     """One least-squares solve over all keys and values of the cross-attention.
 
-    Source: arXiv:2308.14761, section 4; row choice and defaults of the 2025 release. Left out: debiasing, and prompt
+    Source: arXiv:2308.14761, section 4; row choice and defaults of the 2025 release. Left out:
+    debiasing, and prompt
     expansion (give synonyms instead).
     """
 
@@ -34,11 +35,13 @@ class UCE:
     ridge: float = 0.5
     """λ, how much the maps hold on to themselves."""
     rows: str = "subject"
-    """Which text states stand for a prompt: its last word's (``subject``) or all of them, position by position (``all``)."""
+    """Which text states stand for a prompt: its last word's (``subject``) or all of them, position
+    by position (``all``)."""
     keep: tuple[str, ...] = ()
     """Words to be preserved."""
     vocabulary: str = ""
-    """Also preserve a whole vocabulary: names, tags, tokens, or a word list file; the erased concepts are left out."""
+    """Also preserve a whole vocabulary: names, tags, tokens, or a word list file; the erased
+    concepts are left out."""
 
     def __post_init__(self) -> None:
         pick(dict.fromkeys(ROWS), self.rows, "choice of rows")
@@ -49,16 +52,26 @@ class UCE:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Solve for an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
-        about, began, before = provenance("uce", self, model, concepts), perf_counter(), model.counter.copy()
+        about, began, before = (
+            provenance("uce", self, model, concepts),
+            perf_counter(),
+            model.counter.copy(),
+        )
         names = [n for c in concepts for n in c.names]
         anchors = [c.anchor for c in concepts for _ in c.names]
         words = list(self.keep)
         if self.vocabulary:
             words += load(self.vocabulary, model).without(concepts, model.tokenizer).words
-        maps = [n for n in text_maps(model.denoiser)]
+        maps = text_maps(model.denoiser)
         keep = self._vectors(model, list(dict.fromkeys(words))) if words else None
-        q = solve(self._vectors(model, names), self._vectors(model, anchors), keep, self.erase_scale,
-                  self.preserve_scale, self.ridge)
+        q = solve(
+            self._vectors(model, names),
+            self._vectors(model, anchors),
+            keep,
+            self.erase_scale,
+            self.preserve_scale,
+            self.ridge,
+        )
         own = model.parameters()
         weights = {n: (own[n].double() @ q.to(own[n].device)).float().cpu() for n in maps}
         return make_edit(weights, about, model.counter.since(before), began)
@@ -71,13 +84,17 @@ class UCE:
 
 
 def last_subject(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
-    """Position of each prompt's last word, (n,): before the end token; the start token for the null prompt."""
+    """Position of each prompt's last word, (n,); the start token for the null prompt."""
     limit = model.tokenizer.model_max_length
-    lengths = [min(len(model.tokenizer(p, add_special_tokens=False).input_ids), limit - 2) for p in prompts]
+    lengths = [
+        min(len(model.tokenizer(p, add_special_tokens=False).input_ids), limit - 2) for p in prompts
+    ]
     return torch.tensor(lengths)
 
 
-def solve(erased: Tensor, anchor: Tensor, keep: Tensor | None, s_e: float, s_p: float, ridge: float) -> Tensor:
+def solve(
+    erased: Tensor, anchor: Tensor, keep: Tensor | None, s_e: float, s_p: float, ridge: float
+) -> Tensor:
     """The matrix Q of the edit ``W' = W Q``, the same for every map (arXiv:2308.14761, equation 7).
 
     ``W'`` minimises s_e Σ|W'c - Wa|² + s_p Σ|(W' - W)p|² + ridge |W' - W|².

@@ -1,4 +1,4 @@
-"""Does the judge see the concept? Erasing success rate (ESR-k) and preserving success rate (PSR-k)."""
+"""Does the judge see the concept? Erasing and preserving success rates (ESR-k, PSR-k)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ class Seen:
     def of(self, names: Sequence[str]) -> Seen:
         """Only the pictures of these concepts."""
         wanted = set(names)
-        rows = torch.tensor([i for i, c in enumerate(self.concepts) if c in wanted], dtype=torch.long)
-        return Seen(tuple(self.concepts[i] for i in rows.tolist()), self.top1[rows], self.top5[rows])
+        rows = torch.tensor(
+            [i for i, c in enumerate(self.concepts) if c in wanted], dtype=torch.long
+        )
+        return Seen(
+            tuple(self.concepts[i] for i in rows.tolist()), self.top1[rows], self.top5[rows]
+        )
 
     @property
     def groups(self) -> Tensor:
@@ -55,23 +59,25 @@ def see(samples: Samples, judge: Judge) -> Seen:
 
 
 def esr(seen: Seen, erased: Sequence[str], k: int) -> Score:
-    """Erasing success rate: percent of the erased concepts' pictures *without* the concept in the judge's top k.
+    """Erasing success rate in percent.
 
+    The share of the erased concepts' pictures *without* the concept in the judge's top k.
     Higher is better. Wilson interval. Source: arXiv:2410.15618, section 4.1.
     """
     return rate(~seen.of(erased).hits(k))
 
 
 def psr(seen: Seen, preserved: Sequence[str], k: int) -> Score:
-    """Preserving success rate: percent of the preserved concepts' pictures *with* the concept in the judge's top k.
+    """Preserving success rate in percent.
 
+    The share of the preserved concepts' pictures *with* the concept in the judge's top k.
     Higher is better. Wilson interval. Source: arXiv:2410.15618, section 4.1.
     """
     return rate(seen.of(preserved).hits(k))
 
 
 def psr_difference(a: Seen, b: Seen, preserved: Sequence[str], k: int) -> Score:
-    """PSR-k of ``a`` minus that of ``b``, in points, paired by picture; the interval draws whole concepts."""
+    """PSR-k of ``a`` minus that of ``b``, in points; paired, the interval draws whole concepts."""
     x, y = a.of(preserved), b.of(preserved)
     if x.concepts != y.concepts:
         raise ValueError("a paired difference needs the same pictures on both sides.")
@@ -79,7 +85,7 @@ def psr_difference(a: Seen, b: Seen, preserved: Sequence[str], k: int) -> Score:
 
 
 def table(seen: Seen, erased: Sequence[str], neighbours: Sequence[str]) -> dict[str, Score]:
-    """The scores of an edit by name: ESR-k of the erased, PSR-k of all others and of the named neighbours."""
+    """Scores by name: ESR-k of the erased, PSR-k of all others and of the named neighbours."""
     others = [c for c in dict.fromkeys(seen.concepts) if c not in set(erased)]
     near = [c for c in others if c in set(neighbours)]
     found: dict[str, Score] = {}

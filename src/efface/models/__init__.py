@@ -14,8 +14,18 @@ from efface.models.stable_diffusion import GROUPS, PICKLES, group_names, refuse_
 from efface.models.stable_diffusion import load as load_stable_diffusion
 
 __all__ = [
-    "GROUPS", "MODELS", "Conditioning", "Counter", "DiffusionModel", "Shipped", "Weights", "group_names", "load", "mix",
-    "stack", "text_maps",
+    "GROUPS",
+    "MODELS",
+    "Conditioning",
+    "Counter",
+    "DiffusionModel",
+    "Shipped",
+    "Weights",
+    "group_names",
+    "load",
+    "mix",
+    "stack",
+    "text_maps",
 ]
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -33,23 +43,32 @@ class Shipped:
 
 
 MODELS = {
-    "emoji": Shipped(ASSETS / "emoji", steps=12, guidance=4.0, lr=1e-4,
-                     about="312 concepts in 6 drawing styles, 64x64 pixels; trained on licensed emoji drawings"),
+    "emoji": Shipped(
+        ASSETS / "emoji",
+        steps=12,
+        guidance=4.0,
+        lr=1e-4,
+        about="312 concepts in 6 drawing styles, 64x64 pixels; trained on licensed emoji drawings",
+    ),
 }
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def load(name_or_path: str | Path, dtype: str = "fp32", device: str | None = None) -> DiffusionModel:
+def load(
+    name_or_path: str | Path, dtype: str = "fp32", device: str | None = None
+) -> DiffusionModel:
     """Open a model: a shipped name, a local diffusers folder, or a hub id.
 
     Args:
-        name_or_path: ``emoji``, a folder with ``model_index.json``, or ``owner/model`` on the Hugging Face hub.
+        name_or_path: ``emoji``, a folder with ``model_index.json``, or ``owner/model`` on the
+            Hugging Face hub.
         dtype: ``fp32``, ``fp16`` or ``bf16``; what is trained stays fp32.
         device: a torch device; None: CUDA, else MPS, else the CPU.
 
     Raises:
-        UserError: unknown name, dtype or device, or a model that cannot be read (see the family's file).
+        UserError: unknown name, dtype or device, or a model that cannot be read (see the family's
+        file).
     """
     name, precision = str(name_or_path), pick(DTYPES, dtype, "dtype")
     where = pick_device(device)
@@ -62,7 +81,9 @@ def load(name_or_path: str | Path, dtype: str = "fp32", device: str | None = Non
     if path.suffix in PICKLES:
         refuse_pickle(path)
     if path.is_file():
-        raise UserError(f"{name!r} is a single file; efface reads diffusers folders (with model_index.json).")
+        raise UserError(
+            f"{name!r} is a single file; efface reads diffusers folders (with model_index.json)."
+        )
     if path.is_dir():
         return load_stable_diffusion(path, name, precision, where)
     if name.count("/") != 1 or path.parent.exists():
@@ -84,7 +105,9 @@ def download(hub_id: str) -> Path:
         unwanted = ["*.fp16.*", "*non_ema*", "safety_checker/*", "*.ckpt"]
         return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=unwanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        raise UserError(f"cannot fetch {hub_id!r} from the hub: {' '.join(str(e).split())[:200]}") from None
+        raise UserError(
+            f"cannot fetch {hub_id!r} from the hub: {' '.join(str(e).split())[:200]}"
+        ) from None
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -96,5 +119,7 @@ def pick_device(device: str | None) -> torch.device:
         found = torch.device(device)
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError) as e:
-        raise UserError(f"device {device!r} cannot be used here: {str(e).splitlines()[0][:150]}") from None
+        raise UserError(
+            f"device {device!r} cannot be used here: {str(e).splitlines()[0][:150]}"
+        ) from None
     return found

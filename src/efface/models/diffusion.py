@@ -22,7 +22,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclass
 class Counter:
-    """Evaluations of the denoiser, counted where they happen: one is one sample through the network once."""
+    """Evaluations of the denoiser, counted where they happen: a sample through it is one."""
 
     forward: int = 0
     backward: int = 0
@@ -41,7 +41,8 @@ class DiffusionModel:
     """The parts of a diffusers pipeline, frozen, and what can be asked of them.
 
     The denoiser is never copied: an edited model is this one with some of its weights laid over
-    (``weights=`` in every verb). Predictions are always the noise ε, whatever the model was trained to predict.
+    (``weights=`` in every verb). Predictions are always the noise ε, whatever the model was trained
+    to predict.
     """
 
     name: str
@@ -51,7 +52,8 @@ class DiffusionModel:
     denoiser: nn.Module
     vae: Any
     scheduler: Any
-    """The model's own diffusers scheduler; :meth:`generate` uses it, rollouts use DDIM with the same schedule."""
+    """The model's own diffusers scheduler; :meth:`generate` uses it, rollouts use DDIM with the
+    same schedule."""
     base: str
     """Hash of the denoiser's weights as stored: what an edit remembers of its base."""
     steps: int = 50
@@ -111,8 +113,11 @@ class DiffusionModel:
         parts = []
         for i in range(0, len(prompts), batch):
             ids = self.tokenizer(
-                list(prompts[i : i + batch]), padding="max_length", truncation=True,
-                max_length=self.tokenizer.model_max_length, return_tensors="pt",
+                list(prompts[i : i + batch]),
+                padding="max_length",
+                truncation=True,
+                max_length=self.tokenizer.model_max_length,
+                return_tensors="pt",
             ).input_ids
             states = self.text_encoder(ids.to(self.device))[0]
             parts.append(Conditioning(states.to(self.dtype)))
@@ -127,14 +132,19 @@ class DiffusionModel:
             ids = self.tokenizer(prompt, add_special_tokens=False).input_ids
             if len(ids) > limit - 2:
                 lost = self.tokenizer.decode(ids[limit - 2 :])
-                warnings.warn(f"the prompt is longer than {limit} tokens; cut off: {lost!r}", stacklevel=3)
+                warnings.warn(
+                    f"the prompt is longer than {limit} tokens; cut off: {lost!r}", stacklevel=3
+                )
 
     # -- predict -------------------------------------------------------------------------------
 
-    def predict(self, z: Tensor, t: Tensor, cond: Conditioning, weights: Weights | None = None) -> Tensor:
+    def predict(
+        self, z: Tensor, t: Tensor, cond: Conditioning, weights: Weights | None = None
+    ) -> Tensor:
         """The noise that the model sees in a latent.
 
-        Without ``weights`` this is the frozen model and no gradient is kept for it, except through ``cond``.
+        Without ``weights`` this is the frozen model and no gradient is kept for it, except through
+        ``cond``.
 
         Args:
             z: noisy latents, (B, C, H, W).
@@ -160,7 +170,9 @@ class DiffusionModel:
         a = self.alphas[t].float().view(-1, 1, 1, 1)
         if kind == "v_prediction":  # arXiv:2202.00512, appendix D: v = sqrt(a) eps - sqrt(1-a) x0
             return a.sqrt() * out + (1 - a).sqrt() * z
-        raise UserError(f"models that predict {kind!r} are not supported; epsilon and v_prediction are.")
+        raise UserError(
+            f"models that predict {kind!r} are not supported; epsilon and v_prediction are."
+        )
 
     # -- rollout -------------------------------------------------------------------------------
 
@@ -172,18 +184,29 @@ class DiffusionModel:
         """A DDIM scheduler of this model's noise schedule, ``steps`` leading timesteps plus one."""
         from diffusers import DDIMScheduler
 
-        config = {**self.scheduler.config, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False,
-                  "timestep_spacing": "leading"}
+        config = {
+            **self.scheduler.config,
+            "steps_offset": 1,
+            "set_alpha_to_one": False,
+            "clip_sample": False,
+            "timestep_spacing": "leading",
+        }
         scheduler = DDIMScheduler.from_config(config)
         scheduler.set_timesteps(steps, device=self.device)
         return scheduler
 
     @torch.no_grad()
     def rollout(
-        self, z: Tensor, cond: Conditioning, scheduler: Any, span: range, guidance: float,
-        weights: Weights | None = None, visit: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+        self,
+        z: Tensor,
+        cond: Conditioning,
+        scheduler: Any,
+        span: range,
+        guidance: float,
+        weights: Weights | None = None,
+        visit: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """Partly denoise latents by deterministic DDIM with classifier-free guidance against the null prompt.
+        """Partly denoise latents by deterministic DDIM with classifier-free guidance.
 
         Args:
             z: latents at the first timestep of ``span``, (B, C, H, W).
@@ -192,7 +215,8 @@ class DiffusionModel:
             span: indices into its timesteps to be stepped through, in order.
             guidance: scale; 1 leaves the null prompt out.
             weights: laid over the denoiser's own.
-            visit: called before each step with (index, latents, ε of the null prompt, ε of ``cond``).
+            visit: called before each step with (index, latents, ε of the null prompt, ε of
+                ``cond``).
 
         Returns:
             The latents after the last step.
@@ -224,12 +248,19 @@ class DiffusionModel:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], steps: int | None = None, guidance: float | None = None,
-        weights: Weights | None = None, batch: int = 32, progress: bool = False,
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+        weights: Weights | None = None,
+        batch: int = 32,
+        progress: bool = False,
     ) -> Iterator[Tensor]:
         """Make a picture for each (prompt, seed), in order.
 
-        The start noise comes from the seed alone, drawn on the CPU, so that a picture does not depend on the
+        The start noise comes from the seed alone, drawn on the CPU, so that a picture does not
+        depend on the
         pictures made beside it, nor on the device.
 
         Args:
@@ -253,15 +284,21 @@ class DiffusionModel:
         bar = tqdm(total=len(prompts), desc="generate", unit="picture", disable=not progress)
         for i in range(0, len(prompts), batch):
             some = prompts[i : i + batch]
-            noise = [torch.randn((1, *self.latent_shape), generator=torch.Generator().manual_seed(s))
-                     for s in seeds[i : i + batch]]
+            noise = [
+                torch.randn((1, *self.latent_shape), generator=torch.Generator().manual_seed(s))
+                for s in seeds[i : i + batch]
+            ]
             z = torch.cat(noise).to(self.device)
             yield from self.decode(self._sample(z, self.embed(some), steps, guidance, weights))
             bar.update(len(some))
         bar.close()
 
-    def _sample(self, z: Tensor, cond: Conditioning, steps: int, guidance: float, weights: Weights | None) -> Tensor:
-        scheduler = type(self.scheduler).from_config({**self.scheduler.config, "prediction_type": "epsilon"})
+    def _sample(
+        self, z: Tensor, cond: Conditioning, steps: int, guidance: float, weights: Weights | None
+    ) -> Tensor:
+        scheduler = type(self.scheduler).from_config(
+            {**self.scheduler.config, "prediction_type": "epsilon"}
+        )
         scheduler.set_timesteps(steps, device=self.device)
         null = self.embed([""] * len(z))
         both = stack([null, cond])
@@ -271,7 +308,9 @@ class DiffusionModel:
             if guidance == 1:
                 eps = self.predict(x, t.expand(len(z)), cond, weights)
             else:
-                e0, e1 = self.predict(torch.cat([x, x]), t.expand(2 * len(z)), both, weights).chunk(2)
+                e0, e1 = self.predict(torch.cat([x, x]), t.expand(2 * len(z)), both, weights).chunk(
+                    2
+                )
                 eps = e0 + guidance * (e1 - e0)
             z = scheduler.step(eps, t, z, return_dict=False)[0]
         return z

@@ -21,15 +21,17 @@ GROUPS: Mapping[str, Callable[[str], bool]] = {
     "xattn": lambda n: ".attn2." in n,
     "kv": lambda n: ".attn2.to_k." in n or ".attn2.to_v." in n,
     "selfattn": lambda n: ".attn1." in n,
-    "noxattn": lambda n: ".attn2." not in n
-    and not re.match(r"(conv_norm_out|conv_out|time_embedding)\.", n),
+    "noxattn": lambda n: (
+        ".attn2." not in n and not re.match(r"(conv_norm_out|conv_out|time_embedding)\.", n)
+    ),
     "full": lambda n: True,
 }
-"""Which of the denoiser's parameters a weight group holds, by name (arXiv:2303.07345, section 4.1; arXiv:2410.15618)."""
+"""Which of the denoiser's parameters a weight group holds, by name (arXiv:2303.07345, section 4.1;
+arXiv:2410.15618)."""
 
 
 def text_maps(denoiser: nn.Module) -> list[str]:
-    """Names of the weights (out, D) that read text states linearly: the keys and values of the cross-attention."""
+    """Names of the weights (out, D) that read text states: cross-attention keys and values."""
     return [n for n, _ in denoiser.named_parameters() if GROUPS["kv"](n)]
 
 
@@ -41,12 +43,16 @@ def load(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> D
         name: what the user called it.
 
     Raises:
-        UserError: not such a folder, another architecture, pickled weights, broken files, or NaN in the weights.
+        UserError: not such a folder, another architecture, pickled weights, broken files, or NaN in
+        the weights.
     """
     index = read_json(folder / "model_index.json", "this is no diffusers model folder")
     kind = index.get("_class_name")
     if kind != "StableDiffusionPipeline":
-        raise UserError(f"{name!r} is a {kind}; efface reads StableDiffusionPipeline (Stable Diffusion 1.x and 2.x).")
+        raise UserError(
+            f"{name!r} is a {kind}; efface reads StableDiffusionPipeline "
+            "(Stable Diffusion 1.x and 2.x)."
+        )
     for part in ("unet", "vae", "text_encoder"):
         check_files(folder / part)
     import diffusers
@@ -55,14 +61,20 @@ def load(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> D
     options = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
     unet = open_part(diffusers.UNet2DConditionModel, folder / "unet", **options)
     vae = open_part(diffusers.AutoencoderKL, folder / "vae", **options)
-    text = open_part(transformers.CLIPTextModel, folder / "text_encoder", dtype=dtype, use_safetensors=True)
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    text = open_part(
+        transformers.CLIPTextModel, folder / "text_encoder", dtype=dtype, use_safetensors=True
+    )
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(
+        folder / "tokenizer", local_files_only=True
+    )
     config = read_json(folder / "scheduler" / "scheduler_config.json", "the model has no scheduler")
     scheduler = pick_scheduler(config).from_config(config)
     for part_name, part in (("unet", unet), ("vae", vae), ("text_encoder", text)):
         check_finite(part, folder / part_name)
         part.to(device)
-    return DiffusionModel(name, tokenizer, text, unet, vae, scheduler, base=hash_files(folder / "unet"))
+    return DiffusionModel(
+        name, tokenizer, text, unet, vae, scheduler, base=hash_files(folder / "unet")
+    )
 
 
 def pick_scheduler(config: dict[str, Any]) -> Any:
@@ -71,7 +83,9 @@ def pick_scheduler(config: dict[str, Any]) -> Any:
 
     name = config.get("_class_name", "")
     if not name.endswith("Scheduler") or not hasattr(diffusers, name):
-        raise UserError(f"the model's scheduler {name!r} is unknown to diffusers {diffusers.__version__}.")
+        raise UserError(
+            f"the model's scheduler {name!r} is unknown to diffusers {diffusers.__version__}."
+        )
     return getattr(diffusers, name)
 
 
@@ -93,13 +107,17 @@ def check_files(folder: Path) -> None:
     pickled = next((p for p in sorted(folder.glob("*")) if p.suffix in PICKLES), None)
     if pickled is not None:
         refuse_pickle(pickled)
-    raise UserError(f"no *.safetensors in {str(folder)!r}: the download is incomplete, or this is no model folder.")
+    raise UserError(
+        f"no *.safetensors in {str(folder)!r}: "
+        "the download is incomplete, or this is no model folder."
+    )
 
 
 def refuse_pickle(path: Path) -> None:
     """A pickle runs whatever code its author put in: never opened."""
     raise UserError(
-        f"{str(path)!r} is a pickle, which can run any code when opened; only safetensors are read. "
+        f"{str(path)!r} is a pickle, which can run any code when opened; "
+        "only safetensors are read. "
         "Convert it on a machine you can lose, or download the model's safetensors."
     )
 
@@ -113,10 +131,15 @@ def open_part(cls: Any, folder: Path, **options: Any) -> nn.Module:
     import safetensors
 
     try:
-        found: tuple[nn.Module, dict[str, Any]] = cls.from_pretrained(folder, output_loading_info=True, **options)
+        found: tuple[nn.Module, dict[str, Any]] = cls.from_pretrained(
+            folder, output_loading_info=True, **options
+        )
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as e:
         reason = " ".join(str(e).split())
-        raise UserError(f"cannot open {str(folder)!r}: truncated, damaged or another architecture ({reason[:300]})") from None
+        raise UserError(
+            f"cannot open {str(folder)!r}: truncated, damaged or another architecture "
+            f"({reason[:300]})"
+        ) from None
     module, info = found
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         wrong = [k for k in info.get(what, ()) if "position_ids" not in str(k)]
@@ -132,7 +155,9 @@ def check_finite(module: nn.Module, folder: Path) -> None:
     """Refuse weights with NaN or infinity, naming the first tensor that has one."""
     for name, w in module.named_parameters():
         if not torch.isfinite(w).all():
-            raise UserError(f"the weights in {str(folder)!r} are damaged: {name!r} holds NaN or infinity.")
+            raise UserError(
+                f"the weights in {str(folder)!r} are damaged: {name!r} holds NaN or infinity."
+            )
 
 
 def hash_files(folder: Path) -> str:

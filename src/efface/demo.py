@@ -1,0 +1,46 @@
+"""Erase one everyday concept from the shipped model, and show what it cost: ``make demo``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from efface.benchmark import shipped
+from efface.commands import Erase, parsed, print_scores, run_erase, scored
+from efface.edit import Edit
+from efface.methods import AP
+from efface.models import load
+from efface.training import Tuning
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo erases, and how long it takes over it."""
+
+    concept: str = "beer mug"
+    """One of the shipped model's concepts."""
+    updates: int = 150
+    """Weight updates."""
+    pictures: int = 4
+    """Pictures of each concept that are scored, before and after."""
+    out: Path = Path("runs/demo")
+    """The run's folder."""
+
+
+def run(args: list[str]) -> int:
+    """Erase with adversarial preservation, score, and say where the picture is."""
+    o = parsed(Demo, args, "efface demo")
+    bench = shipped()
+    method = AP(tuning=replace(Tuning(), updates=o.updates))
+    print(f"Erasing {o.concept!r} from the shipped model with adversarial preservation …\n")
+    run_erase("ap", method, Erase(concept=(o.concept,), out=o.out))
+    edit, model = Edit.load(o.out), load("emoji")
+    others = [*bench.near([o.concept]), *[n for n in bench.names[::8] if n != o.concept]]
+    found = scored(model, edit, [o.concept], others, o.pictures, None, o.out / "samples")
+    print(
+        "\nESR: pictures without the erased concept. "
+        "PSR: pictures that still show what they should."
+    )
+    print_scores(found)
+    print(f"\nLook at {o.out / 'before-after.png'} (above: before, below: after, same seeds).")
+    return 0
