@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.models import MODELS, DiffusionModel
+from efface.models import DiffusionModel, stored_dtype
 
 FORMAT = "efface-edit-1"
 
@@ -155,8 +155,10 @@ def write(path: Path, save: Any) -> None:
 def merge(model: DiffusionModel, edit: Edit, out: Path) -> Path:
     """Write a whole diffusers folder with the edit in it, whole or not at all.
 
+    The weights are stored in the precision that the base model's are stored in.
+
     Args:
-        model: the base, opened from a folder or shipped.
+        model: the base, opened from a folder, from the hub, or shipped.
         out: a folder that does not exist yet.
 
     Raises:
@@ -165,24 +167,18 @@ def merge(model: DiffusionModel, edit: Edit, out: Path) -> Path:
     edit.check(model)
     if out.exists():
         raise UserError(f"{str(out)!r} exists already; name a folder that does not.")
+    if model.folder is None:
+        raise UserError(f"{model.name!r} was not opened from a folder: nothing to merge into.")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    source = MODELS[model.name].folder if model.name in MODELS else Path(model.name)
+    dtype = stored_dtype(model.folder / "unet")
     try:
-        if source.is_dir():
-            shutil.copytree(source, part, ignore=shutil.ignore_patterns("unet"))
+        shutil.copytree(model.folder, part, ignore=shutil.ignore_patterns("unet"))
+        (part / "unet").mkdir()
+        shutil.copy(model.folder / "unet" / "config.json", part / "unet")
         with edit.applied(model):
-            dtype = edit.meta.get("stored_dtype", "float16" if model.name in MODELS else None)
-            unet = model.denoiser
-            state = {
-                k: v.to(getattr(torch, dtype)) if dtype else v for k, v in unet.state_dict().items()
-            }
-            (part / "unet").mkdir(parents=True)
-            unet.save_config(part / "unet")  # type: ignore[operator]
-            save_file(
-                {k: v.contiguous() for k, v in state.items()},
-                part / "unet" / "diffusion_pytorch_model.safetensors",
-                {"format": "pt"},
-            )
+            state = {k: v.to(dtype).contiguous() for k, v in model.denoiser.state_dict().items()}
+            weights = part / "unet" / "diffusion_pytorch_model.safetensors"
+            save_file(state, weights, {"format": "pt"})
         (part / "efface.json").write_text(json.dumps(dict(edit.meta), indent=1) + "\n")
         os.replace(part, out)
     except (OSError, SafetensorError) as e:

@@ -10,7 +10,14 @@ import torch
 from efface.errors import UserError, pick
 from efface.models.conditioning import Conditioning, mix, stack
 from efface.models.diffusion import Counter, DiffusionModel, Weights
-from efface.models.stable_diffusion import GROUPS, PICKLES, group_names, refuse_pickle, text_maps
+from efface.models.stable_diffusion import (
+    GROUPS,
+    PICKLES,
+    group_names,
+    refuse_pickle,
+    stored_dtype,
+    text_maps,
+)
 from efface.models.stable_diffusion import load as load_stable_diffusion
 
 __all__ = [
@@ -25,6 +32,7 @@ __all__ = [
     "load",
     "mix",
     "stack",
+    "stored_dtype",
     "text_maps",
 ]
 

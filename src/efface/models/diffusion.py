@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +63,8 @@ class DiffusionModel:
     """Default scale of classifier-free guidance."""
     lr: float = 1e-5
     """Default learning rate of a fine-tuning."""
+    folder: Path | None = None
+    """The diffusers folder that it was opened from."""
     counter: Counter = field(default_factory=Counter)
 
     def __post_init__(self) -> None:

@@ -72,9 +72,8 @@ def load(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> D
     for part_name, part in (("unet", unet), ("vae", vae), ("text_encoder", text)):
         check_finite(part, folder / part_name)
         part.to(device)
-    return DiffusionModel(
-        name, tokenizer, text, unet, vae, scheduler, base=hash_files(folder / "unet")
-    )
+    base = hash_files(folder / "unet")
+    return DiffusionModel(name, tokenizer, text, unet, vae, scheduler, base, folder=folder)
 
 
 def pick_scheduler(config: dict[str, Any]) -> Any:
@@ -168,6 +167,15 @@ def hash_files(folder: Path) -> str:
             while block := f.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The precision that a folder's safetensors are stored in (of their first tensor)."""
+    from safetensors import safe_open
+
+    with safe_open(sorted(folder.glob("*.safetensors"))[0], "pt") as f:
+        first: torch.Tensor = f.get_tensor(next(iter(f.keys())))
+    return first.dtype
 
 
 def group_names(denoiser: nn.Module, group: str) -> list[str]:
