@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,9 +12,57 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from efface.concepts import Concept
 from efface.models import ASSETS, DiffusionModel, load
+from efface.training import Run
 
 torch.set_num_threads(1)  # tiny models on a busy machine: many times faster
+
+QUIET = Run(progress=False)
+CHURCH = Concept("church")
+DOG = Concept("dog", anchor="cat", synonyms=("hound",))
+WORDS = [
+    f"{a} {b}"
+    for a in ("red", "blue", "big", "small")
+    for b in ("house", "cow", "sun", "tree", "river")
+]
+
+
+def quick(method, words, updates=2):
+    """A method with its settings made small; whatever it does not have is left alone."""
+    small = {
+        "latents": {"ddim_steps": 3, "trajectories": 2},
+        "search": {"refresh": 2, "probes": 2, "top": 3},
+        "tuning": {"updates": updates, "save_every": 2},
+    }
+    changes = {
+        name: dataclasses.replace(getattr(method, name), **values)
+        for name, values in small.items()
+        if hasattr(method, name)
+    }
+    if "tuning" in changes and method.tuning.batch > 2:
+        changes["tuning"] = dataclasses.replace(changes["tuning"], batch=2)
+    if getattr(method, "vocabulary", ""):
+        changes["vocabulary"] = str(words)
+    if getattr(method, "pool_size", 0):
+        changes["pool_size"] = 6
+    return dataclasses.replace(method, **changes)
+
+
+def shaken(model, group="xattn", by=0.2, seed=0):
+    """Weights of a group, moved at random: what a training may come to."""
+    from efface.models import group_names
+
+    g, own = torch.Generator().manual_seed(seed), model.parameters()
+    return {
+        k: own[k] + by * own[k].std() * torch.randn(own[k].shape, generator=g)
+        for k in group_names(model.denoiser, group)
+    }
+
+
+def same_weights(a, b):
+    """Whether two dicts of tensors are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="session")
@@ -83,11 +132,36 @@ def tiny_folder(tokenizer, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def tiny(tiny_folder) -> DiffusionModel:
+@pytest.fixture(scope="session")
+def other_folder(tokenizer, tmp_path_factory):
+    """The same architecture with other weights."""
+    folder = tmp_path_factory.mktemp("other") / "model"
+    tiny_pipeline(tokenizer, seed=1).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory):
+    """A word list file."""
+    path = tmp_path_factory.mktemp("words") / "words.txt"
+    path.write_text("\n".join(WORDS) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_folder):
     model = load(tiny_folder, device="cpu")
-    model.steps, model.lr = 4, 1e-3
-    return model
+    return model, {k: p.clone() for k, p in model.parameters().items()}
+
+
+@pytest.fixture
+def tiny(loaded, tiny_folder) -> DiffusionModel:
+    """The tiny model; whatever a test does with it, its weights must be the same afterwards."""
+    model, before = loaded
+    model.name, model.steps, model.lr = str(tiny_folder), 4, 1e-3
+    yield model
+    assert same_weights(model.parameters(), before)
+    assert not any(p.requires_grad for p in model.parameters().values())
 
 
 @pytest.fixture(scope="session")

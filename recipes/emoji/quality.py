@@ -14,7 +14,7 @@ from efface.scores import rate
 
 SEEDS = range(8)
 CARD = """---
-license: cc-by-4.0
+license: apache-2.0
 pipeline_tag: text-to-image
 library_name: diffusers
 ---

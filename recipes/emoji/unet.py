@@ -13,7 +13,6 @@ from common import (
     TEMPLATES,
     WORDS,
     article,
-    augment,
     captions,
     checkpoint,
     concepts,
@@ -34,8 +33,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-VIEWS = 6
-"""Augmented copies of each drawing whose latents are computed once."""
 NO_TEXT = 0.1
 """Share of empty captions, for classifier-free guidance."""
 TAGS = 0.1
@@ -80,18 +77,9 @@ def build() -> UNet2DConditionModel:
 
 @torch.no_grad()
 def latents_of(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """Scaled latents (VIEWS, N, 12, 8, 8) of augmented copies; kept on disk, for a resumed run."""
-    path = BUILD / "latents.pt"
-    if path.exists():
-        return torch.load(path, weights_only=True)
-    g = torch.Generator().manual_seed(0)
-    views = [
-        torch.cat([vae.encode(b).latent_dist.mean for b in augment(x, g).split(64)])
-        for _ in tqdm(range(VIEWS), desc="latents")
-    ]
-    z = torch.stack(views) * vae.config.scaling_factor
-    torch.save(z, path)
-    return z
+    """Scaled latents (N, 12, 8, 8) of the drawings as they are: moved or mirrored copies cost too many steps."""
+    z = [vae.encode(b).latent_dist.mean for b in tqdm(x.split(64), desc="latents")]
+    return torch.cat(z) * vae.config.scaling_factor
 
 
 class Captions:
@@ -203,7 +191,7 @@ def main() -> None:
         ):
             g, draw = torch.Generator().manual_seed(step), random.Random(step)
             rows = torch.randint(0, len(x), (a.batch,), generator=g)
-            z = z0[torch.randint(0, len(z0), (a.batch,), generator=g), rows]
+            z = z0[rows]
             said = [
                 "" if draw.random() < NO_TEXT else captions(int(c), int(s), draw, TAGS)[0]
                 for c, s in zip(concept[rows], style[rows], strict=True)

@@ -145,7 +145,8 @@ def write(path: Path, save: Any) -> None:
         save(part)
         os.replace(part, path)
     except (OSError, SafetensorError) as e:
-        part.unlink(missing_ok=True)
+        if part.exists():  # not unlink(missing_ok): that raises below a file
+            part.unlink()
         reason = getattr(e, "strerror", None) or str(e)
         raise UserError(
             f"cannot write {str(path)!r}: {reason}; nothing was left half-written."

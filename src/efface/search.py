@@ -283,4 +283,6 @@ def own_latents(
             "latents of the preserved concepts' own need rollouts: "
             "choose latents from 'student' or 'frozen'."
         )
-    return source.latents(cond.detach(), batch.draw, student.weights)
+    rows = torch.arange(len(cond), device=batch.z.device) % len(batch.z)
+    draw = batch.draw._replace(noise=batch.draw.noise[rows])
+    return source.latents(cond.detach(), draw, student.weights)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from efface.edit import Edit
 from efface.models import DiffusionModel
@@ -19,12 +20,12 @@ def moved(
     latents: int = 2,
     seed: int = 0,
     batch: int = 128,
+    progress: bool = True,
 ) -> Tensor:
     """Relative change of the predicted noise for each word, (K,); 0 is untouched.
 
     The mean over shared latents of ‖ε' - ε‖² / ‖ε‖². The latents are steps of unconditional
-    trajectories of the base
-    model, evenly spread over the noise levels.
+    trajectories of the base model, evenly spread over the noise levels.
 
     Args:
         latents: shared latents, each at a noise level of its own.
@@ -48,12 +49,15 @@ def moved(
     at = [round((i + 1) * 20 / (latents + 1)) for i in range(latents)]
     rows = model.embed(words)
     total = torch.zeros(len(words))
+    bar = tqdm(total=latents * len(words), desc="harm", unit="word", disable=not progress)
     for k in at:
         for i in range(0, len(words), batch):
             cond = rows[slice(i, i + batch)]
+            bar.update(len(cond))
             z, t = path[k].expand(len(cond), -1, -1, -1), scheduler.timesteps[k].expand(len(cond))
             before, after = model.predict(z, t, cond), model.predict(z, t, cond, weights)
             total[i : i + batch] += (
                 (after - before).square().sum((1, 2, 3)) / before.square().sum((1, 2, 3))
             ).cpu()
+    bar.close()
     return total / latents

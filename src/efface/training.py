@@ -142,7 +142,7 @@ def finetune(
         value = loss(student, torch.Generator().manual_seed(tuning.seed * 1_000_003 + update))
         if not torch.isfinite(value):
             raise UserError(
-                f"the loss of update {update} is {float(value)}: stopped; "
+                f"the loss of update {update} is {float(value.detach())}: stopped; "
                 "lower the learning rate, or use fp32."
             )
         value.backward()  # type: ignore[no-untyped-call]
@@ -200,13 +200,13 @@ class Checkpoint:
             return 0
         try:
             with safe_open(self.path, "pt") as f:
-                meta = f.metadata()
+                meta = f.metadata() or {}
                 tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError) as e:
             raise UserError(
                 f"the checkpoint {str(self.path)!r} is damaged ({e}); delete it to start afresh."
             ) from None
-        if meta["run"] != self.fingerprint:
+        if meta.get("run") != self.fingerprint:
             raise UserError(
                 f"{str(self.path.parent)!r} holds an unfinished run with other settings; "
                 "give another --out, or delete it to start afresh."

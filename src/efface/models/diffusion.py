@@ -114,7 +114,8 @@ class DiffusionModel:
         """
         self.warn_long(prompts)
         parts = []
-        for i in range(0, len(prompts), batch):
+        few = len(prompts) < 4000
+        for i in tqdm(range(0, len(prompts), batch), desc="embed", disable=few):
             ids = self.tokenizer(
                 list(prompts[i : i + batch]),
                 padding="max_length",

@@ -1,0 +1,277 @@
+import json
+import pickle
+import struct
+
+import pytest
+import torch
+from conftest import CHURCH, QUIET, quick, same_weights, shaken, tiny_pipeline
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from efface import edit as edit_module
+from efface import training
+from efface.edit import Edit, merge, write
+from efface.errors import UserError
+from efface.methods import ESD, UCE
+from efface.models import load
+from efface.training import Run
+
+
+@pytest.fixture
+def edit(tiny):
+    return UCE().erase(tiny, [CHURCH], QUIET)
+
+
+@pytest.fixture
+def saved(edit, tmp_path):
+    edit.save(tmp_path / "edit.safetensors")
+    return tmp_path / "edit.safetensors"
+
+
+def full_disk(tensors, path, metadata=None):
+    """Write a bit, then find that there is no more room."""
+    path.write_bytes(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def test_an_edit_comes_back_as_it_was(edit, saved):
+    back = Edit.load(saved)
+    assert same_weights(dict(back.weights), dict(edit.weights))
+    assert back.digest == edit.digest
+    assert dict(back.meta) == json.loads(json.dumps(dict(edit.meta)))
+
+
+def test_an_edit_is_found_in_its_run_folder(edit, saved):
+    assert Edit.load(saved.parent).digest == edit.digest
+
+
+def test_the_digest_depends_on_names_shapes_types_and_every_bit():
+    def digest(**weights):
+        return Edit(weights).digest
+
+    x = torch.arange(6.0).view(2, 3)
+    nudged = x.clone()
+    nudged.view(torch.int32)[1, 2] ^= 1
+    seen = {
+        digest(a=x),
+        digest(b=x),
+        digest(a=x.view(3, 2)),
+        digest(a=x.half()),
+        digest(a=nudged),
+        digest(a=torch.tensor(1.0)),
+    }
+    assert len(seen) == 6
+    assert digest(a=x, b=nudged) == Edit({"b": nudged, "a": x.clone()}).digest
+    assert digest(a=x.T) == digest(a=x.T.contiguous())
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.7, 1.0])
+def test_a_flipped_bit_in_the_tensors_is_caught(saved, where):
+    raw = bytearray(saved.read_bytes())
+    start = 8 + struct.unpack("<Q", raw[:8])[0]
+    raw[start + round(where * (len(raw) - 1 - start))] ^= 1
+    saved.write_bytes(raw)
+    with pytest.raises(UserError, match="is damaged: its weights hash to"):
+        Edit.load(saved)
+
+
+def test_no_flipped_bit_in_the_header_ends_in_a_traceback(saved):
+    raw = saved.read_bytes()
+    end, failed = 8 + struct.unpack("<Q", raw[:8])[0], []
+    for i in range(0, end, 7):
+        bad = bytearray(raw)
+        bad[i] ^= 1 << (i % 8)
+        saved.write_bytes(bad)
+        try:
+            Edit.load(saved)
+        except UserError:
+            pass
+        except Exception as e:  # noqa: BLE001 (whatever it is, it is the finding)
+            failed.append(f"byte {i}: {e!r}"[:100])
+    assert not failed, f"{len(failed)}: {failed[:3]}"
+
+
+@pytest.mark.parametrize("left", [0, 4, 200, -1])
+def test_a_truncated_edit_is_refused(saved, left):
+    saved.write_bytes(saved.read_bytes()[:left])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        Edit.load(saved)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    for meta in (None, {"format": "pt"}):
+        save_file({"a": torch.zeros(2)}, tmp_path / "lora.safetensors", meta)
+        with pytest.raises(UserError, match="is no efface edit"):
+            Edit.load(tmp_path / "lora.safetensors")
+
+
+def test_a_pickle_is_refused_and_never_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    for name in ("edit.pt", "edit.bin", "edit.ckpt", "edit.safetensors"):
+        (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+        with pytest.raises(UserError, match="pickle|truncated or damaged"):
+            Edit.load(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_missing_edit_is_named(tmp_path):
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(UserError, match="no edit at"):
+            Edit.load(path)
+
+
+def test_another_base_is_refused_by_its_hash(edit, other_folder):
+    other = load(other_folder, device="cpu")
+    with pytest.raises(UserError, match=f"hash {edit.meta['base']}.*has hash {other.base}"):
+        edit.check(other)
+    with pytest.raises(UserError, match="load the model it was made for"), edit.applied(other):
+        pass
+
+
+def test_another_architecture_is_refused(edit, tiny):
+    name, w = next(iter(edit.weights.items()))
+    for weights, told in (
+        ({name: w[:, :-1]}, "in the edit"),
+        ({"somewhere.else": w}, "no such weight"),
+    ):
+        with pytest.raises(UserError, match=f"another architecture .*{told}"):
+            Edit(weights, edit.meta).on(tiny)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_edit_that_is_not_finite_is_refused(edit, tiny, bad):
+    weights = {k: w.clone() for k, w in edit.weights.items()}
+    last = list(weights)[-1]
+    weights[last][0, 0] = bad
+    with pytest.raises(UserError, match=f"damaged: '{last}' holds NaN"):
+        Edit(weights, edit.meta).check(tiny)
+
+
+def test_applied_puts_the_weights_in_and_the_old_ones_back_bit_for_bit(edit, tiny):
+    before = {k: p.clone() for k, p in tiny.parameters().items()}
+    with edit.applied(tiny) as model:
+        inside = {k: p.clone() for k, p in model.parameters().items()}
+    assert same_weights({k: inside[k] for k in edit.weights}, dict(edit.weights))
+    assert all(torch.equal(inside[k], before[k]) for k in before.keys() - edit.weights.keys())
+    assert same_weights(tiny.parameters(), before)
+
+    def fail_inside():
+        with edit.applied(tiny):
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
+    assert same_weights(tiny.parameters(), before)
+
+
+def test_applied_and_laid_over_draw_the_same_picture(edit, tiny):
+    over = torch.stack(list(tiny.generate(["church"], [3], weights=edit.on(tiny))))
+    with edit.applied(tiny):
+        inside = torch.stack(list(tiny.generate(["church"], [3])))
+    base = torch.stack(list(tiny.generate(["church"], [3])))
+    torch.testing.assert_close(over, inside, rtol=0, atol=1e-6)
+    assert not torch.allclose(over, base, atol=1e-4)
+
+
+# -- merge -------------------------------------------------------------------------------------
+
+
+def test_a_merged_folder_opens_in_stock_diffusers(tiny, tmp_path):
+    edit = Edit(shaken(tiny), {"base": tiny.base})
+    merge(tiny, edit, tmp_path / "merged")
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "merged")
+    own = tiny.parameters()
+    for name, w in pipe.unet.named_parameters():
+        assert torch.equal(w, edit.weights.get(name, own[name])), name
+    ours = torch.stack(list(tiny.generate(["church"], [0], weights=edit.on(tiny))))
+    again = load(tmp_path / "merged", device="cpu")
+    theirs = torch.stack(list(again.generate(["church"], [0], steps=tiny.steps)))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["merged"]
+
+
+def test_merging_leaves_the_model_as_it_was(tiny, edit, tmp_path):
+    before = {k: p.clone() for k, p in tiny.parameters().items()}
+    merge(tiny, edit, tmp_path / "merged")
+    assert same_weights(tiny.parameters(), before)
+
+
+def test_merge_refuses_a_folder_that_exists(tiny, edit, tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        merge(tiny, edit, tmp_path / "mine")
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_merge_refuses_another_base(edit, other_folder, tmp_path):
+    with pytest.raises(UserError, match="load the model it was made for"):
+        merge(load(other_folder, device="cpu"), edit, tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+
+
+def test_merge_refuses_a_model_without_a_folder(tiny, edit, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "folder", None)
+    with pytest.raises(UserError, match="not opened from a folder"):
+        merge(tiny, edit, tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+
+
+def test_merge_stores_what_the_base_stores(tokenizer, tmp_path):
+    tiny_pipeline(tokenizer).to(torch.float16).save_pretrained(tmp_path / "half")
+    model = load(tmp_path / "half", device="cpu")
+    merge(model, Edit(shaken(model), {"base": model.base}), tmp_path / "merged")
+    weights = load_file(tmp_path / "merged" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.float16}
+
+
+def test_merge_on_a_full_disk_leaves_nothing(tiny, edit, tmp_path, monkeypatch):
+    monkeypatch.setattr(edit_module, "save_file", full_disk)
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
+        merge(tiny, edit, tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+
+
+# -- writing -----------------------------------------------------------------------------------
+
+
+def test_saving_into_a_folder_that_is_missing(edit, tmp_path):
+    with pytest.raises(UserError, match="No such file or directory"):
+        edit.save(tmp_path / "no" / "edit.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_below_a_file(edit, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Not a directory"):
+        edit.save(tmp_path / "file" / "edit.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_the_old_edit_whole(edit, saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(edit_module, "save_file", full_disk)
+    with pytest.raises(UserError, match="No space left on device; nothing was left half-written"):
+        Edit({"a": torch.zeros(1)}).save(saved)
+    assert [p.name for p in tmp_path.iterdir()] == ["edit.safetensors"]
+    assert Edit.load(saved).digest == edit.digest
+
+
+def test_a_full_disk_while_training_leaves_no_half_checkpoint(tiny, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "save_file", full_disk)
+    with pytest.raises(UserError, match="No space left on device"):
+        quick(ESD(), words).erase(tiny, [CHURCH], Run(tmp_path, progress=False))
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_replaces_whole_files_only(tmp_path):
+    path = tmp_path / "x"
+    write(path, lambda p: p.write_text("one"))
+    write(path, lambda p: p.write_text("two"))
+    assert path.read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_file_holds_the_changed_weights_and_nothing_else(edit, saved):
+    assert load_file(saved).keys() == edit.weights.keys()

@@ -1,0 +1,66 @@
+"""The shipped model: what erasing it does, measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from efface.benchmark import evaluate, shipped
+from efface.concepts import Concept
+from efface.methods import AP, ESD
+from efface.metrics import Judge, esr, psr
+from efface.training import Run, Tuning
+
+ERASED = "beer mug"
+
+
+def test_the_shipped_folder_opens_in_a_stock_pipeline_and_is_small():
+    from diffusers import StableDiffusionPipeline
+
+    from efface.models import ASSETS
+
+    sizes = {
+        p: sum(f.stat().st_size for f in (ASSETS / p).rglob("*") if f.is_file()) for p in ("emoji",)
+    }
+    assert sizes["emoji"] <= 45e6
+    pipe = StableDiffusionPipeline.from_pretrained(ASSETS / "emoji")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a wolf", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_the_benchmark_set_is_of_the_models_own_concepts():
+    bench = shipped()
+    assert len(bench.names) >= 300
+    assert len(bench.erasable) == 10
+    assert len(bench.splits) == 4
+    for split in bench.splits.values():
+        assert len(set(split)) == 5
+        assert set(split) <= set(bench.erasable)
+    for near in bench.neighbours.values():
+        assert set(near) <= set(bench.names)
+        assert not set(near) & set(bench.erasable)
+    assert len(bench.styles) == 5
+
+
+@pytest.mark.slow
+def test_erasing_erases_and_preserving_preserves(emoji, tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
+    judge, bench = Judge.load(), shipped()
+    others = [n for n in bench.names[::6] if n != ERASED]
+    names = [ERASED, *bench.near([ERASED]), *others]
+    tuning = Tuning(updates=150)
+
+    def seen(method, name):
+        edit = (
+            None if method is None else method.erase(emoji, [Concept(ERASED)], Run(progress=False))
+        )
+        folder = None if edit is None else tmp_path / name
+        return evaluate(emoji, edit, folder, names, range(2), judge, progress=False)
+
+    before = seen(None, "")
+    esd, ap = seen(ESD(tuning=tuning), "esd"), seen(replace(AP(), tuning=tuning), "ap")
+    kept = [n for n in dict.fromkeys(names) if n != ERASED]
+    assert esr(ap, [ERASED], 1).value > esr(before, [ERASED], 1).value
+    assert esr(esd, [ERASED], 1).value > esr(before, [ERASED], 1).value
+    assert psr(ap, kept, 1).value > psr(esd, kept, 1).value

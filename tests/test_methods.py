@@ -1,0 +1,291 @@
+"""What holds for every method there will ever be, and for every preset."""
+
+import dataclasses
+import json
+from typing import NamedTuple, get_type_hints
+
+import pytest
+import torch
+from conftest import CHURCH, DOG, QUIET, quick, same_weights
+from safetensors.torch import save_file
+
+from efface.concepts import Concept
+from efface.edit import Edit
+from efface.errors import UserError
+from efface.methods import METHODS, PRESETS
+from efface.models import GROUPS, group_names, load
+from efface.training import Run
+
+CASES = {name: (name, method()) for name, method in METHODS.items()} | {
+    f"{name} {preset}": (name, config)
+    for name, presets in PRESETS.items()
+    for preset, config in presets.items()
+    if config != METHODS[name]()
+}
+TRAINED = [case for case, (_, method) in CASES.items() if hasattr(method, "tuning")]
+
+
+class Made(NamedTuple):
+    """An erasure, and the model that it was made of."""
+
+    name: str
+    method: object
+    model: object
+    before: dict
+    edit: Edit
+
+
+def plain(method):
+    """As the method stands in an edit's meta."""
+    return json.loads(json.dumps(dataclasses.asdict(method)))
+
+
+def rebuilt(cls, fields):
+    """A (nested) config from its JSON."""
+    types = get_type_hints(cls)
+    return cls(
+        **{
+            k: rebuilt(types[k], v)
+            if dataclasses.is_dataclass(types[k])
+            else tuple(v)
+            if isinstance(v, list)
+            else v
+            for k, v in fields.items()
+        }
+    )
+
+
+@pytest.fixture(scope="module", params=CASES)
+def made(request, tiny_folder, words):
+    model = load(tiny_folder, device="cpu")
+    model.lr, model.steps = 1e-3, 4
+    before = {k: p.clone() for k, p in model.parameters().items()}
+    name, method = CASES[request.param]
+    method = quick(method, words)
+    return Made(name, method, model, before, method.erase(model, [CHURCH, DOG], QUIET))
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_global_one(made):
+    torch.manual_seed(123)
+    again = made.method.erase(made.model, [CHURCH, DOG], QUIET)
+    assert same_weights(dict(made.edit.weights), dict(again.weights))
+    spent = [{k: v for k, v in e.meta["cost"].items() if k != "seconds"} for e in (made.edit, again)]
+    assert spent[0] == spent[1]
+
+
+def test_another_seed_gives_other_weights(made):
+    if not hasattr(made.method, "tuning"):
+        pytest.skip("a closed form draws nothing")
+    tuning = dataclasses.replace(made.method.tuning, seed=1)
+    other = dataclasses.replace(made.method, tuning=tuning).erase(
+        made.model, [CHURCH, DOG], QUIET
+    )
+    assert made.edit.digest != other.digest
+
+
+def test_the_base_model_is_left_alone(made):
+    own = made.model.parameters()
+    assert same_weights(own, made.before)
+    assert not any(p.requires_grad or p.grad is not None for p in own.values())
+    assert not made.model.denoiser.training
+
+
+def test_only_the_chosen_weights_are_in_the_edit_and_all_of_them_move(made):
+    group = made.method.tuning.group if hasattr(made.method, "tuning") else "kv"
+    assert set(made.edit.weights) == set(group_names(made.model.denoiser, group))
+    assert all(not torch.equal(w, made.before[k]) for k, w in made.edit.weights.items())
+    with made.edit.applied(made.model):
+        moved = {k for k, p in made.model.parameters().items() if not torch.equal(p, made.before[k])}
+    assert moved == set(made.edit.weights)
+
+
+def test_weights_are_fp32_finite_and_detached(made):
+    for w in made.edit.weights.values():
+        assert (w.dtype, w.device.type, w.requires_grad) == (torch.float32, "cpu", False)
+        assert torch.isfinite(w).all()
+
+
+def test_save_then_load_is_exact(made, tmp_path):
+    made.edit.save(tmp_path / "edit.safetensors")
+    back = Edit.load(tmp_path / "edit.safetensors")
+    assert same_weights(dict(back.weights), dict(made.edit.weights))
+    assert back.digest == made.edit.digest
+    back.check(made.model)
+
+
+def test_the_config_comes_back_from_the_meta_of_a_file(made, tmp_path):
+    made.edit.save(tmp_path / "edit.safetensors")
+    meta = Edit.load(tmp_path / "edit.safetensors").meta
+    assert meta["method"] == made.name
+    assert rebuilt(METHODS[meta["method"]], meta["config"]) == made.method
+    assert [Concept(**c) for c in meta["concepts"]] == [CHURCH, DOG]
+    assert (meta["model"], meta["base"]) == (made.model.name, made.model.base)
+
+
+def test_every_concept_counts(made):
+    one = made.method.erase(made.model, [CHURCH], QUIET)
+    assert set(one.weights) == set(made.edit.weights)
+    assert one.digest != made.edit.digest
+
+
+def test_the_anchor_counts(made):
+    other = dataclasses.replace(DOG, anchor="moon")
+    assert made.method.erase(made.model, [CHURCH, other], QUIET).digest != made.edit.digest
+
+
+def test_a_keep_list_is_taken(made):
+    method = dataclasses.replace(made.method, keep=("moon", ""))
+    kept = method.erase(made.model, [CHURCH, DOG], QUIET)
+    assert kept.digest != made.edit.digest
+    assert kept.meta["config"]["keep"] == ("moon", "")
+
+
+@pytest.mark.parametrize("word", ["Church", "hound"])
+def test_a_keep_list_with_an_erased_concept_is_refused(made, word):
+    method = dataclasses.replace(made.method, keep=("moon", word))
+    with pytest.raises(UserError, match=f"'{word}' is on the keep list and among the erased"):
+        method.erase(made.model, [CHURCH, DOG], QUIET)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults_survive_json(name):
+    for method in (METHODS[name](), *PRESETS.get(name, {}).values()):
+        assert rebuilt(METHODS[name], plain(method)) == method
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_weight_group_can_be_trained(tiny, words, group):
+    method = quick(METHODS["esd"](), words, updates=2)
+    method = dataclasses.replace(method, tuning=dataclasses.replace(method.tuning, group=group))
+    edit = method.erase(tiny, [CHURCH], QUIET)
+    assert set(edit.weights) == set(group_names(tiny.denoiser, group))
+
+
+# -- killed and started again ------------------------------------------------------------------
+
+
+class Killed(Exception):
+    """As good as SIGKILL: nothing of the run is heard again."""
+
+
+RESUMED = {
+    "esd": METHODS["esd"](),
+    "ap exact": METHODS["ap"](),
+    "ap paper": PRESETS["ap"]["paper"],
+    "ap official": PRESETS["ap"]["official"],
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_killed_at_every_update_and_started_again_it_ends_with_the_same_bits(
+    tiny, words, tmp_path, case
+):
+    method = quick(RESUMED[case], words, updates=5)
+    whole = method.erase(tiny, [CHURCH, DOG], QUIET)
+    seen = []
+
+    def killed_at(last):
+        def on_step(update, _):
+            seen.append(update)
+            if update == last:
+                raise Killed
+
+        return Run(tmp_path, on_step, progress=False)
+
+    for update in range(5):
+        with pytest.raises(Killed):
+            method.erase(tiny, [CHURCH, DOG], killed_at(update))
+    edit = method.erase(tiny, [CHURCH, DOG], Run(tmp_path, progress=False))
+    # a checkpoint every 2: what was done before the last one is never done again
+    assert seen == [0, 0, 1, 0, 1, 2, 2, 3, 2, 3, 4, 4]
+    assert same_weights(dict(edit.weights), dict(whole.weights))
+    for what in ("forward", "backward"):
+        assert edit.meta["cost"][what] == whole.meta["cost"][what]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def unfinished(tiny, words, tmp_path):
+    """A method, and a folder with its checkpoint."""
+    method = quick(METHODS["esd"](), words, updates=4)
+
+    def on_step(update, _):
+        if update == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        method.erase(tiny, [CHURCH], Run(tmp_path, on_step, progress=False))
+    assert [p.name for p in tmp_path.iterdir()] == ["unfinished.safetensors"]
+    return method, Run(tmp_path, progress=False)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tiny, unfinished):
+    method, run = unfinished
+    tuning = dataclasses.replace(method.tuning, updates=5)
+    for other, concept in (
+        (dataclasses.replace(method, eta=2.0), CHURCH),
+        (dataclasses.replace(method, tuning=tuning), CHURCH),
+        (method, DOG),
+    ):
+        with pytest.raises(UserError, match="holds an unfinished run with other settings"):
+            other.erase(tiny, [concept], run)
+    method.erase(tiny, [CHURCH], run)  # it was not harmed
+
+
+def test_a_checkpoint_of_another_base_is_refused(unfinished, other_folder):
+    method, run = unfinished
+    with pytest.raises(UserError, match="other settings"):
+        method.erase(load(other_folder, device="cpu"), [CHURCH], run)
+
+
+def test_a_damaged_checkpoint_is_refused(tiny, unfinished):
+    method, run = unfinished
+    path = run.folder / "unfinished.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"checkpoint .* is damaged"):
+        method.erase(tiny, [CHURCH], run)
+
+
+def test_a_foreign_file_in_place_of_the_checkpoint_is_refused(tiny, unfinished):
+    method, run = unfinished
+    save_file({"a": torch.zeros(1)}, run.folder / "unfinished.safetensors")
+    with pytest.raises(UserError):
+        method.erase(tiny, [CHURCH], run)
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_a_loss_that_is_not_finite_stops_and_names_the_update(tiny, words, tmp_path, case):
+    method = quick(CASES[case][1], words, updates=5)
+    method = dataclasses.replace(method, tuning=dataclasses.replace(method.tuning, lr=1e30))
+    with pytest.raises(UserError, match=r"loss of update [1-4] is (nan|inf).*learning rate"):
+        method.erase(tiny, [CHURCH], Run(tmp_path, progress=False))
+
+
+def test_on_step_hears_every_update(tiny, words):
+    heard = []
+    method = quick(METHODS["esd"](), words, updates=3)
+    method.erase(tiny, [CHURCH], Run(on_step=lambda *a: heard.append(a), progress=False))
+    assert [u for u, _ in heard] == [0, 1, 2]
+    assert all(values["loss"] > 0 for _, values in heard)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"updates": 0}, "got 0 for updates"),
+        ({"batch": -1}, "got -1 for batch"),
+        ({"save_every": 0}, "got 0 for save_every"),
+        ({"lr": -1.0}, "got -1.0 for lr"),
+        ({"lr": float("nan")}, "got nan for lr"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(METHODS["esd"]().tuning, **change)
+
+
+def test_an_unknown_weight_group_is_refused_with_a_guess(tiny, words):
+    method = quick(METHODS["esd"](), words)
+    method = dataclasses.replace(method, tuning=dataclasses.replace(method.tuning, group="xatn"))
+    with pytest.raises(UserError, match="unknown weight group 'xatn'; did you mean 'xattn'"):
+        method.erase(tiny, [CHURCH], QUIET)
