@@ -69,7 +69,9 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_global_one(made):
     torch.manual_seed(123)
     again = made.method.erase(made.model, [CHURCH, DOG], QUIET)
     assert same_weights(dict(made.edit.weights), dict(again.weights))
-    spent = [{k: v for k, v in e.meta["cost"].items() if k != "seconds"} for e in (made.edit, again)]
+    spent = [
+        {k: v for k, v in e.meta["cost"].items() if k != "seconds"} for e in (made.edit, again)
+    ]
     assert spent[0] == spent[1]
 
 
@@ -77,9 +79,7 @@ def test_another_seed_gives_other_weights(made):
     if not hasattr(made.method, "tuning"):
         pytest.skip("a closed form draws nothing")
     tuning = dataclasses.replace(made.method.tuning, seed=1)
-    other = dataclasses.replace(made.method, tuning=tuning).erase(
-        made.model, [CHURCH, DOG], QUIET
-    )
+    other = dataclasses.replace(made.method, tuning=tuning).erase(made.model, [CHURCH, DOG], QUIET)
     assert made.edit.digest != other.digest
 
 
@@ -95,7 +95,9 @@ def test_only_the_chosen_weights_are_in_the_edit_and_all_of_them_move(made):
     assert set(made.edit.weights) == set(group_names(made.model.denoiser, group))
     assert all(not torch.equal(w, made.before[k]) for k, w in made.edit.weights.items())
     with made.edit.applied(made.model):
-        moved = {k for k, p in made.model.parameters().items() if not torch.equal(p, made.before[k])}
+        moved = {
+            k for k, p in made.model.parameters().items() if not torch.equal(p, made.before[k])
+        }
     assert moved == set(made.edit.weights)
 
 
@@ -197,7 +199,7 @@ def test_killed_at_every_update_and_started_again_it_ends_with_the_same_bits(
             method.erase(tiny, [CHURCH, DOG], killed_at(update))
     edit = method.erase(tiny, [CHURCH, DOG], Run(tmp_path, progress=False))
     # a checkpoint every 2: what was done before the last one is never done again
-    assert seen == [0, 0, 1, 0, 1, 2, 2, 3, 2, 3, 4, 4]
+    assert seen == [0, 0, 1, 0, 1, 2, 2, 3, 2, 3, 4]
     assert same_weights(dict(edit.weights), dict(whole.weights))
     for what in ("forward", "backward"):
         assert edit.meta["cost"][what] == whole.meta["cost"][what]

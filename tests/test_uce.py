@@ -13,9 +13,7 @@ from efface.models import text_maps
 def problem():
     """Vectors to erase (5), their anchors, and ones to keep (9), in 16 dimensions; a map to 7."""
     g = torch.Generator().manual_seed(0)
-    c, a, p, w = (
-        torch.randn(n, 16, generator=g, dtype=torch.float64) for n in (5, 5, 9, 7)
-    )
+    c, a, p, w = (torch.randn(n, 16, generator=g, dtype=torch.float64) for n in (5, 5, 9, 7))
     return c, a, p, w
 
 

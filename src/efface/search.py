@@ -27,9 +27,9 @@ class Search:
     kind: str = "exact"
     """``exact``: score every candidate on shared latents. ``gumbel``: the paper's relaxed search by
     gradient ascent (arXiv:2410.15618, section 3.3). ``random``: any candidate, the control."""
-    refresh: int = 20
+    refresh: int = 30
     """exact: updates between two scorings."""
-    probes: int = 4
+    probes: int = 3
     """exact: latents that candidates are scored on, one a scoring, in turn."""
     memory: float = 0.5
     """exact: how much of the running harm a new scoring leaves in place."""
