@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 import tyro
+from transformers.utils import logging as quiet
 
 from efface import __version__
 from efface.benchmark import cache_folder, evaluate, judge_for, shipped
@@ -31,6 +32,9 @@ from efface.training import Run, provenance
 from efface.vocabulary import load as load_vocabulary
 
 T = TypeVar("T")
+
+quiet.set_verbosity_error()  # a command's output is its own
+quiet.disable_progress_bar()
 
 
 def parsed(cls: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:

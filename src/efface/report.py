@@ -1,8 +1,8 @@
-"""Pictures and tables of a run."""
+"""Pictures of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 from efface.edit import Edit, write
 from efface.models import DiffusionModel
 from efface.samples import to_image
-from efface.scores import Score
 
 CELL = 96
 """Side of a picture in a grid, in pixels."""
@@ -89,10 +88,3 @@ def wrap(
         else:
             lines[-1] = longer
     return lines
-
-
-def score_rows(scores: Mapping[str, Score], unedited: Mapping[str, Score]) -> list[list[str]]:
-    """A table's rows: metric, edited, unedited, n."""
-    return [
-        [k, str(v), str(unedited[k]) if k in unedited else "", str(v.n)] for k, v in scores.items()
-    ]
