@@ -27,6 +27,19 @@ WORDS = [
     for b in ("house", "cow", "sun", "tree", "river")
 ]
 
+SD14 = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+"""The UNet of Stable Diffusion 1.4."""
+
 
 def quick(method, words, updates=2):
     """A method with its settings made small; whatever it does not have is left alone."""

@@ -1,6 +1,7 @@
 """Adversarial preservation against slow, obvious versions of itself, and the released behaviour."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -188,7 +189,7 @@ def counts(tiny, method):
         spent.append(tiny.counter.copy())
 
     method.erase(tiny, [CHURCH, DOG], Run(on_step=on_step, progress=False))
-    return [b.since(a) for a, b in zip(spent, spent[1:], strict=False)]
+    return [b.since(a) for a, b in itertools.pairwise(spent)]
 
 
 @pytest.mark.parametrize("name", ["official", "paper"])
@@ -406,7 +407,7 @@ def test_token_words_are_letters_and_hold_no_erased_one(tiny):
     words = load_vocabulary("tokens", tiny).words
     assert all(w.isascii() and w.isalpha() and w == normal(w) for w in words)
     assert {"church", "dog"} <= set(words)
-    few = Vocabulary(words[:500] + ("church", "dog"), "some")
+    few = Vocabulary((*words[:500], "church", "dog"), "some")
     assert not {"church", "dog"} & set(few.without([CHURCH, DOG], tiny.tokenizer).words)
 
 
@@ -611,12 +612,8 @@ def test_the_presets_are_what_the_facts_say():
     assert official.preserve == paper.preserve == 1.0
     for p in (official, paper):
         assert (p.pool_size, p.nearest, p.spread) == (100, 1000, "kmeans")
-        assert (p.search.kind, p.search.tau, p.search.lr, p.search.passes) == (
-            "gumbel",
-            2.0,
-            1e-2,
-            2,
-        )
+        s = p.search
+        assert (s.kind, s.tau, s.lr, s.passes) == ("gumbel", 2.0, 1e-2, 2)
         assert (p.latents.source, p.latents.ddim_steps, p.latents.cfg) == ("student", 50, 3.0)
         assert (p.tuning.batch, p.tuning.group, p.preserve_batch) == (1, "xattn", 0)
     assert official.search.hard

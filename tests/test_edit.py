@@ -112,7 +112,7 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path):
 
     for name in ("edit.pt", "edit.bin", "edit.ckpt", "edit.safetensors"):
         (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-        with pytest.raises(UserError, match="pickle|truncated or damaged"):
+        with pytest.raises(UserError, match=r"pickle|truncated or damaged"):
             Edit.load(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 

@@ -44,7 +44,7 @@ def parsed(cls: type[T], args: Sequence[str], prog: str, default: T | None = Non
         cls,
         args=args,
         prog=prog,
-        config=(tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.UseAppendAction,),
         **extra,
     )  # type: ignore[call-overload,no-any-return]
 
@@ -165,11 +165,17 @@ def run_erase(name: str, method: Any, o: Erase) -> int:
     out = run_folder(o, name, concepts)
     model = load(o.model, o.dtype, o.device)
     about = provenance(name, method, model, concepts)
-    begin_run(out, about)
-    edit = finished(out, about)
+    fresh = begin_run(out, about)
+    edit = finished(out)
     if edit is None:
-        edit = method.erase(model, concepts, Run(out))
-        edit.save(out / "edit.safetensors")
+        try:
+            edit = method.erase(model, concepts, Run(out))
+            edit.save(out / "edit.safetensors")
+        except UserError:
+            if fresh and len(list(out.iterdir())) == 1:  # nothing but our run.json
+                (out / "run.json").unlink()
+                out.rmdir()
+            raise
     else:
         print(f"{out} is finished already; nothing was trained.", file=sys.stderr)
     result: dict[str, Any] = {
@@ -179,7 +185,8 @@ def run_erase(name: str, method: Any, o: Erase) -> int:
         "cost": edit.meta["cost"],
     }
     if o.picture:
-        hurt = most_moved(model, edit, concepts)
+        source = getattr(method, "vocabulary", "") or "auto"
+        hurt = most_moved(model, edit, concepts, source)
         result["moved_most"] = hurt
         result["picture"] = str(
             before_after(
@@ -214,8 +221,8 @@ def run_erase(name: str, method: Any, o: Erase) -> int:
     return 0
 
 
-def begin_run(out: Path, about: dict[str, Any]) -> None:
-    """Write ``run.json``, or check that it is of the same run."""
+def begin_run(out: Path, about: dict[str, Any]) -> bool:
+    """Write ``run.json`` (true), or check that it is of the same run (false)."""
     path = out / "run.json"
     plain = json.loads(json.dumps(about))
     if path.exists():
@@ -230,7 +237,7 @@ def begin_run(out: Path, about: dict[str, Any]) -> None:
             raise UserError(
                 f"{str(out)!r} holds a run with another {', '.join(differ)}; give another --out."
             )
-        return
+        return False
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -242,20 +249,22 @@ def begin_run(out: Path, about: dict[str, Any]) -> None:
     }
     text = json.dumps({"run": plain, "versions": versions, "command": sys.argv}, indent=1) + "\n"
     write(path, lambda p: p.write_text(text, encoding="utf8"))
+    return True
 
 
-def finished(out: Path, about: dict[str, Any]) -> Edit | None:
+def finished(out: Path) -> Edit | None:
     """The edit of a run that has ended."""
     return Edit.load(out) if (out / "edit.safetensors").exists() else None
 
 
 def most_moved(
-    model: DiffusionModel, edit: Edit, concepts: Sequence[Concept], n: int = 5
+    model: DiffusionModel, edit: Edit, concepts: Sequence[Concept], source: str, n: int = 5
 ) -> dict[str, float]:
     """The preserved words that the edit moved most, by the change of predicted noise."""
-    words = load_vocabulary("auto", model).without(concepts, model.tokenizer)
-    if len(words) > 400:
-        words = words.pool(model, concepts[0], 0, 400, "nearest")
+    words = load_vocabulary(source, model)
+    words = dataclasses.replace(words, words=words.words[:2000])  # of tokens, the commonest
+    words = words.without(concepts, model.tokenizer)
+    words = words.pool(model, concepts[0], 0, 400, "nearest")
     far = moved(model, edit, words.words)
     top = far.topk(min(n, len(far)))
     return {

@@ -50,7 +50,8 @@ class Edit:
             UserError: the folder cannot be written, or the disk is full.
         """
         weights = {k: w.detach().cpu().contiguous() for k, w in self.weights.items()}
-        meta = {"format": FORMAT, "digest": self.digest, "meta": json.dumps(dict(self.meta))}
+        about, digest = json.dumps(dict(self.meta)), self.digest
+        meta = {"format": FORMAT, "digest": digest, "meta": about, "seal": seal(digest, about)}
         write(path, lambda p: save_file(weights, p, meta))
 
     @classmethod
@@ -78,13 +79,10 @@ class Edit:
                 f"{str(path)!r} is no efface edit "
                 f"(its format is {meta.get('format')!r}, not {FORMAT!r})."
             )
-        edit = cls(weights, json.loads(meta["meta"]))
-        if edit.digest != meta["digest"]:
-            raise UserError(
-                f"{str(path)!r} is damaged: its weights hash to {edit.digest}, "
-                f"not to {meta['digest']}."
-            )
-        return edit
+        digest, about = meta.get("digest", ""), meta.get("meta", "")
+        if meta.get("seal") != seal(digest, about) or cls(weights).digest != digest:
+            raise UserError(f"{str(path)!r} is damaged: its content is not what was written.")
+        return cls(weights, json.loads(about))
 
     def check(self, model: DiffusionModel) -> None:
         """Refuse a model that this edit does not belong to.
@@ -134,6 +132,11 @@ class Edit:
                 own[k].data = data
 
 
+def seal(digest: str, about: str) -> str:
+    """Hash of an edit's digest and provenance: the first 16 hex digits of their SHA-256."""
+    return hashlib.sha256(f"{digest}\n{about}".encode()).hexdigest()[:16]
+
+
 def write(path: Path, save: Any) -> None:
     """Call ``save`` on a temporary name beside ``path``, then rename: whole, or not at all.
 
@@ -145,12 +148,13 @@ def write(path: Path, save: Any) -> None:
         save(part)
         os.replace(part, path)
     except (OSError, SafetensorError) as e:
-        if part.exists():  # not unlink(missing_ok): that raises below a file
-            part.unlink()
         reason = getattr(e, "strerror", None) or str(e)
         raise UserError(
             f"cannot write {str(path)!r}: {reason}; nothing was left half-written."
         ) from None
+    finally:  # also when stopped from the keyboard
+        if part.exists():  # not unlink(missing_ok): that raises below a file
+            part.unlink()
 
 
 def merge(model: DiffusionModel, edit: Edit, out: Path) -> Path:

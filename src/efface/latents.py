@@ -112,7 +112,12 @@ class Bank:
     """
 
     def __init__(
-        self, model: DiffusionModel, concepts: Sequence[Concept], config: Latents, seed: int
+        self,
+        model: DiffusionModel,
+        concepts: Sequence[Concept],
+        config: Latents,
+        seed: int,
+        progress: bool = True,
     ) -> None:
         self.encoded = encode(model, concepts)
         n = config.trajectories
@@ -120,7 +125,9 @@ class Bank:
         scheduler = model.ddim(config.ddim_steps)
         self.t: Tensor = scheduler.timesteps.cpu()
         kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        for row in tqdm(range(len(self.encoded.of)), desc="bank of latents", unit="prompt"):
+        for row in tqdm(
+            range(len(self.encoded.of)), desc="bank of latents", unit="prompt", disable=not progress
+        ):
             cond = self.encoded.concept[[row]].repeat(n)
             path: list[tuple[Tensor, Tensor, Tensor]] = []
             model.rollout(
@@ -223,9 +230,13 @@ class Rollouts:
 
 
 def source_of(
-    model: DiffusionModel, concepts: Sequence[Concept], config: Latents, seed: int
+    model: DiffusionModel,
+    concepts: Sequence[Concept],
+    config: Latents,
+    seed: int,
+    progress: bool = True,
 ) -> Any:
     """The bank or the rollouts that ``config`` asks for."""
     if config.source == "bank":
-        return Bank(model, concepts, config, seed)
+        return Bank(model, concepts, config, seed, progress)
     return Rollouts(model, concepts, config)

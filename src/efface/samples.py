@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +32,8 @@ class Wanted:
     def file(self) -> str:
         """Its file name: readable, and its own."""
         plain = "".join(c if c.isalnum() else "-" for c in self.prompt.lower())[:60]
-        return f"{plain}_{self.seed}.png"
+        own = hashlib.sha256(self.prompt.encode()).hexdigest()[:6]
+        return f"{plain}_{own}_{self.seed}.png"
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,12 @@ class Samples:
         try:
             settings = Settings(**json.loads((folder / "samples.json").read_text(encoding="utf8")))
             lines = (folder / "samples.jsonl").read_text(encoding="utf8").splitlines()
+            rows = tuple(Wanted(**row) for row in whole_rows(lines))
         except (OSError, ValueError, TypeError):
             raise UserError(
                 f"{str(folder)!r} is no folder of samples (samples.json and samples.jsonl)."
             ) from None
-        return cls(folder, tuple(Wanted(**row) for row in whole_rows(lines)), settings)
+        return cls(folder, rows, settings)
 
 
 def whole_rows(lines: Sequence[str]) -> list[dict[str, Any]]:
@@ -103,11 +106,17 @@ def to_image(x: Tensor) -> Image.Image:
 def settings_of(
     model: DiffusionModel, edit: Edit | None, steps: int | None, guidance: float | None
 ) -> Settings:
-    """The settings that a generation would have."""
+    """The settings that a generation would have.
+
+    Raises:
+        UserError: a number of steps that is not possible.
+    """
+    steps = model.steps if steps is None else steps
+    model.check_steps(steps)
     return Settings(
         model.base,
         edit.digest if edit else "",
-        model.steps if steps is None else steps,
+        steps,
         model.guidance if guidance is None else guidance,
         str(model.dtype).removeprefix("torch."),
     )

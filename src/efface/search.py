@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -68,6 +69,12 @@ class Pools(NamedTuple):
     """Encoded, U rows."""
     of: tuple[Tensor, ...]
     """Indices into ``words``, one tensor an erased concept."""
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 over the words of every concept."""
+        said = "\n".join(self.words) + str([m.tolist() for m in self.of])
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def pools(model: DiffusionModel, concepts: Sequence[Concept], found: Sequence[Vocabulary]) -> Pools:

@@ -71,7 +71,8 @@ class AP:
             model.counter.copy(),
         )
         candidates = self.candidates(model, concepts)
-        source = source_of(model, concepts, self.latents, self.tuning.seed)
+        about["candidates"] = {"words": len(candidates.words), "hash": candidates.digest}
+        source = source_of(model, concepts, self.latents, self.tuning.seed, run.progress)
         search = self._search(model, candidates, source)
         kept = model.embed(self.keep) if self.keep else None
 

@@ -45,7 +45,7 @@ class ESD:
             perf_counter(),
             model.counter.copy(),
         )
-        source = source_of(model, concepts, self.latents, self.tuning.seed)
+        source = source_of(model, concepts, self.latents, self.tuning.seed, run.progress)
         kept = model.embed(self.keep) if self.keep else None
 
         def loss(student: Student, g: torch.Generator) -> Tensor:

@@ -73,11 +73,11 @@ class UCE:
             self.ridge,
         )
         own = model.parameters()
-        weights = {n: (own[n].double() @ q.to(own[n].device)).float().cpu() for n in maps}
+        weights = {n: (own[n].cpu().double() @ q).float() for n in maps}
         return make_edit(weights, about, model.counter.since(before), began)
 
     def _vectors(self, model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
-        states = model.embed(prompts).states.double()  # (n, L, D)
+        states = model.embed(prompts).states.cpu().double()  # (n, L, D)
         if self.rows == "all":
             return states.flatten(0, 1)
         return states[torch.arange(len(prompts)), last_subject(model, prompts)]

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ class DiffusionModel:
         for part in (self.text_encoder, self.denoiser, self.vae):
             part.eval().requires_grad_(False)
         self.denoiser.register_forward_hook(self._count)
-        self.alphas: Tensor = self.scheduler.alphas_cumprod.double().to(self.device)
-        """ᾱ of the training timesteps, (T,), double."""
+        self.alphas: Tensor = self.scheduler.alphas_cumprod.float().to(self.device)
+        """ᾱ of the training timesteps, (T,), fp32."""
 
     def _count(self, _module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         n = len(args[0])
@@ -171,7 +172,7 @@ class DiffusionModel:
         kind = self.scheduler.config.prediction_type
         if kind == "epsilon":
             return out
-        a = self.alphas[t].float().view(-1, 1, 1, 1)
+        a = self.alphas[t.long()].view(-1, 1, 1, 1)
         if kind == "v_prediction":  # arXiv:2202.00512, appendix D: v = sqrt(a) eps - sqrt(1-a) x0
             return a.sqrt() * out + (1 - a).sqrt() * z
         raise UserError(
@@ -188,6 +189,7 @@ class DiffusionModel:
         """A DDIM scheduler of this model's noise schedule, ``steps`` leading timesteps plus one."""
         from diffusers import DDIMScheduler
 
+        self.check_steps(steps + 1)  # the offset of 1 needs a timestep of room
         config = {
             **self.scheduler.config,
             "steps_offset": 1,
@@ -242,9 +244,9 @@ class DiffusionModel:
 
     def _ddim_step(self, z: Tensor, eps: Tensor, t: int, scheduler: Any) -> Tensor:
         """One deterministic DDIM step on ε (arXiv:2010.02502, equation 12)."""
-        before = t - 1000 // scheduler.num_inference_steps
-        a = self.alphas[t].float()
-        b = self.alphas[before if before >= 0 else 0].float()
+        before = t - len(self.alphas) // scheduler.num_inference_steps
+        a = self.alphas[t]
+        b = self.alphas[before if before >= 0 else 0]
         x0 = (z - (1 - a).sqrt() * eps) / a.sqrt()
         return b.sqrt() * x0 + (1 - b).sqrt() * eps
 
@@ -264,8 +266,7 @@ class DiffusionModel:
         """Make a picture for each (prompt, seed), in order.
 
         The start noise comes from the seed alone, drawn on the CPU, so that a picture does not
-        depend on the
-        pictures made beside it, nor on the device.
+        depend on the pictures made beside it, nor on the device.
 
         Args:
             prompts: N texts.
@@ -279,34 +280,45 @@ class DiffusionModel:
             (3, H, W) pictures in [0, 1], fp32, on the CPU.
 
         Raises:
-            UserError: ``steps`` below 1.
+            UserError: ``steps`` below 1, or more than the model has timesteps.
+            ValueError: not as many seeds as prompts.
         """
+        if len(prompts) != len(seeds):
+            raise ValueError(f"got {len(prompts)} prompts and {len(seeds)} seeds.")
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
-        if steps < 1:
-            raise UserError(f"got {steps} sampling steps; at least 1 is needed.")
+        self.check_steps(steps)
         bar = tqdm(total=len(prompts), desc="generate", unit="picture", disable=not progress)
         for i in range(0, len(prompts), batch):
             some = prompts[i : i + batch]
-            noise = [
-                torch.randn((1, *self.latent_shape), generator=torch.Generator().manual_seed(s))
-                for s in seeds[i : i + batch]
-            ]
-            z = torch.cat(noise).to(self.device)
-            yield from self.decode(self._sample(z, self.embed(some), steps, guidance, weights))
+            draws = [torch.Generator().manual_seed(s) for s in seeds[i : i + batch]]
+            z = self._sample(draws, self.embed(some), steps, guidance, weights)
+            yield from self.decode(z)
             bar.update(len(some))
         bar.close()
 
+    def check_steps(self, steps: int) -> None:
+        """Refuse a number of steps that the noise schedule cannot give."""
+        if not 1 <= steps <= len(self.alphas):
+            raise UserError(f"got {steps} steps; 1 to {len(self.alphas)} are possible.")
+
     def _sample(
-        self, z: Tensor, cond: Conditioning, steps: int, guidance: float, weights: Weights | None
+        self,
+        draws: Sequence[torch.Generator],
+        cond: Conditioning,
+        steps: int,
+        guidance: float,
+        weights: Weights | None,
     ) -> Tensor:
         scheduler = type(self.scheduler).from_config(
             {**self.scheduler.config, "prediction_type": "epsilon"}
         )
         scheduler.set_timesteps(steps, device=self.device)
-        null = self.embed([""] * len(z))
-        both = stack([null, cond])
-        z = z * scheduler.init_noise_sigma
+        both = stack([self.embed([""] * len(draws)), cond])
+        noise = [torch.randn((1, *self.latent_shape), generator=g) for g in draws]
+        z = torch.cat(noise).to(self.device) * scheduler.init_noise_sigma
+        drawing = "generator" in signature(scheduler.step).parameters  # ancestral solvers draw
+        options = {"generator": list(draws)} if drawing else {}
         for t in scheduler.timesteps:
             x = scheduler.scale_model_input(z, t)
             if guidance == 1:
@@ -316,7 +328,7 @@ class DiffusionModel:
                     2
                 )
                 eps = e0 + guidance * (e1 - e0)
-            z = scheduler.step(eps, t, z, return_dict=False)[0]
+            z = scheduler.step(eps, t, z, return_dict=False, **options)[0]
         return z
 
     @torch.no_grad()

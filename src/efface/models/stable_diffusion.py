@@ -55,6 +55,8 @@ def load(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> D
         )
     for part in ("unet", "vae", "text_encoder"):
         check_files(folder / part)
+    if not any((folder / "tokenizer" / f).exists() for f in ("vocab.json", "tokenizer.json")):
+        raise UserError(f"no tokenizer (vocab.json, merges.txt) in {str(folder / 'tokenizer')!r}.")
     import diffusers
     import transformers
 

@@ -1,0 +1,173 @@
+import json
+
+import pytest
+import torch
+from conftest import shaken
+
+from efface import samples as samples_module
+from efface.edit import Edit
+from efface.errors import UserError
+from efface.samples import Samples, Wanted, generate
+
+WANTED = [Wanted(p, s, p) for p in ("church", "dog", "red house") for s in (0, 1)]
+
+
+def made(model, folder, wanted=WANTED, **options):
+    return generate(model, wanted, folder, progress=False, **options)
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """A finished set, in a folder whose parents were missing."""
+    made(tiny, tmp_path / "run" / "samples")
+    return tmp_path / "run" / "samples"
+
+
+def test_a_picture_and_a_row_for_each(tiny, folder):
+    names = {w.file for w in WANTED}
+    assert names | {"samples.json", "samples.jsonl"} == set(contents(folder))
+    assert [Wanted(**r) for r in rows(folder)] == WANTED
+    found = Samples.open(folder)
+    assert found.rows == tuple(WANTED)
+    assert found.settings.base == tiny.base
+    assert (found.settings.steps, found.settings.guidance) == (tiny.steps, tiny.guidance)
+    slow = torch.stack(list(tiny.generate([w.prompt for w in WANTED], [w.seed for w in WANTED])))
+    torch.testing.assert_close(found.images(), slow, rtol=0, atol=0.51 / 255)
+
+
+def test_nothing_is_made_twice(tiny, folder):
+    before = contents(folder)
+    with tiny.counting() as spent:
+        again = made(tiny, folder)
+    assert spent.forward == 0
+    assert contents(folder) == before
+    assert again.rows == tuple(WANTED)
+
+
+def test_only_what_is_new_is_made(tiny, folder):
+    more = [*WANTED, Wanted("moon", 0, "moon"), Wanted("moon", 0, "moon")]
+    with tiny.counting() as spent:
+        found = made(tiny, folder, more)
+    assert spent.forward == 2 * tiny.steps
+    assert found.rows == tuple(more[:-1])
+    assert len(rows(folder)) == len(WANTED) + 1
+
+
+def test_half_a_line_and_missing_pictures_are_made_again(tiny, folder):
+    before, images = contents(folder), Samples.open(folder).images()
+    text = (folder / "samples.jsonl").read_text()
+    (folder / "samples.jsonl").write_text(text[:-20])  # killed while writing the last row
+    (folder / WANTED[1].file).unlink()
+    (folder / WANTED[2].file).unlink()
+    with tiny.counting() as spent:
+        found = made(tiny, folder)
+    assert spent.forward == 3 * 2 * tiny.steps
+    assert found.rows == tuple(WANTED)
+    after = contents(folder)
+    assert after.keys() == before.keys()
+    assert sorted(after["samples.jsonl"].splitlines()) == sorted(
+        before["samples.jsonl"].splitlines()
+    )
+    torch.testing.assert_close(found.images(), images, rtol=0, atol=1.01 / 255)
+
+
+class Killed(Exception):
+    """As good as SIGKILL."""
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_killed_and_started_again_it_makes_what_is_missing(
+    tiny, folder, tmp_path, monkeypatch, after
+):
+    real, seen, again = samples_module.write, [], tmp_path / "again"
+
+    def write(path, save):
+        if path.suffix == ".png":
+            if len(seen) == after:
+                path.with_name(f".{path.name}.1.part").write_bytes(b"half a picture")
+                raise Killed
+            seen.append(path)
+        real(path, save)
+
+    monkeypatch.setattr(samples_module, "write", write)
+    with pytest.raises(Killed):
+        made(tiny, again)
+    monkeypatch.undo()
+    with tiny.counting() as spent:
+        found = made(tiny, again)
+    assert spent.forward == (len(WANTED) - after) * 2 * tiny.steps
+    assert [Wanted(**r) for r in rows(again)] == WANTED
+    whole = Samples.open(folder)
+    assert found.settings == whole.settings
+    torch.testing.assert_close(found.images(), whole.images(), rtol=0, atol=1.01 / 255)
+
+
+def test_other_settings_are_refused(tiny, folder):
+    before = contents(folder)
+    edit = Edit(shaken(tiny), {"base": tiny.base})
+    for options, differ in (
+        ({"steps": 3}, "steps"),
+        ({"guidance": 2.0}, "guidance"),
+        ({"edit": edit}, "edit"),
+        ({"steps": 3, "edit": edit}, "edit, steps"),
+    ):
+        with pytest.raises(UserError, match=f"holds pictures made with another {differ};"):
+            made(tiny, folder, **options)
+    assert contents(folder) == before
+
+
+def test_a_foreign_folder_is_refused(tiny, tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="is not empty and holds no samples of ours"):
+        made(tiny, tmp_path)
+    assert list(contents(tmp_path)) == ["holiday.jpg"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot make .*File exists"):
+        made(tiny, tmp_path / "file")
+    with pytest.raises(UserError, match=r"cannot make .*Not a directory"):
+        made(tiny, tmp_path / "file" / "below")
+
+
+def test_bad_settings_leave_no_folder(tiny, tmp_path):
+    with pytest.raises(UserError, match="got -1 sampling steps"):
+        made(tiny, tmp_path / "samples", steps=-1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("broken", ["samples.json", "samples.jsonl"])
+def test_a_folder_without_its_two_files_is_no_sample_set(folder, broken):
+    (folder / broken).unlink()
+    with pytest.raises(UserError, match="is no folder of samples"):
+        Samples.open(folder)
+
+
+def test_settings_that_are_no_json_are_refused(folder):
+    (folder / "samples.json").write_text('{"base": "x"}')
+    with pytest.raises(UserError, match="is no folder of samples"):
+        Samples.open(folder)
+
+
+def test_an_edit_draws_other_pictures(tiny, folder, tmp_path):
+    edit = Edit(shaken(tiny, by=1.0), {"base": tiny.base})
+    other = made(tiny, tmp_path / "edited", edit=edit)
+    assert other.settings.edit == edit.digest
+    assert not torch.allclose(other.images(), Samples.open(folder).images(), atol=0.01)
+
+
+def test_no_two_pictures_share_a_file():
+    long = "a very long prompt that goes on and on and on, until it has said what it wants: "
+    prompts = ["a cat", "a-cat", "a cat!", "a cat?", long + "dog", long + "church"]
+    files = [Wanted(p, 0, "x").file for p in prompts]
+    assert len(set(files)) == len(prompts)
+    assert all(len(f.encode()) < 200 and "/" not in f for f in files)

@@ -1,0 +1,68 @@
+"""What takes minutes: the full size of Stable Diffusion 1.4."""
+
+import os
+import resource
+
+import pytest
+import torch
+from conftest import CHURCH, QUIET, SD14, tiny_pipeline
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from efface.latents import Latents
+from efface.methods import ESD
+from efface.models import DiffusionModel, group_names
+from efface.training import Tuning
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def all_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_one_update_at_full_size_fits_into_24_gb_and_moves_cross_attention_only(
+    tokenizer, all_threads
+):
+    small = tiny_pipeline(tokenizer)
+    config = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=768,
+        num_hidden_layers=2,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
+    torch.manual_seed(0)
+    model = DiffusionModel(
+        "random",
+        tokenizer,
+        CLIPTextModel(config),
+        UNet2DConditionModel(**SD14),
+        small.vae,
+        small.scheduler,
+        base="random",
+    )
+
+    def sums():
+        return {k: (float(p.sum()), float(p.norm())) for k, p in model.parameters().items()}
+
+    before = sums()
+    method = ESD(latents=Latents(ddim_steps=1, trajectories=1), tuning=Tuning(updates=1, batch=1))
+    edit = method.erase(model, [CHURCH], QUIET)
+    assert set(edit.weights) == set(group_names(model.denoiser, "xattn"))
+    assert all(".attn2." in k for k in edit.weights)
+    assert sum(w.numel() for w in edit.weights.values()) == 43_962_560
+    own = model.parameters()
+    assert all(not torch.equal(w, own[k]) for k, w in edit.weights.items())
+    assert all(torch.isfinite(w).all() for w in edit.weights.values())
+    assert sums() == before
+    assert (edit.meta["cost"]["forward"], edit.meta["cost"]["backward"]) == (3, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    assert peak < 24e9
