@@ -77,7 +77,7 @@ def build() -> UNet2DConditionModel:
 
 @torch.no_grad()
 def latents_of(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """Scaled latents (N, 12, 8, 8) of the drawings as they are: moved or mirrored copies cost too many steps."""
+    """Scaled latents (N, 12, 8, 8) of the drawings as they are: copies cost too many steps."""
     z = [vae.encode(b).latent_dist.mean for b in tqdm(x.split(64), desc="latents")]
     return torch.cat(z) * vae.config.scaling_factor
 

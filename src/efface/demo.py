@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from efface.benchmark import shipped
-from efface.commands import Erase, parsed, print_scores, run_erase, scored
+from efface.commands.erasing import Erase, run_erase
+from efface.commands.scoring import print_scores, scored
+from efface.commands.terminal import parsed
 from efface.edit import Edit
 from efface.methods import AP
 from efface.models import load

@@ -1,0 +1,233 @@
+"""``efface erase``: erase, keep everything in the run's folder, and say what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from efface import __version__
+from efface.commands.terminal import first_line, parsed, show
+from efface.concepts import Concept, check_keep, parse, read
+from efface.edit import Edit, write
+from efface.errors import UserError, pick
+from efface.methods import METHODS, PRESETS
+from efface.models import DiffusionModel, load
+from efface.report import before_after
+from efface.sensitivity import moved
+from efface.training import Run, provenance
+from efface.vocabulary import load as load_vocabulary
+
+
+@dataclass(frozen=True)
+class Erase:
+    """What is common to all methods."""
+
+    concept: tuple[str, ...] = ()
+    """A concept to erase; again for more. ``name -> anchor`` and ``name | synonym, synonym`` are
+    understood."""
+    concepts_file: Path | None = None
+    """A file of concepts: one a line, or JSON."""
+    anchor: str = ""
+    """What the concepts given by --concept are steered to; "" is the null prompt."""
+    model: str = "emoji"
+    """A shipped model, a diffusers folder, or a hub id."""
+    out: Path | None = None
+    """The run's folder; default: runs/METHOD-CONCEPT."""
+    dtype: str = "fp32"
+    """Precision of the frozen model: fp32, bf16 or fp16; what is trained stays fp32."""
+    device: str | None = None
+    """A torch device; default: the best there is."""
+    picture: bool = True
+    """Draw a before/after picture."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def erase(args: list[str]) -> int:
+    """``efface erase METHOD …``."""
+    if not args or args[0].startswith("-"):
+        lines = "\n".join(f"  {n:<5} {first_line(m)}" for n, m in METHODS.items())
+        print(
+            f"usage: efface erase METHOD --concept …\n\nmethods:\n{lines}\n\n"
+            "efface erase METHOD --help shows its settings."
+        )
+        return 0 if args else 2
+    name, rest = args[0], args[1:]
+    cls = pick(METHODS, name, "method")
+    start, rest = take_preset(name, rest)
+    both = dataclasses.make_dataclass(
+        "Erase" + cls.__name__,
+        [
+            ("common", Annotated[Erase, tyro.conf.arg(name="")], field(default=Erase())),
+            ("method", Annotated[cls, tyro.conf.arg(name="")], field(default=start)),
+        ],
+        frozen=True,
+    )
+    found: Any = parsed(both, rest, f"efface erase {name}")
+    return run_erase(name, found.method, found.common)
+
+
+def take_preset(name: str, args: list[str]) -> tuple[Any, list[str]]:
+    """The method's settings to start from, and the arguments without ``--preset NAME``."""
+    rest, chosen = [], None
+    it = iter(args)
+    for a in it:
+        if a == "--preset":
+            chosen = next(it, "")
+        elif a.startswith("--preset="):
+            chosen = a.partition("=")[2]
+        else:
+            rest.append(a)
+    if chosen is None:
+        return METHODS[name](), rest
+    if name not in PRESETS:
+        raise UserError(f"the method {name!r} has no presets; these have: {', '.join(PRESETS)}.")
+    return pick(PRESETS[name], chosen, "preset"), rest
+
+
+def wanted_concepts(o: Erase) -> list[Concept]:
+    """The concepts that the options name."""
+    found = list(read(o.concepts_file)) if o.concepts_file else []
+    for text in o.concept:
+        c = parse(text)
+        found.append(dataclasses.replace(c, anchor=c.anchor or o.anchor))
+    if not found:
+        raise UserError(
+            "no concept to erase; give --concept NAME (again for more) or --concepts-file FILE."
+        )
+    return list(dict.fromkeys(found))
+
+
+def run_folder(o: Erase, name: str, concepts: Sequence[Concept]) -> Path:
+    """The run's folder, made; refused where something else is in it."""
+    slug = "-".join(c.name.replace(" ", "_").replace("/", "_") for c in concepts)[:60]
+    out = o.out or Path("runs") / f"{name}-{slug}"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{str(out)!r} is a file; name a folder.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
+        raise UserError(f"{str(out)!r} is not empty and holds no run of ours; name another folder.")
+    return out
+
+
+def run_erase(name: str, method: Any, o: Erase) -> int:
+    """Erase, keep everything in the run's folder, and say what came out."""
+    concepts = wanted_concepts(o)
+    check_keep(concepts, method.keep)
+    out = run_folder(o, name, concepts)
+    model = load(o.model, o.dtype, o.device)
+    about = provenance(name, method, model, concepts)
+    fresh = begin_run(out, about)
+    edit = finished(out)
+    if edit is None:
+        try:
+            edit = method.erase(model, concepts, Run(out))
+            edit.save(out / "edit.safetensors")
+        except UserError:
+            if fresh and len(list(out.iterdir())) == 1:  # nothing but our run.json
+                (out / "run.json").unlink()
+                out.rmdir()
+            raise
+    else:
+        print(f"{out} is finished already; nothing was trained.", file=sys.stderr)
+    result: dict[str, Any] = {
+        "run": str(out),
+        "edit": str(out / "edit.safetensors"),
+        "weights": len(edit.weights),
+        "cost": edit.meta["cost"],
+    }
+    if o.picture:
+        source = getattr(method, "vocabulary", "") or "auto"
+        hurt = most_moved(model, edit, concepts, source)
+        result["moved_most"] = hurt
+        result["picture"] = str(
+            before_after(
+                model, edit, [c.name for c in concepts], list(hurt), out / "before-after.png"
+            )
+        )
+    if o.json:
+        print(json.dumps(result, indent=1))
+    else:
+        cost = edit.meta["cost"]
+        show(
+            [
+                ["edit", result["edit"]],
+                ["changed weights", f"{sum(w.numel() for w in edit.weights.values()):,}"],
+                ["time", f"{cost['seconds']:.0f} s"],
+                [
+                    "network evaluations",
+                    f"{cost['forward']:,} forward, {cost['backward']:,} backward",
+                ],
+                *(
+                    [
+                        ["moved most", ", ".join(result["moved_most"])],
+                        ["picture", result["picture"]],
+                    ]
+                    if o.picture
+                    else []
+                ),
+                ["scores", f"efface score {out}"],
+            ],
+            ["erased", ", ".join(c.name for c in concepts)],
+        )
+    return 0
+
+
+def begin_run(out: Path, about: dict[str, Any]) -> bool:
+    """Write ``run.json`` (true), or check that it is of the same run (false)."""
+    path = out / "run.json"
+    plain = json.loads(json.dumps(about))
+    if path.exists():
+        try:
+            had = json.loads(path.read_text(encoding="utf8"))["run"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{str(path)!r} is no run of ours, or damaged; name another folder."
+            ) from None
+        if had != plain:
+            differ = [k for k in plain if had.get(k) != plain[k]]
+            raise UserError(
+                f"{str(out)!r} holds a run with another {', '.join(differ)}; give another --out."
+            )
+        return False
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot make {str(out)!r}: {e.strerror}.") from None
+    versions = {
+        "efface": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    text = json.dumps({"run": plain, "versions": versions, "command": sys.argv}, indent=1) + "\n"
+    write(path, lambda p: p.write_text(text, encoding="utf8"))
+    return True
+
+
+def finished(out: Path) -> Edit | None:
+    """The edit of a run that has ended."""
+    return Edit.load(out) if (out / "edit.safetensors").exists() else None
+
+
+def most_moved(
+    model: DiffusionModel, edit: Edit, concepts: Sequence[Concept], source: str, n: int = 5
+) -> dict[str, float]:
+    """The preserved words that the edit moved most, by the change of predicted noise."""
+    words = load_vocabulary(source, model)
+    words = dataclasses.replace(words, words=words.words[:2000])  # of tokens, the commonest
+    words = words.without(concepts, model.tokenizer)
+    words = words.pool(model, concepts[0], 0, 400, "nearest")
+    far = moved(model, edit, words.words)
+    top = far.topk(min(n, len(far)))
+    return {
+        words.words[i]: round(v, 4)
+        for v, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    }

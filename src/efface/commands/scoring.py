@@ -1,0 +1,120 @@
+"""``efface score``: ESR and PSR of an edit beside the unedited model's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from efface.benchmark import cache_folder, evaluate, judge_for, shipped
+from efface.commands.terminal import parsed, show
+from efface.edit import Edit, write
+from efface.errors import UserError
+from efface.metrics import psr_difference, table
+from efface.models import DiffusionModel, load
+from efface.scores import Score
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What is scored, and how."""
+
+    run: tyro.conf.Positional[str] = "unedited"
+    """A run's folder, an edit file, or ``unedited`` for the base model."""
+    model: str = ""
+    """The base model; default: the one that the edit was made for."""
+    pictures: int = 4
+    """Pictures of each concept, seeds 0, 1, …"""
+    concept: tuple[str, ...] = ()
+    """Score only these preserved concepts (again for more); default: all that the judge knows."""
+    steps: int | None = None
+    """Sampling steps; default: the model's."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def score(args: list[str]) -> int:
+    """``efface score RUN``."""
+    o = parsed(ScoreOptions, args, "efface score")
+    if o.pictures < 1:
+        raise UserError(f"got {o.pictures} pictures a concept; at least 1 is needed.")
+    edit = None if o.run == "unedited" else Edit.load(Path(o.run))
+    model = load(o.model or (edit.meta["model"] if edit else "emoji"))
+    erased = [c["name"] for c in edit.meta["concepts"]] if edit else []
+    found = scored(model, edit, erased, o.concept, o.pictures, o.steps, folder_of(o.run, edit))
+    if edit and Path(o.run).is_dir():
+        text = json.dumps(found, indent=1) + "\n"
+        write(Path(o.run) / "scores.json", lambda p: p.write_text(text, encoding="utf8"))
+    if o.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    print_scores(found)
+    return 0
+
+
+def folder_of(run: str, edit: Edit | None) -> Path | None:
+    """Where the edit's pictures go."""
+    if edit is None:
+        return None
+    path = Path(run)
+    return path / "samples" if path.is_dir() else cache_folder() / "edits" / edit.digest
+
+
+def scored(
+    model: DiffusionModel,
+    edit: Edit | None,
+    erased: Sequence[str],
+    only: Sequence[str],
+    n: int,
+    steps: int | None,
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Scores of an edit beside the unedited model's, as JSON."""
+    judge, bench = judge_for(model), shipped(model.name)
+    for c in (*erased, *only):
+        judge.index(c)
+    concepts = list(dict.fromkeys([*erased, *(only or bench.names)]))
+    if edit:  # a synonym of what is erased is no preserved concept
+        also = {s for c in edit.meta["concepts"] for s in c["synonyms"]}
+        concepts = [c for c in concepts if c not in also]
+    seeds, near = range(n), bench.near(erased)
+    base = evaluate(model, None, None, concepts, seeds, judge, steps)
+    result: dict[str, Any] = {
+        "judge": f"{judge.config.version} {judge.sha256}",
+        "pictures": n,
+        "erased": list(erased),
+        "unedited": {k: s.to_json() for k, s in table(base, erased, near).items()},
+    }
+    if edit:
+        seen = evaluate(model, edit, folder, concepts, seeds, judge, steps)
+        result["edited"] = {k: s.to_json() for k, s in table(seen, erased, near).items()}
+        others = [c for c in concepts if c not in set(erased)]
+        result["difference"] = {
+            f"PSR-{k}": psr_difference(seen, base, others, k).to_json() for k in (1, 5)
+        }
+    return result
+
+
+def print_scores(found: dict[str, Any]) -> None:
+    """Scores as a table."""
+    edited = found.get("edited", found["unedited"])
+    rows = []
+    for k, v in edited.items():
+        s, row = Score(**v), [k]
+        row += [str(s), str(Score(**found["unedited"][k])) if "edited" in found else ""]
+        d = found.get("difference", {}).get(k)
+        rows.append([*row, str(Score(**d)) if d else "", str(s.n)])
+    show(
+        rows,
+        [
+            "percent [95 %]",
+            "edited" if "edited" in found else "unedited",
+            "unedited",
+            "difference",
+            "n",
+        ],
+    )
