@@ -503,7 +503,8 @@ def test_inner_gradient_against_finite_differences(tiny, through_teacher):
 def test_the_two_gradients_differ(tiny):
     student, found = Student(tiny, shaken(tiny, by=1.0)), []
     for through_teacher in (True, False):
-        search = search_over(tiny, Search(kind="gumbel", teacher_gradient=through_teacher))
+        config = Search(kind="gumbel", teacher_gradient=through_teacher)
+        search = search_over(tiny, config, [CHURCH])
         search.climb(student, 2, seeded(3))
         found.append(search.logits[0].grad)
     assert (found[0] - found[1]).norm() > 0.05 * found[0].norm()

@@ -361,5 +361,5 @@ def test_weights_laid_over_change_the_picture_and_not_the_model(tiny):
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_steps_below_one_are_refused(tiny, steps):
-    with pytest.raises(UserError, match=f"got {steps} sampling steps; at least 1 is needed"):
+    with pytest.raises(UserError, match=f"got {steps} sampling steps; 1 to 1000 are possible"):
         pictures(tiny, ["dog"], [0], steps=steps)

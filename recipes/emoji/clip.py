@@ -193,6 +193,8 @@ def main() -> None:
         tower = CLIPTextModel(clip.config.text_config)
         tower.load_state_dict(clip.text_model.state_dict())
         tower.half().save_pretrained(ASSETS / "text_encoder")
+        config = ASSETS / "text_encoder" / "config.json"  # stored in fp16, used in fp32 as the rest
+        config.write_text(config.read_text().replace('"float16"', '"float32"'))
         shutil.copytree(BUILD / "tokenizer", ASSETS / "tokenizer", dirs_exist_ok=True)
 
 

@@ -12,9 +12,7 @@ from efface.errors import UserError, pick
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on stderr and exit code 2."""
     args = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = lambda message, *_, **__: print(
-        f"efface: warning: {message}", file=sys.stderr
-    )
+    warnings.showwarning = _warn
     try:
         if not args or args[0] in ("-h", "--help"):
             print(usage())
@@ -32,6 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("efface: stopped; the same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(f"efface: warning: {message}", file=sys.stderr)  # on a line of its own, above a bar
 
 
 def _lazy(name: str) -> Callable[[list[str]], int]:

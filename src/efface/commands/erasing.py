@@ -125,16 +125,17 @@ def run_erase(name: str, method: Any, o: Erase) -> int:
     out = run_folder(o, name, concepts)
     model = load(o.model, o.dtype, o.device)
     about = provenance(name, method, model, concepts)
-    fresh = begin_run(out, about)
+    made = begin_run(out, about)
     edit = finished(out)
     if edit is None:
         try:
             edit = method.erase(model, concepts, Run(out))
             edit.save(out / "edit.safetensors")
         except UserError:
-            if fresh and len(list(out.iterdir())) == 1:  # nothing but our run.json
+            if made is not None and len(list(out.iterdir())) == 1:  # nothing but our run.json
                 (out / "run.json").unlink()
-                out.rmdir()
+                for folder in made:
+                    folder.rmdir()
             raise
     else:
         print(f"{out} is finished already; nothing was trained.", file=sys.stderr)
@@ -181,8 +182,8 @@ def run_erase(name: str, method: Any, o: Erase) -> int:
     return 0
 
 
-def begin_run(out: Path, about: dict[str, Any]) -> bool:
-    """Write ``run.json`` (true), or check that it is of the same run (false)."""
+def begin_run(out: Path, about: dict[str, Any]) -> list[Path] | None:
+    """Write ``run.json`` and give the folders made for it; None where the same run is there."""
     path = out / "run.json"
     plain = json.loads(json.dumps(about))
     if path.exists():
@@ -197,7 +198,8 @@ def begin_run(out: Path, about: dict[str, Any]) -> bool:
             raise UserError(
                 f"{str(out)!r} holds a run with another {', '.join(differ)}; give another --out."
             )
-        return False
+        return None
+    made = [p for p in (out, *out.parents) if not p.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -209,7 +211,7 @@ def begin_run(out: Path, about: dict[str, Any]) -> bool:
     }
     text = json.dumps({"run": plain, "versions": versions, "command": sys.argv}, indent=1) + "\n"
     write(path, lambda p: p.write_text(text, encoding="utf8"))
-    return True
+    return made
 
 
 def finished(out: Path) -> Edit | None:

@@ -189,7 +189,7 @@ class DiffusionModel:
         """A DDIM scheduler of this model's noise schedule, ``steps`` leading timesteps plus one."""
         from diffusers import DDIMScheduler
 
-        self.check_steps(steps + 1)  # the offset of 1 needs a timestep of room
+        self.check_steps(steps, len(self.alphas) - 1)  # the offset of 1 needs a timestep of room
         config = {
             **self.scheduler.config,
             "steps_offset": 1,
@@ -297,10 +297,11 @@ class DiffusionModel:
             bar.update(len(some))
         bar.close()
 
-    def check_steps(self, steps: int) -> None:
+    def check_steps(self, steps: int, most: int = 0) -> None:
         """Refuse a number of steps that the noise schedule cannot give."""
-        if not 1 <= steps <= len(self.alphas):
-            raise UserError(f"got {steps} steps; 1 to {len(self.alphas)} are possible.")
+        most = most or len(self.alphas)
+        if not 1 <= steps <= most:
+            raise UserError(f"got {steps} sampling steps; 1 to {most} are possible.")
 
     def _sample(
         self,
