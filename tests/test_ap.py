@@ -553,11 +553,11 @@ def test_exact_search_scores_as_one_word_at_a_time_and_picks_the_worst(tiny):
         slow = torch.stack(slow)
         drawn = search.draw(student, batch, 6, g)
         torch.testing.assert_close(search.harm, slow, rtol=2e-3, atol=1e-9)
-        for row, index in enumerate(drawn.index.tolist()):
+        for row, index in enumerate(drawn.chosen.tolist()):
             mine = pools.of[int(batch.which[row % 4])]
             assert index in mine
             assert slow[index] >= (1 - 1e-3) * slow[mine].max()
-        assert torch.equal(drawn.cond.states, pools.rows.states[drawn.index])
+        assert torch.equal(drawn.cond.states, pools.rows.states[drawn.chosen])
 
 
 def test_exact_search_remembers_and_draws_among_the_top(tiny):
@@ -568,7 +568,7 @@ def test_exact_search_remembers_and_draws_among_the_top(tiny):
     first, second = search.score(student, 0), search.score(student, 1)
     wanted = [first, first, 0.25 * first + 0.75 * second]
     for harm in wanted:
-        drawn = search.draw(student, batch, 40, g).index
+        drawn = search.draw(student, batch, 40, g).chosen
         torch.testing.assert_close(search.harm, harm)
         assert set(drawn.tolist()) == set(harm[:12].topk(3).indices.tolist())
 
@@ -577,7 +577,7 @@ def test_random_search_draws_from_every_concepts_own_pool(tiny):
     pools = pools_of(tiny)
     source = Bank(tiny, [CHURCH, DOG], Latents(ddim_steps=2, trajectories=2), 0)
     batch = drawn_for_both(source)
-    drawn = Random(pools).draw(Student(tiny, {}), batch, 2000, seeded(1)).index
+    drawn = Random(pools).draw(Student(tiny, {}), batch, 2000, seeded(1)).chosen
     for which in (0, 1):
         rows = [i for i in range(2000) if int(batch.which[i % 4]) == which]
         assert set(drawn[rows].tolist()) == set(pools.of[which].tolist())

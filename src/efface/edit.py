@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.models import DiffusionModel, stored_dtype
+from efface.models import PICKLES, DiffusionModel, refuse_pickle, stored_dtype
 
 FORMAT = "efface-edit-1"
 
@@ -61,8 +61,6 @@ class Edit:
         Raises:
             UserError: no such file, no edit, truncated, or its content is not what was written.
         """
-        from efface.models import PICKLES, refuse_pickle
-
         path = path / "edit.safetensors" if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"no edit at {str(path)!r}; give a run folder or an edit.safetensors.")

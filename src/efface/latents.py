@@ -130,14 +130,12 @@ class Bank:
         ):
             cond = self.encoded.concept[[row]].repeat(n)
             path: list[tuple[Tensor, Tensor, Tensor]] = []
-            model.rollout(
-                model.noise(n, g),
-                cond,
-                scheduler,
-                range(config.ddim_steps),
-                config.cfg,
-                visit=lambda _, z, e0, e1, path=path: path.append((z.cpu(), e0.cpu(), e1.cpu())),
-            )  # type: ignore[misc]
+
+            def visit(_: int, z: Tensor, e0: Tensor, e1: Tensor, path: list[Any] = path) -> None:
+                path.append((z.cpu(), e0.cpu(), e1.cpu()))
+
+            span = range(config.ddim_steps)
+            model.rollout(model.noise(n, g), cond, scheduler, span, config.cfg, visit=visit)
             z, e0, e1 = (torch.stack(x, 1) for x in zip(*path, strict=True))  # (n, S, C, H, W)
             kept.append((z, self._anchored(model, row, concepts, z, e0), e1))
         self.z, self.e_anchor, self.e_concept = (torch.cat(x) for x in zip(*kept, strict=True))

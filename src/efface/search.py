@@ -95,7 +95,7 @@ class Drawn(NamedTuple):
     """Preserved concepts for the rows of an update."""
 
     cond: Conditioning
-    index: Tensor
+    chosen: Tensor
     """Which candidate each row is (its largest share, where it is a mixture)."""
 
 
@@ -256,7 +256,8 @@ class Gumbel:
         for logits, grad in zip(self.logits, grads, strict=True):
             logits.grad = grad
         self.adam.step()
-        return harm.detach()
+        seen: Tensor = harm.detach()
+        return seen
 
     def draw(self, student: Student, batch: Batch, n: int, g: torch.Generator) -> Drawn:
         """Climb ``passes - 1`` times, then sample a row for each."""

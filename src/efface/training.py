@@ -145,7 +145,7 @@ def finetune(
                 f"the loss of update {update} is {float(value.detach())}: stopped; "
                 "lower the learning rate, or use fp32."
             )
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         adam.step()
         adam.zero_grad()
         if run.on_step is not None:

@@ -103,9 +103,8 @@ def kmeans_1d(far: Tensor, size: int, rounds: int = 100) -> Tensor:
     """Indices of the ``size`` words nearest the centres of a k-means on the distances themselves.
 
     Spreads over distance, not over meaning, as the authors of adversarial preservation do; fewer
-    than ``size`` come
-    back where two centres share their nearest word. Starts from quantiles, so that it is
-    deterministic.
+    than ``size`` come back where two centres share their nearest word. Starts from quantiles, so
+    that it is deterministic.
     """
     centres = torch.quantile(far, (torch.arange(size) + 0.5) / size)
     for _ in range(rounds):
@@ -116,12 +115,14 @@ def kmeans_1d(far: Tensor, size: int, rounds: int = 100) -> Tensor:
         if torch.equal(fresh, centres):
             break
         centres = fresh
-    return (far[:, None] - centres).abs().argmin(0).unique()
+    index: Tensor = (far[:, None] - centres).abs().argmin(0).unique()
+    return index
 
 
 def evenly(far: Tensor, size: int) -> Tensor:
     """Every so-manyth word in order of distance, the nearest first."""
-    return torch.linspace(0, len(far) - 1, size).round().long().unique()
+    index: Tensor = torch.linspace(0, len(far) - 1, size).round().long().unique()
+    return index
 
 
 def first(far: Tensor, size: int) -> Tensor:

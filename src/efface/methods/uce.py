@@ -112,4 +112,5 @@ def solve(
     b = ridge * eye + s_e * erased.T @ erased
     if keep is not None:
         b = b + s_p * keep.T @ keep
-    return eye + s_e * (anchor - erased).T @ torch.linalg.solve(b, erased.T).T
+    q: Tensor = eye + s_e * (anchor - erased).T @ torch.linalg.solve(b, erased.T).T
+    return q

@@ -23,6 +23,7 @@ from efface.models.stable_diffusion import load as load_stable_diffusion
 __all__ = [
     "GROUPS",
     "MODELS",
+    "PICKLES",
     "Conditioning",
     "Counter",
     "DiffusionModel",
@@ -31,6 +32,7 @@ __all__ = [
     "group_names",
     "load",
     "mix",
+    "refuse_pickle",
     "stack",
     "stored_dtype",
     "text_maps",

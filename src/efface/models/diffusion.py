@@ -98,8 +98,8 @@ class DiffusionModel:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent."""
-        c, s = self.denoiser.config.in_channels, self.denoiser.config.sample_size
-        return (c, s, s)
+        config: Any = self.denoiser.config
+        return (config.in_channels, config.sample_size, config.sample_size)
 
     # -- embed ---------------------------------------------------------------------------------
 
@@ -330,13 +330,14 @@ class DiffusionModel:
                 )
                 eps = e0 + guidance * (e1 - e0)
             z = scheduler.step(eps, t, z, return_dict=False, **options)[0]
-        return z
+        return z  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, C, H, W) as pictures (B, 3, 8H, 8W) in [0, 1], fp32, on the CPU."""
         scaled = (z / self.vae.config.scaling_factor).to(next(self.vae.parameters()).dtype)
-        return ((self.vae.decode(scaled, return_dict=False)[0].float() + 1) / 2).clamp(0, 1).cpu()
+        x: Tensor = self.vae.decode(scaled, return_dict=False)[0].float()
+        return ((x + 1) / 2).clamp(0, 1).cpu()
 
     # -- weights -------------------------------------------------------------------------------
 

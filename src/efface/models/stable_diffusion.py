@@ -71,9 +71,9 @@ def load(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> D
     )
     config = read_json(folder / "scheduler" / "scheduler_config.json", "the model has no scheduler")
     scheduler = pick_scheduler(config).from_config(config)
-    for part_name, part in (("unet", unet), ("vae", vae), ("text_encoder", text)):
-        check_finite(part, folder / part_name)
-        part.to(device)
+    for module, where in ((unet, "unet"), (vae, "vae"), (text, "text_encoder")):
+        check_finite(module, folder / where)
+        module.to(device)
     base = hash_files(folder / "unet")
     return DiffusionModel(name, tokenizer, text, unet, vae, scheduler, base, folder=folder)
 
