@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from efface.benchmark import evaluate, shipped
@@ -12,7 +10,7 @@ from efface.methods import AP, ESD
 from efface.metrics import Judge, esr, psr
 from efface.training import Run, Tuning
 
-ERASED = "beer mug"
+ERASED = "church"
 
 
 def test_the_shipped_folder_opens_in_a_stock_pipeline_and_is_small():
@@ -46,7 +44,7 @@ def test_erasing_erases_and_preserving_preserves(emoji, tmp_path, monkeypatch):
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
     judge, bench = Judge.load(), shipped()
     others = [n for n in bench.names[::6] if n != ERASED]
-    names = [ERASED, *bench.near([ERASED]), *others]
+    kept = list(dict.fromkeys([*bench.near([ERASED]), *others]))
     tuning = Tuning(updates=150)
 
     def seen(method, name):
@@ -54,11 +52,12 @@ def test_erasing_erases_and_preserving_preserves(emoji, tmp_path, monkeypatch):
             None if method is None else method.erase(emoji, [Concept(ERASED)], Run(progress=False))
         )
         folder = None if edit is None else tmp_path / name
-        return evaluate(emoji, edit, folder, names, range(2), judge, progress=False)
+        gone = evaluate(emoji, edit, folder, [ERASED], range(8), judge, progress=False)
+        rest = evaluate(emoji, edit, folder, kept, range(2), judge, progress=False)
+        return esr(gone, [ERASED], 1).value, psr(rest, kept, 1).value
 
     before = seen(None, "")
-    esd, ap = seen(ESD(tuning=tuning), "esd"), seen(replace(AP(), tuning=tuning), "ap")
-    kept = [n for n in dict.fromkeys(names) if n != ERASED]
-    assert esr(ap, [ERASED], 1).value > esr(before, [ERASED], 1).value
-    assert esr(esd, [ERASED], 1).value > esr(before, [ERASED], 1).value
-    assert psr(ap, kept, 1).value > psr(esd, kept, 1).value
+    esd, ap = seen(ESD(tuning=tuning), "esd"), seen(AP(tuning=tuning), "ap")
+    assert esd[0] > before[0]
+    assert ap[0] > before[0]
+    assert ap[1] > esd[1]

@@ -61,6 +61,7 @@ MODELS = {
         about="312 concepts in 6 drawing styles, 64x64 pixels; trained on licensed emoji drawings",
     ),
 }
+"""The models that ship, by name."""
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
