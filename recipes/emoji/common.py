@@ -112,7 +112,7 @@ def augment(x: torch.Tensor, generator: torch.Generator, shift: int = 2) -> torc
     )
 
 
-TEMPLATES = ("{}", "{}", "{}", "a picture of {}", "a drawing of {}", "{} emoji")
+TEMPLATES = *["{}"] * 6, "a picture of {}", "a drawing of {}", "{} emoji"
 """How a concept is asked for; the bare name most often."""
 
 
@@ -129,7 +129,7 @@ def captions(
         words = draw.choice(row["tags"])
     else:
         words = draw.choice(TEMPLATES).format(
-            article(row["name"]) if draw.random() < 0.5 else row["name"]
+            article(row["name"]) if draw.random() < 1 / 3 else row["name"]
         )
     if draw.random() < 0.5:
         return f"{words}, {WORDS[STYLES[style]]}", concept, style
