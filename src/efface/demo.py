@@ -19,7 +19,7 @@ from efface.training import Tuning
 class Demo:
     """What the demo erases, and how long it takes over it."""
 
-    concept: str = "kitchen knife"
+    concept: str = "beer mug"
     """One of the shipped model's concepts."""
     updates: int = 150
     """Weight updates."""
