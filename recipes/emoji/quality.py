@@ -29,6 +29,7 @@ that erasing can be measured on any machine; it draws emoji and nothing else.
 
 ```python
 from diffusers import StableDiffusionPipeline
+
 pipe = StableDiffusionPipeline.from_pretrained(path)  # stock diffusers, nothing of ours
 pipe("a dog face, noto style", num_inference_steps=12, guidance_scale=4).images[0]
 ```
