@@ -1,4 +1,4 @@
-"""Stage 5: the judge, trained on the drawings, never on generated pictures (about 15 minutes)."""
+"""Stage 5: the judge, trained on the drawings, never on generated pictures (about 10 minutes)."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def quality(judge: Judge, x: Tensor, concept: Tensor, style: Tensor) -> dict[str
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--steps", type=int, default=2400)
+    p.add_argument("--steps", type=int, default=1800)
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--lr", type=float, default=2e-3)
     a = p.parse_args()

@@ -21,8 +21,8 @@ RMS = 0.2
 def orthogonal(x: Tensor) -> Tensor:
     """The (R, C) matrix nearest ``x`` with singular values near 1.
 
-    It iterates on the Gram matrix, whose side is the shorter one: a third of the cost for the
-    3x3 convolutions, whose matrices are nine times as long as wide.
+    It iterates on the Gram matrix, whose side is the shorter one: the matrices of 3x3 convolutions
+    are about nine times as long as wide, where in and out are alike.
     """
     if x.shape[0] > x.shape[1]:
         return orthogonal(x.T).T

@@ -175,12 +175,12 @@ def main() -> None:
         z0, text = latents_of(vae, x), Captions()
         unet = build().train()
         ema = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(0.998))
-        inner = [n for n, w in unet.named_parameters() if w.ndim > 1 and "conv_in." not in n]
-        inner = [n for n in inner if "conv_out." not in n]
-        weights = dict(unet.named_parameters())
-        rest = [w for n, w in weights.items() if n not in inner]
+        inner, rest = [], []
+        for n, w in unet.named_parameters():
+            outer = n.startswith(("conv_in.", "conv_out."))
+            (rest if w.ndim == 1 or outer else inner).append(w)
         opts = [
-            Muon([weights[n] for n in inner], a.lr),
+            Muon(inner, a.lr),
             torch.optim.AdamW(rest, 1e-3, betas=(0.9, 0.99), weight_decay=1e-3, fused=True),
         ]
         peaks = [opt.param_groups[0]["lr"] for opt in opts]
