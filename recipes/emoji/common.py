@@ -117,12 +117,13 @@ TEMPLATES = *["{}"] * 6, "a picture of {}", "a drawing of {}", "{} emoji"
 
 
 def captions(
-    concept: int, style: int, draw: random.Random, tags: float
+    concept: int, style: int, draw: random.Random, tags: float, styled: float = 0.5
 ) -> tuple[str, int, int | None]:
     """A caption for a drawing, and the concept and (if it names one) the style in it.
 
     Args:
         tags: share of captions that give one of the concept's search tags instead of its name.
+        styled: share of captions that name the style.
     """
     row = concepts()[concept]
     if row["tags"] and draw.random() < tags:
@@ -131,6 +132,6 @@ def captions(
         words = draw.choice(TEMPLATES).format(
             article(row["name"]) if draw.random() < 1 / 3 else row["name"]
         )
-    if draw.random() < 0.5:
+    if draw.random() < styled:
         return f"{words}, {WORDS[STYLES[style]]}", concept, style
     return words, concept, None

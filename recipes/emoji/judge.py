@@ -1,4 +1,4 @@
-"""Stage 5: the judge, trained on the drawings, never on generated pictures (about 10 minutes)."""
+"""Stage 5: the judge, trained on the drawings, never on generated pictures (about 30 minutes)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from common import (
     resume,
     stage,
 )
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, cross_entropy, grid_sample, interpolate, pad
 from torch.optim.lr_scheduler import OneCycleLR
@@ -25,7 +26,11 @@ from tqdm import tqdm
 
 from efface.metrics.judge import Judge, JudgeConfig
 
-STYLE_WEIGHT = 0.5
+STYLE_WEIGHT = 1.0
+CYCLE = 1800
+"""Steps of a learning-rate cycle; ``--steps`` is a multiple."""
+COPIES = 4
+"""Copies of each drawing through the autoencoder; of three pictures that teach styles, two are."""
 UNSEEN = 10
 """One concept in so many teaches no style: shows how far the style head generalises."""
 
@@ -40,17 +45,21 @@ def uniform(low: float, high: float, shape: tuple[int, ...], g: torch.Generator)
     return low + (high - low) * torch.rand(shape, generator=g)
 
 
-def warp(x: Tensor, g: torch.Generator) -> Tensor:
-    """Flip, scale, turn, move and gently bend each picture (B, 3, H, W) in [0, 1], on white."""
+def warp(x: Tensor, g: torch.Generator, much: float = 1.0) -> Tensor:
+    """Scale, turn, move and gently bend each picture (B, 3, H, W) in [0, 1], on white; flip half.
+
+    Args:
+        much: share of the full range of each; below 1, nothing is flipped.
+    """
     b = len(x)
-    size = uniform(0.75, 1.1, (b,), g)
-    turn = uniform(-math.pi / 12, math.pi / 12, (b,), g)
-    flip = torch.where(torch.rand(b, generator=g) < 0.5, -1.0, 1.0)
-    move = uniform(-0.1, 0.1, (2, b), g)  # the picture is 2 wide
+    size = uniform(1 - 0.25 * much, 1 + 0.1 * much, (b,), g)
+    turn = much * uniform(-math.pi / 12, math.pi / 12, (b,), g)
+    flip = torch.where(torch.rand(b, generator=g) < (0.5 if much == 1 else 0.0), -1.0, 1.0)
+    move = much * uniform(-0.1, 0.1, (2, b), g)  # the picture is 2 wide
     cos, sin = turn.cos() / size, turn.sin() / size
     theta = torch.stack([flip * cos, -flip * sin, move[0], sin, cos, move[1]], 1).reshape(b, 2, 3)
     grid = affine_grid(theta, list(x.shape), align_corners=False)
-    bend = torch.randn((b, 2, 5, 5), generator=g) * uniform(0, 0.06, (b, 1, 1, 1), g)
+    bend = torch.randn((b, 2, 5, 5), generator=g) * uniform(0, 0.06 * much, (b, 1, 1, 1), g)
     bend = interpolate(bend, size=x.shape[-2:], mode="bicubic", align_corners=True)
     return 1 - grid_sample(1 - x, grid + bend.permute(0, 2, 3, 1), align_corners=False)
 
@@ -106,9 +115,24 @@ def distort(x: Tensor, g: torch.Generator) -> Tensor:
 
 
 def nudge(x: Tensor, g: torch.Generator) -> Tensor:
-    """Pictures moved and softened only: colours and outlines are what tells the styles apart."""
-    x = soften(warp(x, g), g).clamp(0, 1)
+    """Pictures moved a little, softened and stained: a style shows in colours and outlines."""
+    x = stain(soften(warp(x, g, 0.4), g), g)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def copies(x: Tensor, g: torch.Generator) -> Tensor:
+    """Drawings (N, 3, H, W) in [0, 1], coded with errors in the latents and decoded, (N, 3, H, W).
+
+    No picture of the UNet's: what is drawn stays the drawing.
+    """
+    vae = AutoencoderKL.from_pretrained(ASSETS / "vae", torch_dtype=torch.float32).eval()
+    done = []
+    for part in tqdm(x.split(64), desc="copies"):
+        z = vae.encode(2 * part - 1).latent_dist.mean
+        error = torch.randn(z.shape, generator=g) * uniform(0, 0.5, (len(z), 1, 1, 1), g)
+        done.append(vae.decode(z + error / vae.config.scaling_factor).sample)
+    return ((torch.cat(done) + 1) / 2).clamp(0, 1)
 
 
 def taught(concept: Tensor, style: Tensor) -> Tensor:
@@ -117,7 +141,7 @@ def taught(concept: Tensor, style: Tensor) -> Tensor:
 
 
 def loss_of(judge: Judge, x: Tensor, concept: Tensor, style: Tensor, g: torch.Generator) -> Tensor:
-    """Concepts from all pictures, half of them distorted; styles from the other half alone."""
+    """Concepts from all pictures, the first half distorted; styles from the other half alone."""
     half = len(x) // 2
     seen = torch.cat([distort(x[:half], g), nudge(x[half:], g)])
     concepts_said, styles_said = judge(seen)
@@ -161,18 +185,21 @@ def quality(judge: Judge, x: Tensor, concept: Tensor, style: Tensor) -> dict[str
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--steps", type=int, default=1800)
+    p.add_argument("--steps", type=int, default=3 * CYCLE)
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--lr", type=float, default=2e-3)
     a = p.parse_args()
     with stage("judge") as report:
         x, concept, style = load_data((*STYLES, *JUDGE_ONLY))
         x = (x + 1) / 2
+        g = torch.Generator().manual_seed(0)
+        shown = torch.stack([x, *(copies(x, g) for _ in range(COPIES))])
+        which = torch.tensor([0] * (COPIES // 2) + list(range(1, COPIES + 1)))
         judge = build().train()
         opt = torch.optim.AdamW(
             judge.parameters(), a.lr, betas=(0.9, 0.99), weight_decay=0.1, fused=True
         )
-        plan = OneCycleLR(opt, a.lr, total_steps=a.steps, pct_start=0.15)
+        plan = OneCycleLR(opt, a.lr, total_steps=CYCLE + 1, pct_start=0.15)
         start = 0
         if (state := resume("judge")) is not None:
             judge.load_state_dict(state["model"])
@@ -183,9 +210,13 @@ def main() -> None:
         for step in tqdm(
             range(start, a.steps), initial=start, total=a.steps, desc="judge", mininterval=10
         ):
+            if step and step % CYCLE == 0:
+                plan = OneCycleLR(opt, a.lr, total_steps=CYCLE + 1, pct_start=0.15)
             g = torch.Generator().manual_seed(step)
             rows = torch.randint(0, len(x), (a.batch,), generator=g)
-            loss = loss_of(judge, x[rows], concept[rows], style[rows], g)
+            pick = which[torch.randint(0, len(which), (a.batch,), generator=g)]
+            pick[: a.batch // 2] = 0
+            loss = loss_of(judge, shown[pick, rows], concept[rows], style[rows], g)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
             opt.step()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import torch
-from common import ASSETS, BUILD, HELD_OUT, STYLES, WORDS, concepts, stage
+from common import ASSETS, BUILD, HELD_OUT, STYLES, WORDS, concepts, load_data, stage
+from torch import Tensor
 
 from efface.benchmark import shipped
 from efface.metrics import Judge
@@ -47,6 +48,10 @@ solver, guidance {guidance:g}; percent with 95 % Wilson intervals; by the shippe
 | concept recognised, top-1 | {top1} | {n} |
 | concept recognised, top-5 | {top5} | {n} |
 | style recognised (prompt "NAME, STYLE style") | {style} | {style_n} |
+| of the concept's drawings, the nearest is in the style asked for | {nearest} | {nearest_n} |
+
+The last row needs no judge: of the drawings of this concept, at most six, which has the least mean
+squared error to the picture; over the pairs of concept and style that were drawn.
 
 Worst recognised concepts: {worst}.
 
@@ -60,6 +65,26 @@ UNet: {unet_steps} steps of batch {batch}, {parameters:,} parameters. CLIP: zero
 the
 training drawings {zero_shot:.1%}.
 """
+
+
+def nearest(pictures: Tensor, asked: list[tuple[int, int]]) -> Tensor:
+    """Whether the drawing of its concept that is nearest to a picture has the style asked for.
+
+    Args:
+        pictures: (N, 3, 64, 64) in [0, 1].
+        asked: index of concept and of style of each.
+
+    Returns:
+        (M,), for the pictures whose pair was drawn.
+    """
+    x, concept, style = load_data()
+    x, found = (x + 1) / 2, []
+    for picture, (c, s) in zip(pictures, asked, strict=True):
+        rows = (concept == c).nonzero()[:, 0]
+        if s in style[rows]:
+            errors = (x[rows] - picture).square().mean((1, 2, 3))
+            found.append(bool(style[rows[errors.argmin()]] == s))
+    return torch.tensor(found)
 
 
 def main() -> None:
@@ -78,9 +103,13 @@ def main() -> None:
             list(model.generate(prompts, [0] * len(prompts), batch=64, progress=True))
         )
         style = judge.classify(styled).styles[:, 0] == torch.tensor([s for _, s in asked])
+        near = nearest(
+            styled, [(i, s) for i in range(len(bench.names)) for s in range(len(STYLES))]
+        )
         low = by_concept.argsort()[:12].tolist()
         report["top1"], report["top5"] = rate(top1).to_json(), rate(top5).to_json()
         report["style"] = rate(style).to_json()
+        report["nearest_drawing"] = rate(near).to_json()
         report["style_by_style"] = {
             s: round(100 * float(style[i :: len(STYLES)].double().mean()), 1)
             for i, s in enumerate(STYLES)
@@ -102,6 +131,8 @@ def main() -> None:
             n=len(names),
             style=rate(style),
             style_n=len(prompts),
+            nearest=rate(near),
+            nearest_n=len(near),
             worst=", ".join(f"{k} ({v:g})" for k, v in report["worst"].items()),
             held_out=HELD_OUT,
             held1=100 * made["judge"]["held_out_top1"],

@@ -38,7 +38,7 @@ class JudgeConfig:
     """Channels of each stage; a stage has half the resolution of the one before, from 32x32 on."""
     blocks: tuple[int, ...] = (1, 1, 2, 1)
     """Residual blocks of each stage."""
-    version: str = "emoji-1"
+    version: str = "emoji-2"
     """Scores of different versions do not compare."""
 
     def __post_init__(self) -> None:
@@ -111,7 +111,9 @@ class Judge(nn.Module):
             self.stages.append(nn.Sequential(first, *(Block(now, now, 1) for _ in range(1, count))))
             wide = now
         self.concept_head = nn.Linear(wide, len(config.concepts))
-        self.style_head = nn.Linear(sum(config.widths), len(config.styles))
+        self.style_head = nn.Sequential(
+            nn.Linear(sum(config.widths), 256), nn.ReLU(), nn.Linear(256, len(config.styles))
+        )
 
     @classmethod
     def load(cls, folder: Path | None = None) -> Judge:
