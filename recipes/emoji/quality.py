@@ -8,10 +8,10 @@ import torch
 from common import ASSETS, BUILD, HELD_OUT, STYLES, WORDS, concepts, load_data, stage
 from torch import Tensor
 
-from efface.benchmark import shipped
 from efface.metrics import Judge
 from efface.models import load
 from efface.scores import rate
+from efface.vocabulary import shipped
 
 SEEDS = range(8)
 CARD = """---
@@ -48,12 +48,14 @@ solver, guidance {guidance:g}; percent with 95 % Wilson intervals; by the shippe
 | concept recognised, top-1 | {top1} | {n} |
 | concept recognised, top-5 | {top5} | {n} |
 | style recognised (prompt "NAME, STYLE style") | {style} | {style_n} |
+| the same, where someone drew that concept in that style | {drawn} | {nearest_n} |
 | of the concept's drawings, the nearest is in the style asked for | {nearest} | {nearest_n} |
 
-The last row needs no judge: of the drawings of this concept, at most six, which has the least mean
-squared error to the picture; over the pairs of concept and style that were drawn.
+The last two rows leave out the pairs of concept and style that no one drew. The last needs no
+judge: of
+the drawings of this concept, at most six, which has the least mean squared error to the picture.
 
-Worst recognised concepts: {worst}.
+{worst}
 
 The judge never saw a generated picture. On the drawings of a set that nothing was trained on
 ({held_out}) it is right on {held1:.1f} % (top-1) and {held5:.1f} % (top-5).
@@ -67,7 +69,7 @@ training drawings {zero_shot:.1%}.
 """
 
 
-def nearest(pictures: Tensor, asked: list[tuple[int, int]]) -> Tensor:
+def nearest(pictures: Tensor, asked: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     """Whether the drawing of its concept that is nearest to a picture has the style asked for.
 
     Args:
@@ -75,46 +77,49 @@ def nearest(pictures: Tensor, asked: list[tuple[int, int]]) -> Tensor:
         asked: index of concept and of style of each.
 
     Returns:
-        (M,), for the pictures whose pair was drawn.
+        (N,) whether it has, and (N,) whether that concept was drawn in that style at all.
     """
     x, concept, style = load_data()
-    x, found = (x + 1) / 2, []
+    x, found, drawn = (x + 1) / 2, [], []
     for picture, (c, s) in zip(pictures, asked, strict=True):
         rows = (concept == c).nonzero()[:, 0]
-        if s in style[rows]:
-            errors = (x[rows] - picture).square().mean((1, 2, 3))
-            found.append(bool(style[rows[errors.argmin()]] == s))
-    return torch.tensor(found)
+        errors = (x[rows] - picture).square().mean((1, 2, 3))
+        found.append(bool(style[rows[errors.argmin()]] == s))
+        drawn.append(bool((style[rows] == s).any()))
+    return torch.tensor(found), torch.tensor(drawn)
 
 
 def main() -> None:
     with stage("quality") as report:
-        model, judge, bench = load("emoji"), Judge.load(), shipped()
-        names = [n for n in bench.names for _ in SEEDS]
-        seeds = [s for _ in bench.names for s in SEEDS]
+        model, judge = load("emoji"), Judge.load()
+        concept_names = shipped("emoji", "names").words
+        names = [n for n in concept_names for _ in SEEDS]
+        seeds = [s for _ in concept_names for s in SEEDS]
         pictures = torch.stack(list(model.generate(names, seeds, batch=64, progress=True)))
         guess = judge.classify(pictures).concepts
         hit = guess == torch.tensor([judge.index(n) for n in names])[:, None]
         top1, top5 = hit[:, 0], hit.any(1)
         by_concept = top1.view(-1, len(SEEDS)).double().mean(1)
-        asked = [(n, s) for n in bench.names for s in range(len(STYLES))]
+        asked = [(n, s) for n in concept_names for s in range(len(STYLES))]
         prompts = [f"{n}, {WORDS[STYLES[s]]}" for n, s in asked]
         styled = torch.stack(
             list(model.generate(prompts, [0] * len(prompts), batch=64, progress=True))
         )
         style = judge.classify(styled).styles[:, 0] == torch.tensor([s for _, s in asked])
-        near = nearest(
-            styled, [(i, s) for i in range(len(bench.names)) for s in range(len(STYLES))]
+        near, drawn = nearest(
+            styled, [(i, s) for i in range(len(concept_names)) for s in range(len(STYLES))]
         )
-        low = by_concept.argsort()[:12].tolist()
+        near = near[drawn]
+        low = [i for i in by_concept.argsort()[:12].tolist() if by_concept[i] < 1]
         report["top1"], report["top5"] = rate(top1).to_json(), rate(top5).to_json()
         report["style"] = rate(style).to_json()
+        report["style_drawn"] = rate(style[drawn]).to_json()
         report["nearest_drawing"] = rate(near).to_json()
         report["style_by_style"] = {
             s: round(100 * float(style[i :: len(STYLES)].double().mean()), 1)
             for i, s in enumerate(STYLES)
         }
-        report["worst"] = {bench.names[i]: round(100 * float(by_concept[i]), 1) for i in low}
+        report["worst"] = {concept_names[i]: round(100 * float(by_concept[i]), 1) for i in low}
         made = {
             k: json.loads((BUILD / f"{k}.json").read_text())
             for k in ("data", "vae", "clip", "unet", "judge")
@@ -130,10 +135,13 @@ def main() -> None:
             top5=rate(top5),
             n=len(names),
             style=rate(style),
+            drawn=rate(style[drawn]),
             style_n=len(prompts),
             nearest=rate(near),
             nearest_n=len(near),
-            worst=", ".join(f"{k} ({v:g})" for k, v in report["worst"].items()),
+            worst="Worst recognised concepts: "
+            + (", ".join(f"{k} ({v:g})" for k, v in report["worst"].items()) or "none below 100")
+            + ".",
             held_out=HELD_OUT,
             held1=100 * made["judge"]["held_out_top1"],
             held5=100 * made["judge"]["held_out_top5"],

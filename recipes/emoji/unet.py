@@ -1,4 +1,4 @@
-"""Stage 4: the UNet, trained on cached latents and the frozen text tower (about 170 minutes)."""
+"""Stage 4: the UNet, trained on cached latents and the frozen text tower (about 200 minutes)."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def rate(step: int, steps: int) -> float:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--steps", type=int, default=8500)
+    p.add_argument("--steps", type=int, default=10000)
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--save-every", type=int, default=400)
