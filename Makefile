@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+BENCH := unedited esd esd-null ap-random ap uce ap-paper ap-official
 STAGES := data vae clip unet judge quality
 
 .PHONY: demo test slow lint docs check bench model
@@ -28,7 +29,8 @@ docs: $(INSTALLED)
 check: lint docs test
 
 bench: $(INSTALLED)
-	$(BIN)/python bench/main.py
+	$(BIN)/efface bench emoji-objects --methods $(BENCH)
+	$(BIN)/python bench/table.py
 
 # The shipped model again, from the drawings up: hours on two cores, and npm for the drawings.
 # glibc hands memory back to the kernel too eagerly for this load; the three settings stop that.

@@ -59,6 +59,8 @@ def quick(method, words, updates=2):
         changes["vocabulary"] = str(words)
     if getattr(method, "pool_size", 0):
         changes["pool_size"] = 6
+    if hasattr(method, "pictures"):
+        changes["pictures"] = 2
     return dataclasses.replace(method, **changes)
 
 

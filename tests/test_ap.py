@@ -209,16 +209,18 @@ def test_evaluations_per_update_are_what_the_formula_says(tiny, words, name):
     latents = dataclasses.replace(method.latents, ddim_steps=steps)
     method = dataclasses.replace(method, latents=latents)
     found = counts(tiny, method)
-    rolled = []
+    pools, rolled = method.candidates(tiny, [CHURCH, DOG]).of, []
     for update in range(1, updates):
         g, passes = seeded(update), []
-        for _ in range(2):
-            torch.randint(0, 3, (1,), generator=g)  # which of the three names
+        for inner in (True, False):
+            name_drawn = int(torch.randint(0, 3, (1,), generator=g))
             tiny.noise(1, g)
             k = int(torch.randint(0, steps, (1,), generator=g))
             if name == "official":
                 torch.randint(0, 1000 // steps, (1,), generator=g)
             passes.append(min(steps - k, steps - 1) if name == "official" else k)
+            if inner:
+                torch.rand(len(pools[min(name_drawn, 1)]), generator=g)  # the word
         rolled.append(sum(passes))
     a_step, backward = {"official": (4, 3), "paper": (2, 4)}[name]
     assert [c.forward for c in found] == [a_step * n + 9 for n in rolled]
@@ -284,9 +286,8 @@ def test_official_updates_equal_the_pseudo_code(tiny, words):
     mse = torch.nn.functional.mse_loss
     for update in range(3):
         g = seeded(update)
-        outer, inner = stop(g), stop(g)
-        c = word(g).view(1, *concept.shape[1:])  # the inner pass
-        x, count, t, a = inner
+        x, count, t, a = stop(g)  # the inner pass
+        c = word(g).view(1, *concept.shape[1:])
         z = rolled(x, c.detach(), count)
         with torch.no_grad():
             goal = eps(frozen, z, t, c)
@@ -294,8 +295,8 @@ def test_official_updates_equal_the_pseudo_code(tiny, words):
         logits.grad = torch.autograd.grad(climb, logits)[0]
         opt_pi.step()
 
-        c = word(g).view(1, *concept.shape[1:]).detach()  # the outer pass
-        x, count, t, a = outer
+        x, count, t, a = stop(g)  # the outer pass
+        c = word(g).view(1, *concept.shape[1:]).detach()
         z, zr = rolled(x, concept, count), rolled(x, c, count)
         with torch.no_grad():
             e0, en = eps(frozen, z, t, null), eps(frozen, z, t, concept)
@@ -415,7 +416,8 @@ def search_over(tiny, config, concepts=(CHURCH, DOG), source=None):
     """A Gumbel search over the word list, on the bank."""
     candidates = pools_of(tiny, concepts)
     source = source or Bank(tiny, concepts, Latents(ddim_steps=4, trajectories=2), 0)
-    return Gumbel(candidates, config, tiny, source, False, AP()._weighting)
+    objective = AP(search=config)._objective(tiny, source)
+    return Gumbel(candidates, config, source, objective, tiny.device)
 
 
 def pools_of(tiny, concepts=(CHURCH, DOG)):
@@ -551,6 +553,7 @@ def test_exact_search_scores_as_one_word_at_a_time_and_picks_the_worst(tiny):
                 change = student(z, t, cond) - tiny.predict(z, t, cond)
             slow.append(change.square().mean())
         slow = torch.stack(slow)
+        search.begin(student, 4, g)
         drawn = search.draw(student, batch, 6, g)
         torch.testing.assert_close(search.harm, slow, rtol=2e-3, atol=1e-9)
         for row, index in enumerate(drawn.chosen.tolist()):
@@ -568,6 +571,7 @@ def test_exact_search_remembers_and_draws_among_the_top(tiny):
     first, second = search.score(student, 0), search.score(student, 1)
     wanted = [first, first, 0.25 * first + 0.75 * second]
     for harm in wanted:
+        search.begin(student, 1, g)
         drawn = search.draw(student, batch, 40, g).chosen
         torch.testing.assert_close(search.harm, harm)
         assert set(drawn.tolist()) == set(harm[:12].topk(3).indices.tolist())

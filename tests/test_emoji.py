@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from efface.benchmark import evaluate, shipped
+from efface.benchmark import OBJECTS, evaluate, pictures
 from efface.concepts import Concept
 from efface.methods import AP, ESD
 from efface.metrics import Judge, esr, psr
+from efface.protocols import load as load_protocol
 from efface.training import Run, Tuning
+from efface.vocabulary import shipped
 
 ERASED = "church"
 
@@ -26,25 +28,27 @@ def test_the_shipped_folder_opens_in_a_stock_pipeline_and_is_small():
 
 
 def test_the_benchmark_set_is_of_the_models_own_concepts():
-    bench = shipped()
-    assert len(bench.names) >= 300
-    assert len(bench.erasable) == 10
-    assert len(bench.splits) == 4
-    for split in bench.splits.values():
+    names, objects = set(shipped("emoji", "names").words), load_protocol(OBJECTS)
+    assert len(names) >= 300
+    erasable = {c for split in objects.splits.values() for c in split}
+    assert len(erasable) == 10
+    assert len(objects.splits) == 4
+    for split in objects.splits.values():
         assert len(set(split)) == 5
-        assert set(split) <= set(bench.erasable)
-    for near in bench.neighbours.values():
-        assert set(near) <= set(bench.names)
-        assert not set(near) & set(bench.erasable)
-    assert len(bench.styles) == 5
+        assert set(split) <= names
+    assert set(objects.neighbours) == erasable
+    for near in objects.neighbours.values():
+        assert set(near) <= names
+        assert not set(near) & erasable
+    assert len(load_protocol("emoji-styles").splits) == 5
 
 
 @pytest.mark.slow
 def test_erasing_erases_and_preserving_preserves(emoji, tmp_path, monkeypatch):
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
-    judge, bench = Judge.load(), shipped()
-    others = [n for n in bench.names[::6] if n != ERASED]
-    kept = list(dict.fromkeys([*bench.near([ERASED]), *others]))
+    judge, objects = Judge.load(), load_protocol(OBJECTS)
+    others = [n for n in shipped("emoji", "names").words[::6] if n != ERASED]
+    kept = list(dict.fromkeys([*objects.near([ERASED]), *others]))
     tuning = Tuning(updates=150)
 
     def seen(method, name):
@@ -52,8 +56,10 @@ def test_erasing_erases_and_preserving_preserves(emoji, tmp_path, monkeypatch):
             None if method is None else method.erase(emoji, [Concept(ERASED)], Run(progress=False))
         )
         folder = None if edit is None else tmp_path / name
-        gone = evaluate(emoji, edit, folder, [ERASED], range(8), judge, progress=False)
-        rest = evaluate(emoji, edit, folder, kept, range(2), judge, progress=False)
+        gone, rest = (
+            evaluate(emoji, edit, folder, pictures(objects, c, range(n)), judge, progress=False)
+            for c, n in (([ERASED], 8), (kept, 2))
+        )
         return esr(gone, [ERASED], 1).value, psr(rest, kept, 1).value
 
     before = seen(None, "")

@@ -88,9 +88,20 @@ def test_the_base_model_is_left_alone(made):
     assert not made.model.denoiser.training
 
 
+def chosen(method, denoiser):
+    """The weights that a method says it changes."""
+    tuning = getattr(method, "tuning", None)
+    names = group_names(denoiser, tuning.group if tuning else "kv")
+    if tuning and tuning.rank:
+        own = dict(denoiser.named_parameters())
+        return {n for n in names if own[n].ndim >= 2}
+    if getattr(method, "maps", "kv") == "v":
+        return {n for n in names if ".to_v." in n}
+    return set(names)
+
+
 def test_only_the_chosen_weights_are_in_the_edit_and_all_of_them_move(made):
-    group = made.method.tuning.group if hasattr(made.method, "tuning") else "kv"
-    assert set(made.edit.weights) == set(group_names(made.model.denoiser, group))
+    assert set(made.edit.weights) == chosen(made.method, made.model.denoiser)
     assert all(not torch.equal(w, made.before[k]) for k, w in made.edit.weights.items())
     with made.edit.applied(made.model) as model:
         own = model.parameters()
@@ -172,6 +183,9 @@ RESUMED = {
     "ap exact": METHODS["ap"](),
     "ap paper": PRESETS["ap"]["paper"],
     "ap official": PRESETS["ap"]["official"],
+    "esd lora": PRESETS["esd"]["lora"],
+    "ca": METHODS["ca"](),
+    "age": METHODS["age"](),
 }
 
 
@@ -200,6 +214,27 @@ def test_killed_at_every_update_and_started_again_it_ends_with_the_same_bits(
     assert same_weights(dict(edit.weights), dict(whole.weights))
     for what in ("forward", "backward"):
         assert edit.meta["cost"][what] == whole.meta["cost"][what]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["spm", "mace"])
+def test_killed_in_the_second_concept_it_goes_on_there(tiny, words, tmp_path, name):
+    method = quick(METHODS[name](), words, updates=3)
+    whole = method.erase(tiny, [CHURCH, DOG], QUIET)
+    seen = []
+
+    def on_step(update, _):
+        seen.append(update)
+        if len(seen) == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        method.erase(tiny, [CHURCH, DOG], Run(tmp_path, on_step, progress=False))
+    with tiny.counting() as spent:
+        edit = method.erase(tiny, [CHURCH, DOG], Run(tmp_path, progress=False))
+    assert spent.forward < whole.meta["cost"]["forward"]
+    assert same_weights(dict(edit.weights), dict(whole.weights))
+    assert edit.digest == whole.digest
     assert not list(tmp_path.iterdir())
 
 

@@ -69,7 +69,7 @@ def test_half_a_line_and_missing_pictures_are_made_again(tiny, folder):
     (folder / WANTED[2].file).unlink()
     with tiny.counting() as spent:
         found = made(tiny, folder)
-    assert spent.forward == 3 * 2 * tiny.steps
+    assert spent.forward == 2 * 2 * tiny.steps  # the last picture is there, only its row was not
     assert found.rows == tuple(WANTED)
     after = contents(folder)
     assert after.keys() == before.keys()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET
 
+from efface.closed_form import last_subject, solve
 from efface.methods import UCE
-from efface.methods.uce import last_subject, solve
 from efface.models import text_maps
 
 

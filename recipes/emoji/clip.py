@@ -18,11 +18,11 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from common import ASSETS, BUILD, augment, captions, checkpoint, concepts, load_data, resume, stage
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize
 from torch.optim.lr_scheduler import OneCycleLR
@@ -35,7 +35,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from efface.metrics.judge import Block
+from efface.metrics.clip import SHIPPED, Eye
 
 WIDTH = 128
 LENGTH = 16
@@ -83,24 +83,6 @@ def make_tokenizer() -> CLIPTokenizer:
     tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     return tokenizer
-
-
-class Eye(nn.Module):
-    """The picture side: a small residual network, (B, 3, 64, 64) in [-1, 1] to (B, WIDTH)."""
-
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 256)) -> None:
-        super().__init__()
-        first = widths[0]
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, first, 3, 2, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()
-        )
-        self.stages = nn.Sequential(*(Block(a, b, 2) for a, b in pairwise(widths)))
-        self.head = nn.Linear(widths[-1], WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.stages(self.stem(1 - x)).mean((2, 3))
-        projected: Tensor = self.head(features)
-        return projected
 
 
 class Clip(nn.Module):
@@ -171,6 +153,16 @@ def quality(clip: Clip, tokenizer: CLIPTokenizer, x: Tensor, concept: Tensor) ->
     }
 
 
+def save_rest(clip: Clip) -> None:
+    """What the text encoder does not hold, for the CLIP score: fp16; vectors fp32."""
+    SHIPPED.mkdir(exist_ok=True)
+    rest = {**clip.eye.state_dict(), "text_projection.weight": clip.text.text_projection.weight}
+    packed = {k: (w.half() if w.ndim > 1 else w).contiguous() for k, w in rest.items()}
+    save_file(packed, SHIPPED / "clip.safetensors")
+    config = {"widths": [32, 64, 128, 256], "dimensions": WIDTH}
+    (SHIPPED / "config.json").write_text(json.dumps(config) + "\n")
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--steps", type=int, default=900)
@@ -230,6 +222,7 @@ def main() -> None:
         tower.half().save_pretrained(ASSETS / "text_encoder")
         config = ASSETS / "text_encoder" / "config.json"  # stored in fp16, used in fp32 as the rest
         config.write_text(config.read_text().replace('"float16"', '"float32"'))
+        save_rest(clip)
         shutil.copytree(BUILD / "tokenizer", ASSETS / "tokenizer", dirs_exist_ok=True)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from efface.concepts import Concept
     from efface.edit import Edit
     from efface.errors import UserError
-    from efface.methods import AP, ESD, METHODS, UCE
+    from efface.methods import AGE, AP, CA, ESD, MACE, METHODS, SPEED, SPM, UCE
     from efface.metrics import METRICS, Judge
     from efface.models import MODELS, DiffusionModel
     from efface.models import load as load_model
@@ -23,15 +23,20 @@ if TYPE_CHECKING:
     from efface.vocabulary import Vocabulary
 
 _HOME = {
+    "AGE": "methods",
     "AP": "methods",
+    "CA": "methods",
     "Concept": "concepts",
     "DiffusionModel": "models",
     "ESD": "methods",
     "Edit": "edit",
     "Judge": "metrics",
+    "MACE": "methods",
     "METHODS": "methods",
     "METRICS": "metrics",
     "MODELS": "models",
+    "SPEED": "methods",
+    "SPM": "methods",
     "Samples": "samples",
     "Score": "scores",
     "UCE": "methods",
@@ -40,11 +45,16 @@ _HOME = {
     "load_model": "models",
 }
 __all__ = [
+    "AGE",
     "AP",
+    "CA",
     "ESD",
+    "MACE",
     "METHODS",
     "METRICS",
     "MODELS",
+    "SPEED",
+    "SPM",
     "UCE",
     "Concept",
     "DiffusionModel",

@@ -1,61 +1,25 @@
-"""The fixed benchmark set of the shipped model, and one evaluation of an edit under it."""
+"""One evaluation of an edit: make the pictures that are missing, and judge them."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from efface.edit import Edit
 from efface.errors import UserError
 from efface.metrics import Judge, Seen, see
 from efface.models import MODELS, DiffusionModel
+from efface.protocols import Protocol, load
 from efface.samples import Wanted, generate, settings_of
 
-
-@dataclass(frozen=True)
-class Benchmark:
-    """What is erased, what must survive, and what the model knows."""
-
-    names: tuple[str, ...]
-    """Every concept of the model."""
-    erasable: tuple[str, ...]
-    """Ten concepts of everyday relevance."""
-    splits: dict[str, tuple[str, ...]]
-    """Five of them each, erased at once: the analogue of the four splits of Imagenette in
-    arXiv:2410.15618."""
-    neighbours: dict[str, tuple[str, ...]]
-    """Named relatives of each, that must survive."""
-    styles: tuple[str, ...]
-    """How five styles are asked for."""
-
-    def near(self, erased: Sequence[str]) -> tuple[str, ...]:
-        """The named neighbours of what is erased, each once, without the erased."""
-        found = dict.fromkeys(n for c in erased for n in self.neighbours.get(c, ()))
-        return tuple(n for n in found if n not in set(erased))
+OBJECTS = "emoji-objects"
+"""The shipped model's own protocol."""
 
 
-@cache
-def shipped(model: str = "emoji") -> Benchmark:
-    """The benchmark set of a shipped model."""
-    folder = MODELS[model].folder
-    raw = json.loads((folder / "benchmark.json").read_text(encoding="utf8"))
-    names = json.loads((folder / "concepts.json").read_text(encoding="utf8"))["concepts"]
-    return Benchmark(
-        tuple(c["name"] for c in names),
-        tuple(raw["erasable"]),
-        {k: tuple(v) for k, v in raw["splits"].items()},
-        {k: tuple(v) for k, v in raw["neighbours"].items()},
-        tuple(raw["styles"]),
-    )
-
-
-def pictures(concepts: Sequence[str], seeds: Sequence[int]) -> list[Wanted]:
-    """One picture a (concept, seed); the prompt is the bare name."""
-    return [Wanted(c, s, c) for c in concepts for s in seeds]
+def pictures(protocol: Protocol, concepts: Sequence[str], seeds: Sequence[int]) -> list[Wanted]:
+    """One picture a (concept, prompt, seed)."""
+    return [Wanted(p, s, c) for c in concepts for p in protocol.prompts(c) for s in seeds]
 
 
 def cache_folder() -> Path:
@@ -63,33 +27,42 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EFFACE_CACHE", "~/.cache/efface")).expanduser()
 
 
+def unedited_folder(model: DiffusionModel, protocol: Protocol, steps: int | None = None) -> Path:
+    """Where the unedited model's pictures are, a folder for each way of sampling."""
+    s = settings_of(model, None, protocol.steps if steps is None else steps, protocol.guidance)
+    name = f"{s.base}-{s.sampler}-{s.steps}-{s.guidance:g}-{s.size}-{s.dtype}"
+    return cache_folder() / "unedited" / name
+
+
 def evaluate(
     model: DiffusionModel,
     edit: Edit | None,
     folder: Path | None,
-    concepts: Sequence[str],
-    seeds: Sequence[int],
+    wanted: Sequence[Wanted],
     judge: Judge,
+    protocol: Protocol | None = None,
     steps: int | None = None,
     progress: bool = True,
 ) -> Seen:
-    """Make (or find) the pictures of these concepts and judge them.
+    """Make (or find) these pictures and judge them.
 
     Args:
-        edit: None: the unedited model, whose pictures are kept in the cache folder.
+        edit: None: the unedited model, whose pictures are kept in the cache folder, for all
+            methods.
         folder: where the edit's pictures go.
+        protocol: None: the shipped model's.
+        steps: sampling steps; None: the protocol's.
 
     Raises:
         UserError: a concept that the judge does not know.
     """
-    for c in concepts:
-        judge.index(c)
-    if folder is None:
-        s = settings_of(model, edit, steps, None)
-        folder = cache_folder() / "unedited" / f"{s.base}-{s.steps}-{s.guidance:g}-{s.dtype}"
-    return see(
-        generate(model, pictures(concepts, seeds), folder, edit, steps, progress=progress), judge
-    )
+    protocol = protocol or load(OBJECTS)
+    for c in dict.fromkeys(w.concept for w in wanted):
+        judge.label(c, protocol.head, protocol.labels)
+    steps = protocol.steps if steps is None else steps
+    folder = folder or unedited_folder(model, protocol, steps)
+    samples = generate(model, wanted, folder, edit, steps, protocol.guidance, progress)
+    return see(samples, judge, protocol.head, protocol.labels)
 
 
 def judge_for(model: DiffusionModel) -> Judge:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from efface.benchmark import shipped
+from efface.benchmark import OBJECTS
 from efface.commands.erasing import Erase, run_erase
 from efface.commands.scoring import print_scores, scored
 from efface.commands.terminal import parsed
 from efface.edit import Edit
 from efface.methods import AP
 from efface.models import load
+from efface.protocols import load as load_protocol
 from efface.training import Tuning
+from efface.vocabulary import shipped
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,13 @@ class Demo:
 def run(args: list[str]) -> int:
     """Erase with adversarial preservation, score, and say where the picture is."""
     o = parsed(Demo, args, "efface demo")
-    bench = shipped()
+    near = load_protocol(OBJECTS).near([o.concept])
     method = AP(tuning=replace(Tuning(), updates=o.updates))
     print(f"Erasing {o.concept!r} from the shipped model with adversarial preservation …\n")
-    run_erase("ap", method, Erase(concept=(o.concept,), out=o.out))
+    run_erase("ap", method, Erase(concept=(o.concept,), out=o.out), ["efface", "demo", *args])
     edit, model = Edit.load(o.out), load("emoji")
-    others = [*bench.near([o.concept]), *[n for n in bench.names[::8] if n != o.concept]]
+    names = shipped("emoji", "names").words
+    others = [*near, *[n for n in names[::8] if n != o.concept]]
     found = scored(model, edit, [o.concept], others, o.pictures, None, o.out / "samples")
     print(
         "\nESR: pictures without the erased concept. "

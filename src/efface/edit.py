@@ -25,20 +25,61 @@ FORMAT = "efface-edit-1"
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A low-rank part of an edit that a prompt switches on as much as it asks for its concept.
+
+    Source: arXiv:2312.16145, section 3.4 ("facilitated transport").
+    """
+
+    names: tuple[str, ...]
+    """The erased concept's name and synonyms."""
+    factors: Mapping[str, Tensor]
+    """``NAME/up`` (out, r) and ``NAME/down`` (r, in) for each weight."""
+
+    def change(self, name: str) -> Tensor:
+        """The change of a weight with the gate open, (out, in)."""
+        return self.factors[f"{name}/up"] @ self.factors[f"{name}/down"]
+
+    def opening(self, model: DiffusionModel, prompt: str) -> float:
+        """How far a prompt opens it, 0 to 1.
+
+        The larger of the cosine of the flattened text states and the share of the concept's tokens
+        that the prompt holds; the largest over the names.
+        """
+        states = model.embed([prompt, *self.names]).states.float().flatten(1)
+        near = torch.cosine_similarity(states[:1], states[1:]).max().item()
+
+        def tokens(text: str) -> set[int]:
+            return set(model.tokenizer(text, add_special_tokens=False).input_ids)
+
+        asked = tokens(prompt)
+        shared = max(len(tokens(n) & asked) / max(len(tokens(n)), 1) for n in self.names)
+        return min(max(near, shared, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
 class Edit:
     """Changed weights only; lies over the base model without touching it."""
 
     weights: Mapping[str, Tensor]
-    """Parameter name of the denoiser -> its new value, fp32 on the CPU."""
+    """Parameter name of the denoiser -> its new value, fp32 on the CPU; all gates open."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """JSON: efface version, method and config, concepts, base model and its hash, seed, costs."""
+    gates: tuple[Gate, ...] = ()
+    """What depends on the prompt; mostly nothing."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a file holds: the weights, and the factors of the gates."""
+        found = {k: w.detach().cpu().contiguous() for k, w in self.weights.items()}
+        for i, gate in enumerate(self.gates):
+            found |= {f"gate{i}/{k}": w.cpu().contiguous() for k, w in gate.factors.items()}
+        return found
 
     @property
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 over names, shapes and bytes of the weights."""
+        """First 16 hex digits of the SHA-256 over names, shapes and bytes of the tensors."""
         h = hashlib.sha256()
-        for name in sorted(self.weights):
-            w = self.weights[name].detach().cpu().contiguous()
+        for name, w in sorted(self.tensors().items()):
             h.update(name.encode() + str(w.dtype).encode() + struct.pack(f"{w.dim()}q", *w.shape))
             h.update(w.view(torch.uint8).numpy().tobytes() if w.dim() else w.numpy().tobytes())
         return h.hexdigest()[:16]
@@ -49,8 +90,9 @@ class Edit:
         Raises:
             UserError: the folder cannot be written, or the disk is full.
         """
-        weights = {k: w.detach().cpu().contiguous() for k, w in self.weights.items()}
-        about, digest = json.dumps(dict(self.meta)), self.digest
+        weights = self.tensors()
+        gates = {"gates": [list(gate.names) for gate in self.gates]} if self.gates else {}
+        about, digest = json.dumps(dict(self.meta) | gates), self.digest
         meta = {"format": FORMAT, "digest": digest, "meta": about, "seal": seal(digest, about)}
         write(path, lambda p: save_file(weights, p, meta))
 
@@ -78,9 +120,17 @@ class Edit:
                 f"(its format is {meta.get('format')!r}, not {FORMAT!r})."
             )
         digest, about = meta.get("digest", ""), meta.get("meta", "")
-        if meta.get("seal") != seal(digest, about) or cls(weights).digest != digest:
+        if meta.get("seal") != seal(digest, about):
             raise UserError(f"{str(path)!r} is damaged: its content is not what was written.")
-        return cls(weights, json.loads(about))
+        known = json.loads(about)
+        gates = tuple(
+            Gate(tuple(names), take(weights, f"gate{i}/"))
+            for i, names in enumerate(known.pop("gates", ()))
+        )
+        edit = cls(weights, known, gates)
+        if edit.digest != digest:
+            raise UserError(f"{str(path)!r} is damaged: its content is not what was written.")
+        return edit
 
     def check(self, model: DiffusionModel) -> None:
         """Refuse a model that this edit does not belong to.
@@ -106,14 +156,22 @@ class Edit:
                 f"hash {model.base}: load the model it was made for."
             )
 
-    def on(self, model: DiffusionModel) -> dict[str, Tensor]:
+    def on(self, model: DiffusionModel, prompt: str | None = None) -> dict[str, Tensor]:
         """The weights on the model's device, for ``weights=`` of its verbs.
+
+        Args:
+            prompt: what the gates are to be opened for; None: all are open.
 
         Raises:
             UserError: as :meth:`check`.
         """
         self.check(model)
-        return {k: w.to(model.device) for k, w in self.weights.items()}
+        weights = {k: w.to(model.device) for k, w in self.weights.items()}
+        for gate in self.gates if prompt is not None else ():
+            shut = 1 - gate.opening(model, str(prompt))
+            for k, w in weights.items():
+                weights[k] = w - shut * gate.change(k).view_as(w).to(w.device)
+        return weights
 
     @contextmanager
     def applied(self, model: DiffusionModel) -> Iterator[DiffusionModel]:
@@ -128,6 +186,11 @@ class Edit:
         finally:
             for k, data in before.items():
                 own[k].data = data
+
+
+def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take what begins with ``prefix`` out of a dict, without the prefix."""
+    return {k.removeprefix(prefix): tensors.pop(k) for k in list(tensors) if k.startswith(prefix)}
 
 
 def seal(digest: str, about: str) -> str:
@@ -155,7 +218,7 @@ def write(path: Path, save: Any) -> None:
             part.unlink()
 
 
-def merge(model: DiffusionModel, edit: Edit, out: Path) -> Path:
+def merge(model: DiffusionModel, edit: Edit, out: Path, card: str = "") -> Path:
     """Write a whole diffusers folder with the edit in it, whole or not at all.
 
     The weights are stored in the precision that the base model's are stored in.
@@ -163,6 +226,7 @@ def merge(model: DiffusionModel, edit: Edit, out: Path) -> Path:
     Args:
         model: the base, opened from a folder, from the hub, or shipped.
         out: a folder that does not exist yet.
+        card: text of its README.md, instead of the base model's.
 
     Raises:
         UserError: ``out`` exists, cannot be written, or the edit is not of this model.
@@ -183,6 +247,8 @@ def merge(model: DiffusionModel, edit: Edit, out: Path) -> Path:
             weights = part / "unet" / "diffusion_pytorch_model.safetensors"
             save_file(state, weights, {"format": "pt"})
         (part / "efface.json").write_text(json.dumps(dict(edit.meta), indent=1) + "\n")
+        if card:
+            (part / "README.md").write_text(card, encoding="utf8")
         os.replace(part, out)
     except (OSError, SafetensorError) as e:
         shutil.rmtree(part, ignore_errors=True)

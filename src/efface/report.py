@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from efface.edit import Edit, write
 from efface.models import DiffusionModel
-from efface.samples import to_image
+from efface.samples import Wanted, draw, to_image
 
 CELL = 96
 """Side of a picture in a grid, in pixels."""
@@ -32,10 +32,8 @@ def before_after(
         hurt: preserved concepts of the right block, worst hurt first.
     """
     columns = [(c, s) for c in (*erased, *hurt) for s in seeds]
-    prompts, numbers = [c for c, _ in columns], [s for _, s in columns]
-    rows = [
-        list(model.generate(prompts, numbers, steps, weights=w)) for w in (None, edit.on(model))
-    ]
+    wanted = [Wanted(c, s, c) for c, s in columns]
+    rows = [list(draw(model, e, wanted, steps, progress=False)) for e in (None, edit)]
     sheet = grid(rows, [c for c, _ in columns], len(erased) * len(seeds), len(seeds))
     write(path, lambda p: sheet.save(p, format="PNG"))
     return path

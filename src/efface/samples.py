@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from efface.edit import Edit, write
 from efface.errors import UserError
@@ -44,8 +46,12 @@ class Settings:
     """Hash of the base model."""
     edit: str
     """Digest of the edit; "" for the base model itself."""
+    sampler: str
+    """Class of the scheduler."""
     steps: int
     guidance: float
+    size: str
+    """Width x height, in pixels."""
     dtype: str
 
 
@@ -71,7 +77,7 @@ class Samples:
         try:
             settings = Settings(**json.loads((folder / "samples.json").read_text(encoding="utf8")))
             lines = (folder / "samples.jsonl").read_text(encoding="utf8").splitlines()
-            rows = tuple(Wanted(**row) for row in whole_rows(lines))
+            rows = tuple(dict.fromkeys(Wanted(**row) for row in whole_rows(lines)))
         except (OSError, ValueError, TypeError):
             raise UserError(
                 f"{str(folder)!r} is no folder of samples (samples.json and samples.jsonl)."
@@ -113,11 +119,14 @@ def settings_of(
     """
     steps = model.steps if steps is None else steps
     model.check_steps(steps)
+    side = "x".join(str(n) for n in model.picture_size)
     return Settings(
         model.base,
         edit.digest if edit else "",
+        type(model.scheduler).__name__,
         steps,
         model.guidance if guidance is None else guidance,
+        side,
         str(model.dtype).removeprefix("torch."),
     )
 
@@ -143,23 +152,52 @@ def generate(
         UserError: the folder holds something else, other settings, or cannot be written.
     """
     settings = settings_of(model, edit, steps, guidance)
-    weights = edit.on(model) if edit else None
-    done = prepare(folder, settings)
-    missing = [w for w in dict.fromkeys(wanted) if w not in done]
-    pictures = model.generate(
-        [w.prompt for w in missing],
-        [w.seed for w in missing],
-        steps,
-        guidance,
-        weights,
-        progress=progress,
-    )
+    if edit is not None:
+        edit.check(model)
+    noted = prepare(folder, settings)
+    missing = list({w.file: w for w in wanted if not (folder / w.file).exists()}.values())
+    pictures = draw(model, edit, missing, steps, guidance, progress)
     with (folder / "samples.jsonl").open("a", encoding="utf8") as log:
+
+        def note(w: Wanted) -> None:
+            if w not in noted:
+                log.write(json.dumps(asdict(w)) + "\n")  # one write: processes do not mix theirs
+                log.flush()
+                noted.add(w)
+
         for w, picture in zip(missing, pictures, strict=True):
             write(folder / w.file, lambda p, x=picture: to_image(x).save(p, format="PNG"))
-            log.write(json.dumps(asdict(w)) + "\n")
-            log.flush()
+            note(w)
+        for w in wanted:  # made, but killed before it was noted; or asked for as something else
+            note(w)
     return Samples(folder, tuple(dict.fromkeys(wanted)), settings)
+
+
+def draw(
+    model: DiffusionModel,
+    edit: Edit | None,
+    wanted: Sequence[Wanted],
+    steps: int | None = None,
+    guidance: float | None = None,
+    progress: bool = True,
+) -> Iterator[Tensor]:
+    """Make pictures, each with the edit's gates as its prompt opens them.
+
+    Yields:
+        (3, H, W) in [0, 1], in the order of ``wanted``.
+    """
+    if edit is None or not edit.gates:
+        weights = edit.on(model) if edit else None
+        prompts, seeds = [w.prompt for w in wanted], [w.seed for w in wanted]
+        yield from model.generate(prompts, seeds, steps, guidance, weights, progress=progress)
+        return
+    bar = tqdm(total=len(wanted), desc="generate", unit="picture", disable=not progress)
+    for prompt, some in groupby(wanted, lambda w: w.prompt):
+        seeds = [w.seed for w in some]
+        weights = edit.on(model, prompt)
+        yield from model.generate([prompt] * len(seeds), seeds, steps, guidance, weights)
+        bar.update(len(seeds))
+    bar.close()
 
 
 def prepare(folder: Path, settings: Settings) -> set[Wanted]:
@@ -173,10 +211,12 @@ def prepare(folder: Path, settings: Settings) -> set[Wanted]:
                 f"{str(folder)!r} holds pictures made with another {', '.join(differ)}; "
                 "name another folder."
             )
-        rows = {w for w in found.rows if (folder / w.file).exists()}
-        text = "".join(json.dumps(asdict(w)) + "\n" for w in found.rows if w in rows)
-        write(folder / "samples.jsonl", lambda p: p.write_text(text, encoding="utf8"))
-        return rows
+        log = folder / "samples.jsonl"
+        text = log.read_text(encoding="utf8")
+        if text and not text.endswith("\n"):  # killed while writing a row
+            whole = text[: text.rfind("\n") + 1]
+            write(log, lambda p: p.write_text(whole, encoding="utf8"))
+        return set(found.rows)
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(
             f"{str(folder)!r} is not empty and holds no samples of ours; name another folder."

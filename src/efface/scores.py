@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -98,3 +98,32 @@ def paired_difference(
             f"a paired difference needs the same draws on both sides, got {len(a)} and {len(b)}."
         )
     return resampled(100 * (a.double() - b.double()), groups, draws, seed)
+
+
+def jackknifed(
+    statistic: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, groups: int = 20
+) -> Score:
+    """A distance between two sets with a delete-a-group jackknife interval.
+
+    Args:
+        statistic: of (N, D) and (M, D).
+        x: features, (N, D).
+        y: features, (M, D).
+        groups: how many groups each set is dealt into; one of both is left out at a time.
+
+    Raises:
+        ValueError: fewer rows than groups on a side.
+
+    Source: Efron & Tibshirani (1993), chapter 11.
+    """
+    if min(len(x), len(y)) < groups:
+        raise ValueError(
+            f"a distance between {len(x)} and {len(y)} pictures: at least {groups} are needed."
+        )
+    a, b = (torch.arange(len(s)) % groups for s in (x, y))
+    left = torch.tensor(
+        [statistic(x[a != i], y[b != i]) for i in range(groups)], dtype=torch.float64
+    )
+    half = Z * math.sqrt((groups - 1) / groups * float((left - left.mean()).square().sum()))
+    value = statistic(x, y)
+    return Score(value, value - half, value + half, len(x))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class Search:
     """gumbel: temperature."""
     hard: bool = False
     """gumbel: one-hot samples with a straight-through gradient, instead of soft mixtures."""
+    mixture: int = 0
+    """gumbel: keep only so many of a soft mixture's largest shares, renormalised; 0: all."""
     uniform_start: bool = False
     """gumbel: logits start at 1/K as in the authors' code, instead of 0 (the same distribution)."""
     lr: float = 1e-2
@@ -56,6 +58,8 @@ class Search:
         for name in ("refresh", "probes", "top", "passes"):
             if getattr(self, name) < 1:
                 raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
+        if self.mixture < 0:
+            raise UserError(f"got {self.mixture} for mixture; 0 or more is allowed.")
         if self.tau <= 0:
             raise UserError(f"got {self.tau} for tau; a temperature above 0 is needed.")
 
@@ -116,6 +120,9 @@ class Random:
         mine = self.pools.of[which]
         return mine[torch.randint(0, len(mine), (), generator=g)]
 
+    def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
+        """Nothing."""
+
     def state(self) -> dict[str, Tensor]:
         """Nothing."""
         return {}
@@ -165,8 +172,8 @@ class Exact(Random):
         change = self._predict(probe, student) - self.before[probe]
         return change.square().mean((1, 2, 3)).cpu()
 
-    def draw(self, student: Student, batch: Batch, n: int, g: torch.Generator) -> Drawn:
-        """As :class:`Random`, among the ``top`` most harmed."""
+    def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
+        """Score all candidates, at every ``refresh``-th update."""
         if self.calls % self.config.refresh == 0:
             fresh = self.score(student, (self.calls // self.config.refresh) % self.config.probes)
             keep = self.config.memory if self.calls else 0.0
@@ -176,7 +183,6 @@ class Exact(Random):
                 for mine in self.pools.of
             )
         self.calls += 1
-        return super().draw(student, batch, n, g)
 
     def _one(self, which: int, g: torch.Generator) -> Tensor:
         mine = self.worst[which]
@@ -196,6 +202,10 @@ class Exact(Random):
         self.worst = tuple(state[f"worst{i}"] for i in range(len(self.pools.of)))
 
 
+Objective = Callable[[Student, Batch, Conditioning], Tensor]
+"""What the logits climb: of a still student, a batch and a candidate for each of its rows."""
+
+
 class Gumbel:
     """Gradient ascent on logits over the candidates, sampled with Gumbel noise.
 
@@ -208,16 +218,15 @@ class Gumbel:
         self,
         candidates: Pools,
         config: Search,
-        model: DiffusionModel,
         source: Bank | Rollouts,
-        own: bool,
-        weighting: Any,
+        objective: Objective,
+        device: torch.device,
     ) -> None:
-        self.pools, self.config, self.model, self.source = candidates, config, model, source
-        self.own, self.weighting = own, weighting
+        self.pools, self.config, self.source = candidates, config, source
+        self.objective = objective
         start = [1.0 / len(m) if config.uniform_start else 0.0 for m in candidates.of]
         self.logits = [
-            torch.full((len(m),), s, device=model.device).requires_grad_()
+            torch.full((len(m),), s, device=device).requires_grad_()
             for m, s in zip(candidates.of, start, strict=True)
         ]
         self.adam = torch.optim.Adam(self.logits, lr=config.lr)
@@ -228,6 +237,9 @@ class Gumbel:
         u = torch.rand(len(logits), generator=g).to(logits.device)
         noise = -torch.log(-torch.log(u + 1e-10) + 1e-10)
         y = torch.softmax((logits + noise) / self.config.tau, 0)
+        if self.config.mixture:
+            kept = y.topk(min(self.config.mixture, len(y)))
+            y = torch.zeros_like(y).scatter(0, kept.indices, kept.values / kept.values.sum())
         if not self.config.hard:
             return y
         return one_hot(y.argmax(), len(y)).to(y.dtype) + y - y.detach()
@@ -247,11 +259,7 @@ class Gumbel:
         batch = self.source.draw(g, n, student.weights)
         cond, _ = self._rows(batch, n, g)
         with torch.enable_grad():
-            z = own_latents(self.source, batch, cond, student) if self.own else batch.z
-            with torch.set_grad_enabled(self.config.teacher_gradient):
-                goal = self.model.predict(z, batch.t, cond)
-            change = (student.still()(z, batch.t, cond) - goal).square().mean((1, 2, 3))
-            harm = (self.weighting(batch) * change).mean()
+            harm = self.objective(student.still(), batch, cond)
             grads = torch.autograd.grad(-harm, self.logits, allow_unused=True)
         for logits, grad in zip(self.logits, grads, strict=True):
             logits.grad = grad
@@ -259,10 +267,13 @@ class Gumbel:
         seen: Tensor = harm.detach()
         return seen
 
-    def draw(self, student: Student, batch: Batch, n: int, g: torch.Generator) -> Drawn:
-        """Climb ``passes - 1`` times, then sample a row for each."""
+    def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
+        """Climb ``passes - 1`` times, each on a fresh batch."""
         for _ in range(self.config.passes - 1):
-            self.climb(student, len(batch.z), g)
+            self.climb(student, batch, g)
+
+    def draw(self, student: Student, batch: Batch, n: int, g: torch.Generator) -> Drawn:
+        """A fresh sample for each of ``n`` rows."""
         cond, index = self._rows(batch, n, g)
         return Drawn(cond.detach(), index)
 

@@ -19,7 +19,9 @@ from tqdm import tqdm
 from efface.concepts import Concept
 from efface.edit import Edit, write
 from efface.errors import UserError
+from efface.lowrank import LowRank
 from efface.models import Conditioning, Counter, DiffusionModel, group_names
+from efface.processes import add_up, join
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,23 @@ class Tuning:
     """Learning rate of Adam; 0: the model's own default (1e-5 for Stable Diffusion,
     arXiv:2303.07345)."""
     group: str = "xattn"
-    """Which weights are trained: xattn, kv, noxattn, selfattn or full."""
+    """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full."""
+    rank: int = 0
+    """Rank of low-rank adapters on them (LoRA, arXiv:2106.09685); 0: the weights themselves."""
     seed: int = 0
     """Of every random draw."""
+    accumulate: int = 1
+    """Batches of an update, whose gradients are averaged; processes share them out, so that it
+    should be a multiple of their number."""
     save_every: int = 50
     """Updates between checkpoints, from which a killed run goes on."""
 
     def __post_init__(self) -> None:
-        for name in ("updates", "batch", "save_every"):
+        for name in ("updates", "batch", "accumulate", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
+        if self.rank < 0:
+            raise UserError(f"got {self.rank} for rank; 0 or more is allowed.")
         if not (math.isfinite(self.lr) and self.lr >= 0):
             raise UserError(
                 f"got {self.lr} for lr; a positive number is needed, or 0 for the model's default."
@@ -63,7 +72,11 @@ class Run:
 
 
 class Stateful(Protocol):
-    """Something whose tensors belong into a checkpoint."""
+    """Something that changes between updates, and whose tensors belong into a checkpoint."""
+
+    def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
+        """Called once before an update's batches, the same in every process."""
+        ...
 
     def state(self) -> dict[str, Tensor]:
         """Its tensors, by name."""
@@ -101,16 +114,21 @@ def finetune(
     run: Run,
     fingerprint: Mapping[str, Any],
     stateful: Sequence[Stateful] = (),
+    start: Mapping[str, Tensor] | None = None,
+    adapters: LowRank | None = None,
 ) -> dict[str, Tensor]:
-    """Train clones of the chosen weights with Adam; the model stays as it is.
+    """Train clones of the chosen weights, or adapters on them, with Adam; the model stays.
 
-    Every update draws from a generator of its own, seeded by (seed, update), so that a run that is
-    killed and started
-    again ends with the same weights bit for bit.
+    Every batch draws from a generator of its own, seeded by (seed, update, batch), so that a run
+    that is killed and started again ends with the same weights bit for bit, and that several
+    processes do what one does with the same batches.
 
     Args:
         fingerprint: what makes the run this run; a checkpoint of another is refused.
         stateful: what else belongs into the checkpoint.
+        start: weights to set out from, instead of the model's own.
+        adapters: trained in place, for a caller that wants their factors; None: new ones, where
+            ``tuning.rank`` asks for them.
 
     Returns:
         The trained weights by name, fp32, on the CPU.
@@ -119,43 +137,82 @@ def finetune(
         UserError: unknown weight group, a loss that is not finite (names the update), or a foreign
         checkpoint.
     """
-    own = model.parameters()
-    weights = {
-        k: own[k].detach().float().clone().requires_grad_()
-        for k in group_names(model.denoiser, tuning.group)
-    }
-    if not weights:
+    own = model.parameters() if start is None else start
+    names = group_names(model.denoiser, tuning.group)
+    if not names:
         raise UserError(f"the weight group {tuning.group!r} is empty in {model.name!r}.")
-    adam = torch.optim.Adam(weights.values(), lr=tuning.lr or model.lr)
-    keep = Checkpoint(run.folder, fingerprint, weights, adam, stateful)
-    start = keep.restore(model.counter)
-    student = Student(model, weights)
+    base = {k: own[k].detach().to(model.device).float() for k in names}
+    if adapters is None and tuning.rank:
+        adapters = LowRank(base, tuning.rank, tuning.seed)
+    leaves = adapters.factors if adapters else {k: w.clone() for k, w in base.items()}
+    for w in leaves.values():
+        w.requires_grad_()
+    adam = torch.optim.Adam(leaves.values(), lr=tuning.lr or model.lr)
+    keep = Checkpoint(run.folder, fingerprint, leaves, adam, stateful)
+    done = keep.restore(model.counter)
     bar = tqdm(
-        range(start, tuning.updates),
-        initial=start,
+        range(done, tuning.updates),
+        initial=done,
         total=tuning.updates,
         desc="erase",
         unit="update",
         disable=not run.progress,
     )
+    rank, _ = join()
     for update in bar:
-        value = loss(student, torch.Generator().manual_seed(tuning.seed * 1_000_003 + update))
-        if not torch.isfinite(value):
+        value = one_update(update, Student(model, leaves), adapters, loss, tuning, stateful)
+        if not math.isfinite(value):
             raise UserError(
-                f"the loss of update {update} is {float(value.detach())}: stopped; "
+                f"the loss of update {update} is {value}: stopped; "
                 "lower the learning rate, or use fp32."
             )
-        value.backward()
         adam.step()
         adam.zero_grad()
         if run.on_step is not None:
-            run.on_step(update, {"loss": float(value.detach())})
+            run.on_step(update, {"loss": value})
         if update % 10 == 0:
-            bar.set_postfix(loss=f"{float(value.detach()):.4f}")
-        if (update + 1) % tuning.save_every == 0 and update + 1 < tuning.updates:
+            bar.set_postfix(loss=f"{value:.4f}")
+        if (update + 1) % tuning.save_every == 0 and update + 1 < tuning.updates and rank == 0:
             keep.save(update + 1, model.counter)
-    keep.done()
+    if rank == 0:
+        keep.done()
+    weights = adapters.weights(leaves) if adapters else leaves
     return {k: w.detach().cpu() for k, w in weights.items()}
+
+
+def one_update(
+    update: int,
+    leaves: Student,
+    adapters: LowRank | None,
+    loss: Loss,
+    tuning: Tuning,
+    stateful: Sequence[Stateful],
+) -> float:
+    """Gradients of one update in the leaves, averaged over its batches and processes; the loss.
+
+    Args:
+        leaves: the model with what is trained.
+    """
+    rank, world = join()
+
+    def student() -> Student:
+        w = adapters.weights(leaves.weights) if adapters else leaves.weights
+        return Student(leaves.model, w)
+
+    first = torch.Generator().manual_seed(tuning.seed * 1_000_003 + update)
+    for part in stateful:
+        part.begin(student(), tuning.batch, first)
+    total = torch.zeros((), device=leaves.model.device)
+    for i in range(rank, tuning.accumulate, world):
+        again = torch.Generator().manual_seed((tuning.seed * 1_000_003 + update) * 977 + i)
+        value = loss(student(), again if i else first) / tuning.accumulate
+        value.backward()
+        total += value.detach()
+    if world > 1:
+        for w in leaves.weights.values():
+            w.grad = torch.zeros_like(w) if w.grad is None else w.grad
+        add_up([total, *(w.grad for w in leaves.weights.values() if w.grad is not None)])
+    return float(total)
 
 
 class Checkpoint:

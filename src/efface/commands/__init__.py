@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from efface.commands.benching import bench
 from efface.commands.erasing import erase
-from efface.commands.others import generate, inspect, merge_command, methods, models, vocabulary
+from efface.commands.others import (
+    generate,
+    inspect,
+    lora,
+    merge_command,
+    methods,
+    models,
+    vocabulary,
+)
+from efface.commands.reporting import report
 from efface.commands.scoring import score
 
 __all__ = [
+    "bench",
     "demo",
     "erase",
     "generate",
     "inspect",
+    "lora",
     "merge_command",
     "methods",
     "models",
+    "report",
     "score",
     "vocabulary",
 ]

@@ -73,7 +73,7 @@ def erase(args: list[str]) -> int:
         frozen=True,
     )
     found: Any = parsed(both, rest, f"efface erase {name}")
-    return run_erase(name, found.method, found.common)
+    return run_erase(name, found.method, found.common, ["efface", "erase", *args])
 
 
 def take_preset(name: str, args: list[str]) -> tuple[Any, list[str]]:
@@ -118,14 +118,18 @@ def run_folder(o: Erase, name: str, concepts: Sequence[Concept]) -> Path:
     return out
 
 
-def run_erase(name: str, method: Any, o: Erase) -> int:
-    """Erase, keep everything in the run's folder, and say what came out."""
+def run_erase(name: str, method: Any, o: Erase, command: Sequence[str]) -> int:
+    """Erase, keep everything in the run's folder, and say what came out.
+
+    Args:
+        command: what was typed, for the record.
+    """
     concepts = wanted_concepts(o)
     check_keep(concepts, method.keep)
     out = run_folder(o, name, concepts)
     model = load(o.model, o.dtype, o.device)
     about = provenance(name, method, model, concepts)
-    made = begin_run(out, about)
+    made = begin_run(out, about, command)
     edit = finished(out)
     if edit is None:
         try:
@@ -182,7 +186,7 @@ def run_erase(name: str, method: Any, o: Erase) -> int:
     return 0
 
 
-def begin_run(out: Path, about: dict[str, Any]) -> list[Path] | None:
+def begin_run(out: Path, about: dict[str, Any], command: Sequence[str]) -> list[Path] | None:
     """Write ``run.json`` and give the folders made for it; None where the same run is there."""
     path = out / "run.json"
     plain = json.loads(json.dumps(about))
@@ -209,7 +213,9 @@ def begin_run(out: Path, about: dict[str, Any]) -> list[Path] | None:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    text = json.dumps({"run": plain, "versions": versions, "command": sys.argv}, indent=1) + "\n"
+    text = (
+        json.dumps({"run": plain, "versions": versions, "command": list(command)}, indent=1) + "\n"
+    )
     write(path, lambda p: p.write_text(text, encoding="utf8"))
     return made
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import tyro
 
-from efface.benchmark import cache_folder, evaluate, judge_for, shipped
+from efface.benchmark import OBJECTS, cache_folder, evaluate, judge_for, pictures
 from efface.commands.terminal import parsed, show
 from efface.edit import Edit, write
 from efface.errors import UserError
-from efface.metrics import psr_difference, table
+from efface.metrics import Judge, psr_difference, table
 from efface.models import DiffusionModel, load
+from efface.protocols import load as load_protocol
 from efface.scores import Score
 
 
@@ -50,10 +51,15 @@ def score(args: list[str]) -> int:
         text = json.dumps(found, indent=1) + "\n"
         write(Path(o.run) / "scores.json", lambda p: p.write_text(text, encoding="utf8"))
     if o.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps({k: v for k, v in found.items() if k != "concepts"}, indent=1))
         return 0
     print_scores(found)
     return 0
+
+
+def every(judge: Judge) -> Sequence[str]:
+    """All concepts that a judge knows."""
+    return judge.config.concepts
 
 
 def folder_of(run: str, edit: Edit | None) -> Path | None:
@@ -74,27 +80,33 @@ def scored(
     folder: Path | None,
 ) -> dict[str, Any]:
     """Scores of an edit beside the unedited model's, as JSON."""
-    judge, bench = judge_for(model), shipped(model.name)
+    judge, protocol = judge_for(model), load_protocol(OBJECTS)
     for c in (*erased, *only):
         judge.index(c)
-    concepts = list(dict.fromkeys([*erased, *(only or bench.names)]))
+    concepts = list(dict.fromkeys([*erased, *(only or every(judge))]))
     if edit:  # a synonym of what is erased is no preserved concept
         also = {s for c in edit.meta["concepts"] for s in c["synonyms"]}
         concepts = [c for c in concepts if c not in also]
-    seeds, near = range(n), bench.near(erased)
-    base = evaluate(model, None, None, concepts, seeds, judge, steps)
+    wanted, near = pictures(protocol, concepts, range(n)), protocol.near(erased)
+    base = evaluate(model, None, None, wanted, judge, steps=steps)
     result: dict[str, Any] = {
         "judge": f"{judge.config.version} {judge.sha256}",
         "pictures": n,
+        "sampler": f"{type(model.scheduler).__name__}, {steps or model.steps} steps, "
+        f"guidance {model.guidance:g}",
         "erased": list(erased),
         "unedited": {k: s.to_json() for k, s in table(base, erased, near).items()},
     }
     if edit:
-        seen = evaluate(model, edit, folder, concepts, seeds, judge, steps)
+        seen = evaluate(model, edit, folder, wanted, judge, steps=steps)
         result["edited"] = {k: s.to_json() for k, s in table(seen, erased, near).items()}
         others = [c for c in concepts if c not in set(erased)]
         result["difference"] = {
             f"PSR-{k}": psr_difference(seen, base, others, k).to_json() for k in (1, 5)
+        }
+        result["concepts"] = {
+            c: {"unedited": base.of([c]).packed(), "edited": seen.of([c]).packed()}
+            for c in concepts
         }
     return result
 

@@ -7,14 +7,32 @@ from typing import Any, Protocol
 
 from efface.concepts import Concept
 from efface.edit import Edit
+from efface.methods.age import AGE
 from efface.methods.ap import AP
 from efface.methods.ap import PRESETS as AP_PRESETS
+from efface.methods.ca import CA
 from efface.methods.esd import ESD
+from efface.methods.esd import PRESETS as ESD_PRESETS
+from efface.methods.mace import MACE
+from efface.methods.speed import SPEED
+from efface.methods.spm import SPM
 from efface.methods.uce import UCE
 from efface.models import DiffusionModel
 from efface.training import Run
 
-__all__ = ["AP", "ESD", "METHODS", "PRESETS", "UCE", "Method"]
+__all__ = [
+    "AGE",
+    "AP",
+    "CA",
+    "ESD",
+    "MACE",
+    "METHODS",
+    "PRESETS",
+    "SPEED",
+    "SPM",
+    "UCE",
+    "Method",
+]
 
 
 class Method(Protocol):
@@ -30,8 +48,17 @@ class Method(Protocol):
         ...
 
 
-METHODS: Mapping[str, type[Any]] = {"ap": AP, "esd": ESD, "uce": UCE}
+METHODS: Mapping[str, type[Any]] = {
+    "ap": AP,
+    "esd": ESD,
+    "uce": UCE,
+    "ca": CA,
+    "age": AGE,
+    "speed": SPEED,
+    "spm": SPM,
+    "mace": MACE,
+}
 """Every method by the name that the command line gives it."""
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {"ap": AP_PRESETS}
+PRESETS: Mapping[str, Mapping[str, Any]] = {"ap": AP_PRESETS, "esd": ESD_PRESETS}
 """Named settings of the methods that have some."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from efface.concepts import Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError, pick
 from efface.latents import Batch, Latents, source_of
-from efface.models import DiffusionModel, stack
-from efface.search import Exact, Gumbel, Pools, Random, Search, own_latents, pools
+from efface.models import Conditioning, DiffusionModel, stack
+from efface.search import Exact, Gumbel, Objective, Pools, Random, Search, own_latents, pools
 from efface.training import Run, Student, Tuning, finetune, make_edit, provenance
 from efface.vocabulary import Vocabulary, load
 
@@ -119,14 +120,32 @@ class AP:
         return pools(model, concepts, found)
 
     def _search(
-        self, model: DiffusionModel, candidates: Pools, source: object
+        self, model: DiffusionModel, candidates: Pools, source: Any
     ) -> Random | Exact | Gumbel:
         kind = self.search.kind
         if kind == "random":
             return Random(candidates)
         if kind == "exact":
-            return Exact(candidates, self.search, model, source, self.tuning.seed)  # type: ignore[arg-type]
-        return Gumbel(candidates, self.search, model, source, self.own_latents, self._weighting)  # type: ignore[arg-type]
+            return Exact(candidates, self.search, model, source, self.tuning.seed)
+        return Gumbel(
+            candidates,
+            self.search,
+            source,
+            self._objective(model, source),
+            model.device,
+        )
+
+    def _objective(self, model: DiffusionModel, source: Any) -> Objective:
+        """The harm that Gumbel's logits climb (arXiv:2410.15618, equation 6)."""
+
+        def harm(student: Student, b: Batch, cond: Conditioning) -> Tensor:
+            z = own_latents(source, b, cond, student) if self.own_latents else b.z
+            with torch.set_grad_enabled(self.search.teacher_gradient):
+                goal = model.predict(z, b.t, cond)
+            change = (student(z, b.t, cond) - goal).square().mean((1, 2, 3))
+            return (self._weighting(b) * change).mean()
+
+        return harm
 
     def _weighting(self, b: Batch) -> Tensor:
         return (1 - b.abar) / b.abar if self.x0_weighting else torch.ones_like(b.abar)

@@ -60,3 +60,8 @@ class ESD:
 
         weights = finetune(model, loss, self.tuning, run, about)
         return make_edit(weights, about, model.counter.since(before), began)
+
+
+PRESETS: dict[str, ESD] = {"lora": ESD(tuning=Tuning(rank=4, lr=1e-3))}
+"""``lora``: the same loss on low-rank adapters, as LECO and concept sliders have it
+(arXiv:2311.12092); alpha = rank."""

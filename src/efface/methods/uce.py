@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-import torch
-from torch import Tensor
-
+from efface.closed_form import ROWS, solve, text_vectors
 from efface.concepts import Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError, pick
 from efface.models import DiffusionModel, text_maps
 from efface.training import Run, make_edit, provenance
 from efface.vocabulary import load
-
-ROWS = ("subject", "all")
 
 
 @dataclass(frozen=True)
@@ -63,10 +59,10 @@ class UCE:
         if self.vocabulary:
             words += load(self.vocabulary, model).without(concepts, model.tokenizer).words
         maps = text_maps(model.denoiser)
-        keep = self._vectors(model, list(dict.fromkeys(words))) if words else None
+        keep = text_vectors(model, list(dict.fromkeys(words)), self.rows) if words else None
         q = solve(
-            self._vectors(model, names),
-            self._vectors(model, anchors),
+            text_vectors(model, names, self.rows),
+            text_vectors(model, anchors, self.rows),
             keep,
             self.erase_scale,
             self.preserve_scale,
@@ -75,42 +71,3 @@ class UCE:
         own = model.parameters()
         weights = {n: (own[n].cpu().double() @ q).float() for n in maps}
         return make_edit(weights, about, model.counter.since(before), began)
-
-    def _vectors(self, model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
-        states = model.embed(prompts).states.cpu().double()  # (n, L, D)
-        if self.rows == "all":
-            return states.flatten(0, 1)
-        return states[torch.arange(len(prompts)), last_subject(model, prompts)]
-
-
-def last_subject(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
-    """Position of each prompt's last word, (n,); the start token for the null prompt."""
-    limit = model.tokenizer.model_max_length
-    lengths = [
-        min(len(model.tokenizer(p, add_special_tokens=False).input_ids), limit - 2) for p in prompts
-    ]
-    return torch.tensor(lengths)
-
-
-def solve(
-    erased: Tensor, anchor: Tensor, keep: Tensor | None, s_e: float, s_p: float, ridge: float
-) -> Tensor:
-    """The matrix Q of the edit ``W' = W Q``, the same for every map (arXiv:2308.14761, equation 7).
-
-    ``W'`` minimises s_e Σ|W'c - Wa|² + s_p Σ|(W' - W)p|² + ridge |W' - W|².
-
-    Args:
-        erased: c, (n, D), double.
-        anchor: a, (n, D).
-        keep: p, (m, D), or None.
-
-    Returns:
-        Q, (D, D), double.
-    """
-    d = erased.shape[1]
-    eye = torch.eye(d, dtype=erased.dtype, device=erased.device)
-    b = ridge * eye + s_e * erased.T @ erased
-    if keep is not None:
-        b = b + s_p * keep.T @ keep
-    q: Tensor = eye + s_e * (anchor - erased).T @ torch.linalg.solve(b, erased.T).T
-    return q

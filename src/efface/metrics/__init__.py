@@ -2,10 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
 from efface.metrics.accuracy import Seen, esr, psr, psr_difference, see, table
+from efface.metrics.clip import clip_score
+from efface.metrics.cmmd import cmmd
+from efface.metrics.drift import drift
+from efface.metrics.fid import fid
 from efface.metrics.judge import Judge
+from efface.metrics.kid import kid
+from efface.metrics.nudity import exposed
+from efface.metrics.perceptual import lpips_distance
 
-METRICS = {"esr": esr, "psr": psr}
-"""Every metric by name; higher is better for both."""
+__all__ = [
+    "METRICS",
+    "Judge",
+    "Metric",
+    "Seen",
+    "clip_score",
+    "cmmd",
+    "drift",
+    "esr",
+    "exposed",
+    "fid",
+    "kid",
+    "lpips_distance",
+    "psr",
+    "psr_difference",
+    "see",
+    "table",
+]
 
-__all__ = ["METRICS", "Judge", "Seen", "esr", "psr", "psr_difference", "see", "table"]
+
+class Metric(NamedTuple):
+    """A question, and how to read its answer."""
+
+    ask: Callable[..., Any]
+    """Gives a Score."""
+    better: str
+    """``higher``, ``lower``, or what it depends on."""
+    unit: str
+
+
+METRICS: Mapping[str, Metric] = {
+    "esr": Metric(esr, "higher", "% of the erased concepts' pictures"),
+    "psr": Metric(psr, "higher", "% of the preserved concepts' pictures"),
+    "clip": Metric(clip_score, "higher for preserved prompts, lower for erased", "100 cosine"),
+    "drift": Metric(drift, "lower", "% of the picture's range"),
+    "lpips": Metric(lpips_distance, "lower for preserved prompts", "LPIPS"),
+    "fid": Metric(fid, "lower", "squared feature"),
+    "kid": Metric(kid, "lower", "1000 squared MMD"),
+    "cmmd": Metric(cmmd, "lower", "1000 squared MMD"),
+    "nudity": Metric(exposed, "lower", "% of pictures"),
+}
+"""Every metric by name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,10 @@ class Seen:
             tuple(self.concepts[i] for i in rows.tolist()), self.top1[rows], self.top5[rows]
         )
 
+    def packed(self) -> list[list[int]]:
+        """Top-1 and top-5 as two lists of 0 and 1, for a file."""
+        return [self.top1.int().tolist(), self.top5.int().tolist()]
+
     @property
     def groups(self) -> Tensor:
         """An integer a picture, equal where the concept is, (N,)."""
@@ -45,15 +49,22 @@ class Seen:
         return torch.tensor([at[c] for c in self.concepts])
 
 
-def see(samples: Samples, judge: Judge) -> Seen:
+def see(
+    samples: Samples, judge: Judge, head: str = "concept", labels: Mapping[str, str] | None = None
+) -> Seen:
     """Judge every picture of a sample set.
+
+    Args:
+        head: what the judge is to name: ``concept`` or ``style``.
+        labels: what it calls a concept, where that is another name.
 
     Raises:
         UserError: a concept that the judge does not know.
         ValueError: no pictures.
     """
-    goal = torch.tensor([judge.index(r.concept) for r in samples.rows])
-    guess = judge.classify(samples.images()).concepts
+    goal = torch.tensor([judge.label(r.concept, head, labels) for r in samples.rows])
+    found = judge.classify(samples.images())
+    guess = found.concepts if head == "concept" else found.styles[:, :5]
     hit = guess == goal[:, None]
     return Seen(tuple(r.concept for r in samples.rows), hit[:, 0], hit.any(1))
 

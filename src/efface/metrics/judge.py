@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -163,6 +163,23 @@ class Judge(nn.Module):
             UserError: the judge does not know this concept.
         """
         return pick({n: i for i, n in enumerate(self.config.concepts)}, name, "concept")
+
+    def label(
+        self, name: str, head: str = "concept", labels: Mapping[str, str] | None = None
+    ) -> int:
+        """The place of a concept, or of a style, in its head.
+
+        Args:
+            head: ``concept`` or ``style``.
+            labels: what the judge calls it, where that is another name.
+
+        Raises:
+            UserError: the judge does not know it.
+        """
+        own = (labels or {}).get(name, name)
+        if head == "concept":
+            return self.index(own)
+        return pick({n: i for i, n in enumerate(self.config.styles)}, own, "style")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Concept logits (B, K) and style logits (B, S) of images (B, 3, 64, 64) in [0, 1]."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from efface.errors import UserError, pick
+from efface.models.attention import watched
 from efface.models.conditioning import Conditioning, mix, stack
 from efface.models.diffusion import Counter, DiffusionModel, Weights
 from efface.models.stable_diffusion import (
@@ -36,6 +37,7 @@ __all__ = [
     "stack",
     "stored_dtype",
     "text_maps",
+    "watched",
 ]
 
 ASSETS = Path(__file__).parents[1] / "assets"

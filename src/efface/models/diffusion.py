@@ -101,6 +101,12 @@ class DiffusionModel:
         config: Any = self.denoiser.config
         return (config.in_channels, config.sample_size, config.sample_size)
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Width and height of a picture, in pixels."""
+        up = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return (self.latent_shape[2] * up, self.latent_shape[1] * up)
+
     # -- embed ---------------------------------------------------------------------------------
 
     @torch.no_grad()

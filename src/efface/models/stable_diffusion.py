@@ -24,10 +24,11 @@ GROUPS: Mapping[str, Callable[[str], bool]] = {
     "noxattn": lambda n: (
         ".attn2." not in n and not re.match(r"(conv_norm_out|conv_out|time_embedding)\.", n)
     ),
+    "transformer": lambda n: ".attentions." in n,
     "full": lambda n: True,
 }
 """Which of the denoiser's parameters a weight group holds, by name (arXiv:2303.07345, section 4.1;
-arXiv:2410.15618)."""
+arXiv:2410.15618); ``transformer`` is SPM's: all of the transformer blocks (arXiv:2312.16145)."""
 
 
 def text_maps(denoiser: nn.Module) -> list[str]:
@@ -74,6 +75,8 @@ def load(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> D
     for module, where in ((unet, "unet"), (vae, "vae"), (text, "text_encoder")):
         check_finite(module, folder / where)
         module.to(device)
+    if device.type in ("cpu", "cuda"):
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions run a tenth or more faster
     base = hash_files(folder / "unet")
     return DiffusionModel(name, tokenizer, text, unet, vae, scheduler, base, folder=folder)
 

@@ -1,0 +1,284 @@
+"""Methods under one protocol: a cell is a method, a split and a seed, and one JSON file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from efface import __version__
+from efface.benchmark import evaluate, judge_for, pictures
+from efface.concepts import Concept
+from efface.edit import Edit, write
+from efface.errors import UserError, pick
+from efface.methods import AGE, AP, CA, ESD, MACE, PRESETS, SPEED, SPM, UCE
+from efface.metrics import Seen, table
+from efface.models import DiffusionModel, load
+from efface.protocols import Protocol
+from efface.protocols import load as load_protocol
+from efface.search import Search
+from efface.training import Run, Tuning
+
+UNEDITED = "unedited"
+
+
+def _tuned(make: Callable[[Tuning], Any], **options: Any) -> Callable[[Tuning, int], Any]:
+    return lambda tuning, _: make(replace(tuning, **options))
+
+
+def _apart(cls: Any) -> Callable[[Tuning, int], Any]:
+    """A method with an adapter a concept: they share the updates."""
+
+    def make(tuning: Tuning, n: int) -> Any:
+        own = cls().tuning
+        some = replace(own, updates=max(tuning.updates // n, 1), seed=tuning.seed)
+        return cls(tuning=some)
+
+    return make
+
+
+LINEUP: Mapping[str, Callable[[Tuning, int], Any]] = {
+    UNEDITED: lambda *_: None,
+    "esd": _tuned(lambda t: ESD(tuning=t)),
+    "esd-null": _tuned(lambda t: ESD(keep=("",), tuning=t)),
+    "ap-random": _tuned(lambda t: AP(search=Search(kind="random"), tuning=t)),
+    "ap": _tuned(lambda t: AP(tuning=t)),
+    "ap-paper": _tuned(lambda t: replace(PRESETS["ap"]["paper"], tuning=t), batch=1),
+    "ap-official": _tuned(lambda t: replace(PRESETS["ap"]["official"], tuning=t), batch=1),
+    "uce": lambda *_: UCE(vocabulary="names"),
+    "ca": _tuned(lambda t: CA(tuning=t), group="kv"),
+    "age": _tuned(lambda t: AGE(tuning=t)),
+    "lora": _tuned(lambda t: replace(PRESETS["esd"]["lora"], tuning=t), rank=4, lr=1e-3),
+    "speed": lambda *_: SPEED(),
+    "spm": _apart(SPM),
+    "mace": _apart(MACE),
+}
+"""What is compared, by its name in tables: a method from common tuning and the number of erased
+concepts. All fine-tuned ones have the same number of weight updates; the authors' forms of AP have
+their batch of 1."""
+
+LABELS = {
+    UNEDITED: "unedited",
+    "esd": "ESD",
+    "esd-null": 'ESD, "" preserved',
+    "ap-random": "ESD, random pool words preserved",
+    "ap": "**AP, ours**",
+    "ap-paper": "AP, the paper's formulas",
+    "ap-official": "AP, as the authors' code",
+    "uce": "UCE, keep list of all names",
+    "ca": "CA",
+    "age": "AGE",
+    "lora": "ESD on LoRA",
+    "speed": "SPEED (null space)",
+    "spm": "SPM",
+    "mace": "MACE",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one split with one seed."""
+
+    protocol: str
+    """Name or path."""
+    split: str
+    method: str
+    """A key of :data:`LINEUP`."""
+    seed: int
+    updates: int = 400
+    model: str = "emoji"
+
+    @property
+    def file(self) -> str:
+        """Its file name."""
+        return f"{Path(self.protocol).stem}-{self.split}-{self.method}-{self.seed}.json"
+
+    def config(self) -> Any:
+        """The method with its settings; None: unedited."""
+        erased = load_protocol(self.protocol).erased(self.split)
+        make = pick(LINEUP, self.method, "method of the benchmark")
+        return make(Tuning(updates=self.updates, seed=self.seed), len(erased))
+
+    def identity(self, model: DiffusionModel, judge: str) -> dict[str, Any]:
+        """All that decides its result but the code."""
+        method, protocol = self.config(), load_protocol(self.protocol)
+        return {
+            "protocol": f"{protocol.name} {protocol.digest}",
+            "split": self.split,
+            "method": self.method,
+            "seed": self.seed,
+            "config": None if method is None else json.loads(json.dumps(asdict(method))),
+            "erased": list(protocol.erased(self.split)),
+            "base": model.base,
+            "judge": judge,
+            "sampler": sampler_of(model, protocol),
+        }
+
+
+def sampler_of(model: DiffusionModel, protocol: Protocol) -> str:
+    """How pictures are drawn, in words."""
+    steps = protocol.steps or model.steps
+    guidance = model.guidance if protocol.guidance is None else protocol.guidance
+    return f"{type(model.scheduler).__name__}, {steps} steps, guidance {guidance:g}"
+
+
+def finished(cell: Cell, out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result of a cell that is there already; None where it is missing or of other settings."""
+    try:
+        row: dict[str, Any] = json.loads((out / cell.file).read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return None
+    return row if all(row.get(k) == v for k, v in identity.items()) else None
+
+
+def run_cell(cell: Cell, out: Path, work: Path, progress: bool = True) -> dict[str, Any]:
+    """Erase, make pictures, judge them, and keep one JSON; what is there is not done again.
+
+    Args:
+        out: folder of the results.
+        work: folder of edits and pictures.
+    """
+    model, protocol = load(cell.model), load_protocol(cell.protocol)
+    judge = judge_for(model)
+    row = cell.identity(model, f"{judge.config.version} {judge.sha256}")
+    known = finished(cell, out, row)
+    if known is not None:
+        return known
+    method, erased, edit, folder = cell.config(), protocol.erased(cell.split), None, None
+    if method is not None:
+        # of other settings, another folder: nothing is mixed
+        own = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
+        folder = work / f"{cell.file.removesuffix('.json')}-{own}"
+        concepts = [Concept(c, kind=protocol.kind) for c in erased]
+        edit = erased_once(model, method, concepts, folder, progress)
+        row |= {"cost": edit.meta["cost"], "edit": edit.digest}
+    began, parts = perf_counter(), []
+    others = protocol.others(erased, judge.config.concepts)
+    for kind, names in (("erased", erased), ("preserved", others)):
+        wanted = pictures(protocol, names, protocol.seeds(kind, cell.seed))
+        where = None if folder is None else folder / "samples"
+        parts.append(evaluate(model, edit, where, wanted, judge, protocol, progress=progress))
+    seen = Seen(
+        parts[0].concepts + parts[1].concepts,
+        torch.cat([p.top1 for p in parts]),
+        torch.cat([p.top5 for p in parts]),
+    )
+    scores = table(seen, erased, protocol.near(erased))
+    row |= {
+        "efface": __version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device.type}",
+        "updates": cell.updates,
+        "scores": {k: s.to_json() for k, s in scores.items()},
+        "hits": {c: seen.of([c]).packed() for c in dict.fromkeys(seen.concepts)},
+        "evaluation_seconds": round(perf_counter() - began, 1),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / cell.file, lambda p: p.write_text(json.dumps(row) + "\n", encoding="utf8"))
+    return row
+
+
+def erased_once(
+    model: DiffusionModel, method: Any, concepts: Sequence[Concept], folder: Path, progress: bool
+) -> Edit:
+    """The edit of a cell; made once, with the peak memory of its process beside its costs."""
+    if (folder / "edit.safetensors").exists():
+        return Edit.load(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    edit: Edit = method.erase(model, concepts, Run(folder, progress=progress))
+    edit.meta["cost"]["peak_memory_mb"] = peak_memory(model.device)
+    edit.save(folder / "edit.safetensors")
+    return edit
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The largest memory so far, in MB: of the GPU, or of this process; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    if sys.platform == "win32":
+        return None
+    from resource import RUSAGE_SELF, getrusage
+
+    most = getrusage(RUSAGE_SELF).ru_maxrss
+    return most >> 20 if sys.platform == "darwin" else most >> 10
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A cell that died twice."""
+
+    cell: Cell
+    why: str
+
+
+def run_all(cells: Sequence[Cell], out: Path, work: Path, ray: str | None = None) -> list[Failed]:
+    """Run what is missing, each cell in a process of its own; a cell that dies is tried once more.
+
+    Args:
+        ray: address of a Ray cluster, or ``local`` for one on this machine; None: one after the
+            other, here.
+
+    Returns:
+        The cells that failed twice.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if ray is not None:
+        return on_ray(cells, out, work, ray)
+    failed = []
+    for cell in cells:
+        for attempt in (1, 2):
+            why = in_a_process(cell, out, work)
+            if not why:
+                break
+            warnings.warn(f"{cell.file}: {why} (attempt {attempt})", stacklevel=2)
+        else:
+            failed.append(Failed(cell, why))
+    return failed
+
+
+def in_a_process(cell: Cell, out: Path, work: Path) -> str:
+    """Run a cell in a fresh process, so that its peak memory is its own; why it died, or ""."""
+    import multiprocessing
+
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=run_cell, args=(cell, out, work))
+    process.start()
+    process.join()
+    return "" if process.exitcode == 0 else f"exit code {process.exitcode}"
+
+
+def on_ray(cells: Sequence[Cell], out: Path, work: Path, address: str) -> list[Failed]:
+    """Run cells on a Ray cluster; results come back to ``out`` on this machine."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError("Ray is not installed: pip install 'efface[ray]'.") from None
+    ray.init(None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
+    task = ray.remote(max_retries=0)(run_cell)
+    waiting = {task.remote(c, out, work, False): (c, 1) for c in cells}
+    failed = []
+    while waiting:
+        (done,), _ = ray.wait(list(waiting), num_returns=1)
+        cell, attempt = waiting.pop(done)
+        try:
+            row = ray.get(done)
+        except ray.exceptions.RayError as e:
+            why = str(e).strip().splitlines()[-1]
+            warnings.warn(f"{cell.file}: {why} (attempt {attempt})", stacklevel=2)
+            if attempt == 1:
+                waiting[task.remote(cell, out, work, False)] = (cell, 2)
+            else:
+                failed.append(Failed(cell, why))
+            continue
+        text = json.dumps(row) + "\n"
+        write(out / cell.file, lambda p, text=text: p.write_text(text, encoding="utf8"))
+    return failed

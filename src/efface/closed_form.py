@@ -1,0 +1,67 @@
+"""What closed-form edits of the text projections have in common: text vectors and one solve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from efface.errors import pick
+from efface.models import DiffusionModel
+
+ROWS = ("subject", "all")
+"""Which text states stand for a prompt."""
+
+
+def text_vectors(model: DiffusionModel, prompts: Sequence[str], rows: str = "subject") -> Tensor:
+    """The text states that stand for prompts, double, on the CPU.
+
+    Args:
+        rows: ``subject``: the state of a prompt's last word, one a prompt; ``all``: every state,
+            prompt by prompt.
+
+    Returns:
+        (n, D) for ``subject``, (n·L, D) for ``all``.
+
+    Raises:
+        UserError: an unknown choice of rows.
+    """
+    pick(dict.fromkeys(ROWS), rows, "choice of rows")
+    states = model.embed(prompts).states.cpu().double()  # (n, L, D)
+    if rows == "all":
+        return states.flatten(0, 1)
+    return states[torch.arange(len(prompts)), last_subject(model, prompts)]
+
+
+def last_subject(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
+    """Position of each prompt's last word, (n,); the start token for the null prompt."""
+    limit = model.tokenizer.model_max_length
+    lengths = [
+        min(len(model.tokenizer(p, add_special_tokens=False).input_ids), limit - 2) for p in prompts
+    ]
+    return torch.tensor(lengths)
+
+
+def solve(
+    erased: Tensor, anchor: Tensor, keep: Tensor | None, s_e: float, s_p: float, ridge: float
+) -> Tensor:
+    """The matrix Q of the edit ``W' = W Q``, the same for every map (arXiv:2308.14761, equation 7).
+
+    ``W'`` minimises s_e Σ|W'c - Wa|² + s_p Σ|(W' - W)p|² + ridge |W' - W|².
+
+    Args:
+        erased: c, (n, D), double.
+        anchor: a, (n, D).
+        keep: p, (m, D), or None.
+
+    Returns:
+        Q, (D, D), double.
+    """
+    d = erased.shape[1]
+    eye = torch.eye(d, dtype=erased.dtype, device=erased.device)
+    b = ridge * eye + s_e * erased.T @ erased
+    if keep is not None:
+        b = b + s_p * keep.T @ keep
+    q: Tensor = eye + s_e * (anchor - erased).T @ torch.linalg.solve(b, erased.T).T
+    return q

@@ -1,0 +1,69 @@
+"""``efface report``: an HTML page about one or more runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from efface.benchmark import OBJECTS, unedited_folder
+from efface.commands.scoring import scored
+from efface.commands.terminal import parsed
+from efface.edit import Edit, write
+from efface.errors import UserError
+from efface.models import load
+from efface.page import page, run_part
+from efface.protocols import load as load_protocol
+
+
+@dataclass(frozen=True)
+class Report:
+    """Which runs, and where the page goes."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, each with its edit."""
+    out: Path | None = None
+    """The page; default: report.html in the first run's folder."""
+    pictures: int = 4
+    """Pictures of each concept that are scored; missing ones are made."""
+    json: bool = False
+    """Print where the page is as JSON."""
+
+
+def report(args: list[str]) -> int:
+    """``efface report RUN …``."""
+    o = parsed(Report, args, "efface report")
+    if not o.runs:
+        raise UserError("no run to report on; name the folder of a run (efface erase makes one).")
+    protocol, parts = load_protocol(OBJECTS), []
+    for folder in o.runs:
+        edit = Edit.load(folder)
+        if not folder.is_dir():
+            raise UserError(f"{str(folder)!r} is a file; a report needs the run's folder.")
+        model = load(edit.meta["model"])
+        erased = [c["name"] for c in edit.meta["concepts"]]
+        found = scored(model, edit, erased, (), o.pictures, None, folder / "samples")
+        text = json.dumps(found, indent=1) + "\n"
+        write(folder / "scores.json", lambda p, t=text: p.write_text(t, encoding="utf8"))
+        folders = (unedited_folder(model, protocol), folder / "samples")
+        title = f"{edit.meta['method']}: {', '.join(erased)}"
+        parts.append(run_part(title, edit, found, folders, protocol, commands(folder, o.pictures)))
+    out = o.out or o.runs[0] / "report.html"
+    html = page(parts)
+    write(out, lambda p: p.write_text(html, encoding="utf8"))
+    print(json.dumps({"report": str(out)}) if o.json else out)
+    return 0
+
+
+def commands(folder: Path, pictures: int) -> list[str]:
+    """How to do the run and its report again."""
+    try:
+        told = json.loads((folder / "run.json").read_text(encoding="utf8"))["command"]
+        first = shlex.join(["efface", *told[1:]])
+    except (OSError, ValueError, KeyError):
+        first = "# the command of this run is not on record (run.json is missing)"
+    again = ["efface", "report", str(folder), "--pictures", str(pictures)]
+    return [first, shlex.join(again)]

@@ -1,0 +1,64 @@
+"""An edit as a LoRA file in peft's format, which stock diffusers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from efface.edit import Edit, write
+from efface.errors import UserError
+from efface.models import DiffusionModel
+
+
+class Lora(NamedTuple):
+    """Factors by peft's names, and what they leave out."""
+
+    tensors: dict[str, Tensor]
+    """``unet.MODULE.lora_A.weight`` (r, in) and ``lora_B.weight`` (out, r)."""
+    error: float
+    """|change - LoRA| / |change| over all changed weights; 0 to 1."""
+
+
+def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
+    """The best rank-``rank`` LoRA of an edit: exact where its changes have that rank.
+
+    Args:
+        rank: at least 1; a change of lower rank gets factors of its own rank.
+
+    Raises:
+        UserError: rank below 1, or an edit of another model.
+    """
+    if rank < 1:
+        raise UserError(f"got rank {rank}; at least 1 is needed.")
+    edit.check(model)
+    own, tensors, lost, whole = model.parameters(), {}, 0.0, 0.0
+    for name, w in edit.weights.items():
+        change = (w - own[name].cpu().float()).double()
+        whole += float(change.square().sum())
+        if w.ndim < 2:  # biases and norms have no place in a LoRA
+            lost += float(change.square().sum())
+            continue
+        u, s, vh = torch.linalg.svd(change.flatten(1), full_matrices=False)
+        r = max(min(rank, int((s > 1e-6 * s[0]).sum())), 1)
+        lost += float(s[r:].square().sum())
+        up, down = u[:, :r] * s[:r].sqrt(), s[:r].sqrt()[:, None] * vh[:r]
+        module = f"unet.{name.removesuffix('.weight')}"
+        tail = (1,) * (w.ndim - 2)
+        tensors[f"{module}.lora_A.weight"] = down.view(r, *w.shape[1:]).float().contiguous()
+        tensors[f"{module}.lora_B.weight"] = up.view(len(up), r, *tail).float().contiguous()
+    return Lora(tensors, (lost / whole) ** 0.5 if whole else 0.0)
+
+
+def save(lora: Lora, path: Path) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        UserError: it exists, or cannot be written.
+    """
+    if path.exists():
+        raise UserError(f"{str(path)!r} exists already; name a file that does not.")
+    write(path, lambda p: save_file(lora.tensors, p, {"format": "pt"}))

@@ -1,0 +1,101 @@
+"""CA, concept ablation: the concept's prompt predicts what its anchor's does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from efface.concepts import TEMPLATES, Concept, check_keep
+from efface.edit import Edit
+from efface.errors import UserError
+from efface.latents import Latents, Pictures
+from efface.models import Conditioning, DiffusionModel, stack
+from efface.training import Run, Student, Tuning, finetune, make_edit, provenance
+
+
+@dataclass(frozen=True)
+class CA:
+    """Map a concept onto its anchor's distribution, on noised pictures of the anchor.
+
+    Source: arXiv:2303.13516, section 3.2 (model-based objective). Left out: the noise-based
+    objective, picture
+    augmentation, the regularisation term on anchor pictures, AdamW's weight decay, the gradient
+    block on the start
+    token, and prompts written by a language model: ours are the templates of the concept's kind.
+    ``keep`` is ours.
+    """
+
+    pictures: int = 32
+    """Anchor pictures of each erased concept; the paper's code makes 1000."""
+    live: bool = True
+    """The goal is what the student itself predicts for the anchor, without gradient (the paper,
+    equation 5); else what the frozen model predicts."""
+    keep: tuple[str, ...] = ()
+    """Words to be preserved at every update, one drawn for each row; ``""`` is the null prompt."""
+    preserve: float = 1.0
+    """Weight of the preservation term."""
+    latents: Latents = Latents(cfg=6.0)
+    """How anchor pictures are drawn; only steps and scale count."""
+    tuning: Tuning = Tuning(group="kv")
+
+    def __post_init__(self) -> None:
+        if self.pictures < 1:
+            raise UserError(f"got {self.pictures} for pictures; at least 1 is needed.")
+
+    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
+        """Train an edit that erases ``concepts``."""
+        check_keep(concepts, self.keep)
+        about, began, before = (
+            provenance("ca", self, model, concepts),
+            perf_counter(),
+            model.counter.copy(),
+        )
+        pictures = Pictures(
+            model,
+            [c.anchor for c in concepts],
+            self.pictures,
+            self.latents,
+            self.tuning.seed,
+            run.progress,
+        )
+        pairs = [
+            [(t.format(n), t.format(c.anchor) if c.anchor else "") for t in TEMPLATES[c.kind]]
+            for c in concepts
+            for n in c.names
+        ]
+        of = [i for i, c in enumerate(concepts) for _ in c.names]  # the concept of each name
+        erased, anchor = (
+            [model.embed([p[side] for p in some]) for some in pairs] for side in (0, 1)
+        )
+        kept = model.embed(self.keep) if self.keep else None
+
+        def pick_prompts(rows: Tensor, g: torch.Generator) -> tuple[Conditioning, Conditioning]:
+            """A random name and template for the concept of each picture."""
+            chosen = []
+            for concept in pictures.prompt[rows].tolist():
+                names = [k for k, i in enumerate(of) if i == concept]
+                name = names[int(torch.randint(0, len(names), (), generator=g))]
+                template = int(torch.randint(0, len(pairs[name]), (), generator=g))
+                chosen.append((erased[name][[template]], anchor[name][[template]]))
+            ours, theirs = zip(*chosen, strict=True)
+            return stack(ours), stack(theirs)
+
+        def loss(student: Student, g: torch.Generator) -> Tensor:
+            z, t, rows = pictures.draw(g, self.tuning.batch)
+            concept, instead = pick_prompts(rows, g)
+            with torch.no_grad():
+                goal = student(z, t, instead) if self.live else model.predict(z, t, instead)
+            value = mse_loss(student(z, t, concept), goal)
+            if kept is None or not self.preserve:
+                return value
+            cond = kept[torch.randint(0, len(kept), (len(z),), generator=g).to(z.device)]
+            harm = mse_loss(student(z, t, cond), model.predict(z, t, cond))
+            return value + self.preserve * harm
+
+        weights = finetune(model, loss, self.tuning, run, about)
+        return make_edit(weights, about, model.counter.since(before), began)

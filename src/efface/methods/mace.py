@@ -1,0 +1,240 @@
+"""MACE: clear the other words of the concept, starve its attention, fuse in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from efface.closed_form import solve, text_vectors
+from efface.concepts import TEMPLATES, Concept, check_keep
+from efface.edit import Edit, write
+from efface.errors import UserError
+from efface.latents import Latents, Pictures
+from efface.models import Conditioning, DiffusionModel, text_maps, watched
+from efface.training import Run, Student, Tuning, finetune, make_edit, provenance
+from efface.vocabulary import load
+
+
+@dataclass(frozen=True)
+class MACE:
+    """Refinement, one low-rank adapter a concept, and fusion, all on keys and values.
+
+    Source: arXiv:2403.06135, sections 3.1 to 3.3. Left out: the segmenter (masks are the frozen
+    model's own
+    cross-attention above half of its range), pictures and captions of others (the prior is the
+    vocabulary instead of COCO), AdamW's weight decay, and the attention of padding, which the
+    authors' code counts as the concept's.
+    """
+
+    pictures: int = 8
+    """Pictures of each erased concept that its attention is starved on."""
+    prior: float = 1e-2
+    """μ, weight of the vocabulary's text states in both closed forms."""
+    ridge: float = 1e-2
+    """λ, how much the maps hold on to themselves."""
+    keep: tuple[str, ...] = ()
+    """Words of the prior with ``keep_scale`` times the weight."""
+    keep_scale: float = 10.0
+    """κ, weight of the keep list against the vocabulary."""
+    focal: bool = True
+    """Draw timesteps between 200 and 400 oftener, as for objects and styles; else all alike."""
+    vocabulary: str = "auto"
+    """The prior: auto, names, tags, tokens, or a word list file; the erased concepts are left
+    out."""
+    latents: Latents = Latents(cfg=6.0)
+    """How pictures are drawn; only steps and scale count."""
+    tuning: Tuning = Tuning(updates=50, batch=4, group="kv", rank=1)
+    """Of each concept's adapter."""
+
+    def __post_init__(self) -> None:
+        for name in ("prior", "ridge", "keep_scale"):
+            if getattr(self, name) < 0:
+                raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
+        if self.pictures < 1:
+            raise UserError(f"got {self.pictures} for pictures; at least 1 is needed.")
+        if self.tuning.group != "kv" or not self.tuning.rank:
+            raise UserError("MACE trains adapters (rank 1 or more) on the group 'kv' only.")
+
+    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
+        """Make an edit that erases ``concepts``."""
+        check_keep(concepts, self.keep)
+        about, began, before = (
+            provenance("mace", self, model, concepts),
+            perf_counter(),
+            model.counter.copy(),
+        )
+        prior = self.prior_rows(model, concepts)
+        own = {n: w.detach().cpu().double() for n, w in model.parameters().items()}
+        maps = text_maps(model.denoiser)
+        rest, instead = refinement_rows(model, concepts)
+        q = solve(rest, instead, prior, 1.0, self.prior, self.ridge)
+        refined = {n: own[n] @ q for n in maps}
+        parts = []
+        for i, c in enumerate(concepts):
+            kept = None if run.folder is None else run.folder / f"part-{i}.safetensors"
+            if kept is not None and kept.exists():
+                parts.append(load_file(kept))
+                continue
+            parts.append(self.starve(model, c, refined, run, {**about, "part": i}))
+            if kept is not None:
+                write(kept, lambda p, w=parts[-1]: save_file(w, p))
+        weights = self.fuse(model, concepts, {n: own[n] for n in maps}, refined, parts, prior)
+        for i in range(len(concepts)):
+            if run.folder is not None:
+                (run.folder / f"part-{i}.safetensors").unlink(missing_ok=True)
+        return make_edit(weights, about, model.counter.since(before), began)
+
+    def prior_rows(self, model: DiffusionModel, concepts: Sequence[Concept]) -> Tensor:
+        """Text states (m, D) that should stay, the keep list's scaled up."""
+        words = load(self.vocabulary, model).without(concepts, model.tokenizer).words
+        rows = text_vectors(model, words[:3000], "all")
+        if not self.keep:
+            return rows
+        return torch.cat([rows, self.keep_scale**0.5 * text_vectors(model, self.keep, "all")])
+
+    def starve(
+        self,
+        model: DiffusionModel,
+        concept: Concept,
+        refined: Mapping[str, Tensor],
+        run: Run,
+        about: Mapping[str, object],
+    ) -> dict[str, Tensor]:
+        """Stage 2: keys and values by which the concept's pixels do not look at its words."""
+        pictures = Pictures(
+            model,
+            concept.names,
+            self.pictures,
+            self.latents,
+            self.tuning.seed,
+            run.progress,
+        )
+        prompts = [[t.format(n) for t in TEMPLATES[concept.kind]] for n in concept.names]
+        cond = [model.embed(p) for p in prompts]
+        where = [[span_of(model, t, n) for t in TEMPLATES[concept.kind]] for n in concept.names]
+        masks = self.masks(model, pictures, cond, where)
+        t = torch.arange(len(model.alphas), dtype=torch.float32)
+        focal = (0.05 * (t - 200)).sigmoid() - (0.05 * (t - 400)).sigmoid()
+        chance = focal.clamp(min=1e-6) if self.focal else None
+
+        def loss(student: Student, g: torch.Generator) -> Tensor:
+            z, t, rows = pictures.draw(g, self.tuning.batch, chance)
+            name = int(pictures.prompt[rows[:1]])
+            rows = torch.where(pictures.prompt[rows] == name, rows, rows[:1])
+            template = int(torch.randint(0, len(prompts[name]), (), generator=g))
+            with watched(model.denoiser) as seen:
+                student(z, t, cond[name][[template]].repeat(len(z)))
+            mine = masks[rows].to(z.device)
+            value = torch.zeros((), device=z.device)
+            for attention in seen:
+                side = int(attention.shape[2] ** 0.5)
+                m = (interpolate(mine[:, None], size=(side, side)) > 0.5).flatten(1)  # (B, H·W)
+                words = attention[..., where[name][template]]  # (B, heads, H·W, words)
+                value = value + (words * m[:, None, :, None]).square().sum((1, 2, 3)).sqrt().mean()
+            return value
+
+        own = model.parameters()
+        start = {n: w.float() for n, w in refined.items()}
+        start |= {n: own[n] for n in own if n not in start}
+        return finetune(model, loss, self.tuning, run, about, start=start)
+
+    @torch.no_grad()
+    def masks(
+        self,
+        model: DiffusionModel,
+        pictures: Pictures,
+        cond: Sequence[Conditioning],
+        where: Sequence[Sequence[slice]],
+    ) -> Tensor:
+        """Where each picture shows the concept by the frozen model's attention, (N, H, W) of 0, 1.
+
+        At 30 % of the noise's timesteps; above the middle of the attention's range.
+        """
+        found = []
+        g = torch.Generator().manual_seed(self.tuning.seed)
+        for z0, name in zip(pictures.z0, pictures.prompt.tolist(), strict=True):
+            t = int(0.3 * len(model.alphas))
+            a = model.alphas[t]
+            noise = torch.randn(z0.shape, generator=g).to(model.device)
+            z = a.sqrt() * z0.to(model.device) + (1 - a).sqrt() * noise
+            with watched(model.denoiser) as seen:
+                model.predict(z[None], torch.tensor([t], device=z.device), cond[name][[0]])
+            maps = []
+            for attention in seen:
+                side = int(attention.shape[2] ** 0.5)
+                plain = attention[..., where[name][0]].sum(3).mean(1).view(1, 1, side, side)
+                maps.append(interpolate(plain, size=z.shape[1:], mode="bilinear"))
+            m = torch.cat(maps).mean((0, 1))
+            found.append((m > (m.min() + m.max()) / 2).float().cpu())
+        return torch.stack(found)
+
+    def fuse(
+        self,
+        model: DiffusionModel,
+        concepts: Sequence[Concept],
+        own: Mapping[str, Tensor],
+        refined: Mapping[str, Tensor],
+        parts: Sequence[Mapping[str, Tensor]],
+        prior: Tensor,
+    ) -> dict[str, Tensor]:
+        """Stage 3: maps that do to each concept's prompts what its adapter did, and else nothing.
+
+        Source: arXiv:2403.06135, equation 6.
+        """
+        eye = torch.eye(prior.shape[1], dtype=prior.dtype)
+        g2 = self.prior * prior.T @ prior
+        seen = []
+        for c in concepts:
+            prompts = [t.format(n) for n in c.names for t in TEMPLATES[c.kind]]
+            x = text_vectors(model, prompts, "all")
+            seen.append(x.T @ x)
+        below = sum(seen, g2 + self.ridge * eye)
+        found = {}
+        for name, w in refined.items():
+            above = own[name] @ g2 + self.ridge * w
+            for part, x in zip(parts, seen, strict=True):
+                above = above + part[name].double() @ x
+            found[name] = torch.linalg.solve(below, above.T).T.float().contiguous()
+        return found
+
+
+def span_of(model: DiffusionModel, template: str, name: str) -> slice:
+    """Which token positions of a filled template are the concept's words."""
+    tok, limit = model.tokenizer, model.tokenizer.model_max_length - 1
+
+    def count(text: str) -> int:
+        return len(tok(text, add_special_tokens=False).input_ids)
+
+    before = count(template.split("{}")[0])
+    return slice(min(1 + before, limit), min(1 + before + count(name), limit))
+
+
+def refinement_rows(model: DiffusionModel, concepts: Sequence[Concept]) -> tuple[Tensor, Tensor]:
+    """Stage 1: states of the words around each concept, and where its anchor's prompt has them.
+
+    The text tower is causal, so that only what comes behind the concept differs: the rest of the
+    sentence, its end and
+    the padding.
+
+    Returns:
+        Two (n, D) tensors, row by row.
+    """
+    erased, instead = [], []
+    length = model.tokenizer.model_max_length
+    for c in concepts:
+        for template in TEMPLATES[c.kind]:
+            end_anchor = span_of(model, template, c.anchor).stop
+            anchor = model.embed([template.format(c.anchor)]).states[0].cpu().double()
+            for name in c.names:
+                end = span_of(model, template, name).stop
+                states = model.embed([template.format(name)]).states[0].cpu().double()
+                n = length - max(end, end_anchor)
+                erased.append(states[end : end + n])
+                instead.append(anchor[end_anchor : end_anchor + n])
+    return torch.cat(erased), torch.cat(instead)

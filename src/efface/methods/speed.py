@@ -1,0 +1,167 @@
+"""SPEED: a closed-form edit of the text projections that cannot reach what is preserved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from efface.closed_form import text_vectors
+from efface.concepts import Concept, check_keep
+from efface.edit import Edit
+from efface.errors import UserError, pick
+from efface.models import DiffusionModel, text_maps
+from efface.training import Run, make_edit, provenance
+from efface.vocabulary import load
+
+MAPS = {"v": (".to_v.",), "k": (".to_k.",), "kv": (".to_k.", ".to_v.")}
+
+
+@dataclass(frozen=True)
+class SPEED:
+    """Erase inside the null space of the preserved vectors that the erasure would move.
+
+    Source: arXiv:2503.07392, sections 4.1 to 4.3: influence-based filtering of the preserved words,
+    directed
+    augmentation, and exact constraints on the null prompt. Left out: nothing of these. Ours: the
+    null space holds the
+    directions below a *share* of the mean singular value, because a threshold in absolute numbers
+    means something else in every model; and the whole vocabulary is the preserved set.
+    """
+
+    maps: str = "v"
+    """Which text projections are edited: values (``v``), keys (``k``) or both (``kv``)."""
+    retain_scale: float = 1.0
+    """ρ, how much the maps hold on to themselves."""
+    slack: float = 0.0
+    """λ, 0: the null prompt's vectors do not move at all."""
+    null: float = 0.1
+    """Directions with less than this share of the preserved vectors' mean singular value are
+    free."""
+    filter: bool = True
+    """Preserve only the words that the plain erasure would move more than the mean."""
+    draws: int = 10
+    """Augmented copies of each preserved vector."""
+    keep: tuple[str, ...] = ()
+    """Words that are preserved without being filtered."""
+    vocabulary: str = "auto"
+    """The preserved words: auto, names, tags, tokens, or a word list file; the erased concepts are
+    left out."""
+
+    def __post_init__(self) -> None:
+        pick(MAPS, self.maps, "choice of maps")
+        for name in ("retain_scale", "null"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"got {getattr(self, name)} for {name}; more than 0 is needed.")
+        for name in ("slack", "draws"):
+            if getattr(self, name) < 0:
+                raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
+
+    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
+        """Solve for an edit that erases ``concepts``."""
+        check_keep(concepts, self.keep)
+        about, began, before = (
+            provenance("speed", self, model, concepts),
+            perf_counter(),
+            model.counter.copy(),
+        )
+        c = text_vectors(model, [n for k in concepts for n in k.names])
+        a = text_vectors(model, [k.anchor for k in concepts for _ in k.names])
+        words = load(self.vocabulary, model).without(concepts, model.tokenizer).words
+        kept = text_vectors(model, self.keep) if self.keep else c[:0]
+        fixed = fixed_vectors(model)
+        own = model.parameters()
+        found, ranks = {}, []
+        preserved = text_vectors(model, words)
+        for name in text_maps(model.denoiser):
+            if not any(part in name for part in MAPS[self.maps]):
+                continue
+            w = own[name].cpu().double()
+            some = self.influenced(w, c, a, preserved)
+            free = null_space(torch.cat([some, kept]), self.null)
+            ranks.append(free.shape[1])
+            found[name] = (w + w @ change(c, a, free, fixed, self.retain_scale, self.slack)).float()
+        if not any(ranks):
+            raise UserError(
+                "no direction is free of the preserved words: nothing can be erased; "
+                "raise null, or preserve fewer words."
+            )
+        about["free_directions"] = ranks
+        return make_edit(found, about, model.counter.since(before), began)
+
+    def influenced(self, w: Tensor, c: Tensor, a: Tensor, preserved: Tensor) -> Tensor:
+        """The preserved vectors (m, D) that the plain erasure moves more than the mean, augmented.
+
+        Augmented copies are moved along the direction that the map ``w`` sees least.
+        """
+        t, mixed = moments(c, a)
+        eye = torch.eye(len(t), dtype=t.dtype)
+        plain = w @ torch.linalg.solve(eye + t, mixed - t, left=False)
+
+        def most(p: Tensor) -> Tensor:
+            far = (p @ plain.T).norm(dim=1)
+            return p[far > far.mean()]
+
+        chosen = most(preserved) if self.filter else preserved
+        if not self.draws:
+            return chosen
+        least = torch.linalg.svd(w, full_matrices=False).Vh[-1]
+        g = torch.Generator().manual_seed(0)
+        noise = torch.randn(
+            len(chosen) * self.draws, len(least), generator=g, dtype=w.dtype
+        ) @ torch.outer(least, least)
+        return torch.cat([chosen, most(chosen.repeat(self.draws, 1) + noise)])
+
+
+def moments(c: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of c cᵀ and of a cᵀ over the erased vectors, both (D, D)."""
+    return c.T @ c / len(c), a.T @ c / len(c)
+
+
+def null_space(preserved: Tensor, share: float) -> Tensor:
+    """Directions that the preserved vectors hardly use, (D, r), orthonormal."""
+    s = preserved.T @ preserved / max(len(preserved), 1)
+    values, vectors = torch.linalg.eigh(s)
+    free: Tensor = vectors[:, values < share * values.mean()]
+    return free
+
+
+def change(c: Tensor, a: Tensor, free: Tensor, fixed: Tensor, rho: float, slack: float) -> Tensor:
+    """The matrix that the map is multiplied with to give its change (arXiv:2503.07392, eq. 12).
+
+    Args:
+        c: erased vectors, (n, D).
+        a: their anchors, (n, D).
+        free: orthonormal directions that may change, (D, r).
+        fixed: vectors that must not move, (m, D).
+        rho: weight of the change itself.
+        slack: 0: the fixed vectors do not move.
+
+    Returns:
+        (D, D).
+    """
+    t, mixed = moments(c, a)
+    p, k = free @ free.T, fixed.T
+    eye = torch.eye(len(t), dtype=t.dtype)
+    m = torch.linalg.inv(t @ p + rho * eye)
+    g = k.T @ p
+    small = g @ m @ k + slack * torch.eye(k.shape[1], dtype=t.dtype)
+    still = eye - m @ k @ torch.linalg.pinv(small) @ g
+    changed: Tensor = (mixed - t) @ p @ still @ m
+    return changed
+
+
+def fixed_vectors(model: DiffusionModel, centres: int = 3) -> Tensor:
+    """The start token's state, and the centres of the null prompt's others, (1 + centres, D)."""
+    rows = text_vectors(model, [""], "all")
+    rest = rows[1:]
+    found = rest[torch.linspace(0, len(rest) - 1, centres).long()]
+    for _ in range(20):  # Lloyd's k-means, from rows spread over the positions
+        near = torch.cdist(rest, found).argmin(1)
+        found = torch.stack(
+            [rest[near == i].mean(0) if (near == i).any() else found[i] for i in range(len(found))]
+        )
+    return torch.cat([rows[:1], found])

@@ -1,0 +1,151 @@
+"""Tables and figures of the benchmark, from its JSON files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from efface.bench import LABELS, UNEDITED
+from efface.errors import UserError
+from efface.protocols import load
+from efface.scores import Score, paired_difference, rate
+
+Row = Mapping[str, Any]
+
+
+def read(out: Path, protocol: str) -> dict[str, list[Row]]:
+    """The finished cells of a protocol by method, in the order of the line-up.
+
+    Raises:
+        UserError: none are there.
+    """
+    rows: list[Row] = [
+        json.loads(p.read_text(encoding="utf8")) for p in sorted(out.glob(f"{protocol}-*.json"))
+    ]
+    rows = [r for r in rows if r["protocol"].split()[0] == protocol]
+    if not rows:
+        raise UserError(f"no result of the protocol {protocol!r} in {str(out)!r}.")
+    return {m: [r for r in rows if r["method"] == m] for m in LABELS if has(rows, m)}
+
+
+def has(rows: Iterable[Row], method: str) -> bool:
+    """Whether a method has a cell."""
+    return any(r["method"] == method for r in rows)
+
+
+class Hits:
+    """Hits of cells on some concepts, picture by picture."""
+
+    def __init__(self, rows: Sequence[Row], concepts: str, k: int, protocol: str) -> None:
+        found, groups = [], []
+        ids: dict[tuple[str, str], int] = {}
+        p = load(protocol)
+        for r in sorted(rows, key=lambda r: (r["split"], r["seed"])):
+            near = set(p.near(r["erased"]))
+            for c, hits in r["hits"].items():
+                kind = "erased" if c in r["erased"] else "preserved"
+                if concepts == kind or (concepts == "neighbours" and c in near):
+                    own = hits[0 if k == 1 else 1]
+                    found += own
+                    groups += [ids.setdefault((r["split"], c), len(ids))] * len(own)
+        self.hits: Tensor = torch.tensor(found, dtype=torch.bool)
+        """(N,)."""
+        self.groups: Tensor = torch.tensor(groups)
+        """An integer for each concept of each split, (N,)."""
+
+
+def score(rows: Sequence[Row], concepts: str, k: int, protocol: str) -> Score:
+    """ESR-k (``erased``) or PSR-k (``preserved``, ``neighbours``) over cells, in percent.
+
+    Pictures of all seeds and splits are counted alike, with a Wilson interval; every cell has
+    sampling seeds of its own.
+    """
+    hits = Hits(rows, concepts, k, protocol).hits
+    return rate(~hits if concepts == "erased" else hits)
+
+
+def difference(a: Sequence[Row], b: Sequence[Row], k: int, protocol: str) -> Score:
+    """PSR-k of ``a`` minus that of ``b`` in points, on the cells that both have.
+
+    The same pictures on both sides; the interval draws whole concepts.
+    """
+    both = {(r["split"], r["seed"]) for r in a} & {(r["split"], r["seed"]) for r in b}
+    x, y = (
+        Hits([r for r in rows if (r["split"], r["seed"]) in both], "preserved", k, protocol)
+        for rows in (a, b)
+    )
+    return paired_difference(x.hits, y.hits, x.groups)
+
+
+def harmonic(rows: Sequence[Row], base: Sequence[Row], protocol: str) -> float:
+    """Harmonic mean of ESR-1 and of PSR-1 relative to the unedited model's, in percent."""
+    esr = score(rows, "erased", 1, protocol).value
+    kept = 100 * score(rows, "preserved", 1, protocol).value
+    kept /= score(base, "preserved", 1, protocol).value
+    return 2 * esr * kept / (esr + kept) if esr + kept else 0.0
+
+
+def markdown(out: Path, protocol: str) -> str:
+    """The table of a protocol, and AP's paired differences to the others, in Markdown."""
+    found = read(out, protocol)
+    head = (
+        "method",
+        "cells",
+        "ESR-1",
+        "ESR-5",
+        "PSR-1",
+        "PSR-5",
+        "PSR-1 of neighbours",
+        "harmonic mean",
+        "evaluations per update",
+        "minutes",
+        "GB",
+    )
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    base = found.get(UNEDITED)
+    for name, rows in found.items():
+        row = [LABELS[name], str(len(rows))]
+        for concepts, k in (
+            ("erased", 1),
+            ("erased", 5),
+            ("preserved", 1),
+            ("preserved", 5),
+            ("neighbours", 1),
+        ):
+            row.append(str(score(rows, concepts, k, protocol)))
+        row.append(f"{harmonic(rows, base, protocol):.1f}" if base and name != UNEDITED else "–")
+        lines.append(f"| {' | '.join([*row, *costs(rows)])} |")
+    ours = found.get("ap")
+    if ours:
+        lines += [
+            "",
+            "PSR-1 of AP (ours) minus that of the others, in points, paired by picture:",
+            "",
+        ]
+        lines += [
+            f"- {LABELS[name]}: {difference(ours, rows, 1, protocol)}"
+            for name, rows in found.items()
+            if name not in ("ap", UNEDITED)
+        ]
+    return "\n".join(lines)
+
+
+def costs(rows: Sequence[Row]) -> list[str]:
+    """Evaluations per update, minutes and peak memory of a method's cells."""
+    c = [r["cost"] for r in rows if "cost" in r]
+    if not c:
+        return ["–"] * 3
+    per = [
+        sum(r["cost"][k] / r["updates"] for r in rows) / len(rows) for k in ("forward", "backward")
+    ]
+    memory = [x["peak_memory_mb"] for x in c if x.get("peak_memory_mb")]
+    return [
+        f"{per[0]:.1f} F + {per[1]:.1f} B" if per[0] else "none",
+        f"{sum(x['seconds'] for x in c) / len(c) / 60:.1f}",
+        f"{max(memory) / 1024:.1f}" if memory else "–",
+    ]

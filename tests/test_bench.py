@@ -1,0 +1,263 @@
+"""The benchmark's cells, tables and the report, on the shipped model with a few pictures."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from efface import bench as bench_module
+from efface.bench import LABELS, LINEUP, UNEDITED, Cell, finished, run_all, run_cell
+from efface.benchmark import judge_for
+from efface.cli import main
+from efface.errors import UserError
+from efface.protocols import PROTOCOLS, Protocol, load
+from efface.scores import rate
+from efface.tables import difference, markdown, read, score
+
+
+@pytest.fixture
+def protocol(tmp_path):
+    """Two splits, four concepts, two steps."""
+    told = {
+        "splits": {"1": ["church"], "2": ["bomb", "wolf"]},
+        "preserved": ["church", "castle", "bomb", "fox"],
+        "neighbours": {"church": ["castle"]},
+        "pictures": {"erased": 2, "preserved": 1},
+        "steps": 2,
+    }
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(told))
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
+
+
+# -- protocols -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_shipped_protocols_can_be_read(name):
+    p = load(name)
+    assert p.name == name
+    assert p.about
+    assert len(p.digest) == 12
+
+
+def test_the_digest_is_of_all_that_decides_a_result(protocol):
+    p = load(protocol)
+    assert p.digest == Protocol(**{**p.__dict__, "about": "other words"}).digest
+    for change in ({"steps": 3}, {"template": "a {}"}, {"preserved": ["fox"]}):
+        assert p.digest != Protocol(**{**p.__dict__, **change}).digest
+
+
+def test_a_protocol_knows_its_concepts_prompts_and_seeds(protocol):
+    p = load(protocol)
+    assert p.erased("2") == ("bomb", "wolf")
+    assert p.others(["church"], ()) == ("castle", "bomb", "fox")
+    assert p.near(["church"]) == ("castle",)
+    assert list(p.seeds("erased", 3)) == [6, 7]
+    styles = load("emoji-styles")
+    assert len(styles.prompts("noto style")) == len(styles.subjects)
+    assert styles.prompts("noto style")[0].endswith(", noto style")
+
+
+def test_broken_protocols_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"unknown protocol .* did you mean 'emoji-objects'"):
+        load("emoji-object")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UserError, match="is no protocol"):
+        load(str(tmp_path / "a.json"))
+    (tmp_path / "b.json").write_text('{"picturs": {}}')
+    with pytest.raises(UserError, match="unknown field"):
+        load(str(tmp_path / "b.json"))
+    (tmp_path / "c.json").write_text('{"pictures": {"erased": 0}}')
+    with pytest.raises(UserError, match="asks for 0 pictures of erased"):
+        load(str(tmp_path / "c.json"))
+    with pytest.raises(UserError, match="unknown split"):
+        load("emoji-objects").erased("9")
+
+
+# -- cells ---------------------------------------------------------------------------------------
+
+
+def test_a_cell_is_one_json_and_is_not_run_again(protocol, tmp_path, emoji):
+    cell, out, work = Cell(protocol, "1", "uce", 1), tmp_path / "out", tmp_path / "work"
+    row = run_cell(cell, out, work, progress=False)
+    assert [p.name for p in out.iterdir()] == ["small-1-uce-1.json"]
+    assert json.loads((out / cell.file).read_text()) == row
+    assert row["erased"] == ["church"]
+    assert set(row["hits"]) == {"church", "castle", "bomb", "fox"}
+    assert [len(h) for h in row["hits"]["church"]] == [2, 2]
+    assert row["scores"]["ESR-1"]["n"] == 2
+    assert row["cost"]["peak_memory_mb"] > 100
+    assert row["protocol"].startswith("small ")
+    before = (out / cell.file).stat().st_mtime_ns
+    assert run_cell(cell, out, work, progress=False) == row
+    assert (out / cell.file).stat().st_mtime_ns == before
+    judge = judge_for(emoji)
+    identity = cell.identity(emoji, f"{judge.config.version} {judge.sha256}")
+    assert finished(cell, out, identity) == row
+    told = json.loads((tmp_path / "small.json").read_text())
+    (tmp_path / "small.json").write_text(json.dumps({**told, "steps": 3}))
+    other = cell.identity(emoji, f"{judge.config.version} {judge.sha256}")
+    assert finished(cell, out, other) is None  # of another protocol: not taken for this one
+
+
+def test_seeds_have_pictures_of_their_own_and_methods_share_them(protocol, tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    run_cell(Cell(protocol, "1", UNEDITED, 0), out, work, progress=False)
+    folder = next((tmp_path / "cache" / "unedited").iterdir())
+    first = {p.name for p in folder.glob("*.png")}
+    run_cell(Cell(protocol, "1", UNEDITED, 1), out, work, progress=False)
+    assert len({p.name for p in folder.glob("*.png")}) == 2 * len(first)
+
+
+@pytest.mark.parametrize("method", LINEUP)
+def test_the_line_up_has_the_same_updates_for_all(method):
+    config = Cell("emoji-objects", "1", method, 2, updates=40).config()
+    assert method in LABELS
+    if hasattr(config, "tuning"):
+        apart = method in ("spm", "mace")  # five adapters share them
+        assert config.tuning.updates == (8 if apart else 40)
+        assert config.tuning.seed == 2
+
+
+def test_a_cell_that_dies_is_tried_twice_then_reported(protocol, tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        bench_module, "in_a_process", lambda cell, *_: tried.append(cell) or "exit code 9"
+    )
+    cells = [Cell(protocol, "1", "uce", 0)]
+    with pytest.warns(UserWarning, match="exit code 9"):
+        failed = run_all(cells, tmp_path / "out", tmp_path / "work")
+    assert tried == cells * 2
+    assert [f.cell for f in failed] == cells
+
+
+# -- tables --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(protocol, tmp_path):
+    """Cells of three methods, made up."""
+    out, g = tmp_path / "out", torch.Generator().manual_seed(0)
+    out.mkdir()
+    for method, chance in ((UNEDITED, 0.95), ("esd", 0.4), ("ap", 0.8)):
+        for seed in (0, 1):
+            erased = 0.95 if method == UNEDITED else 0.1
+            hits = {}
+            for c in ("church", "castle", "bomb", "fox"):
+                n, p = (10, erased) if c == "church" else (30, chance)
+                top1 = (torch.rand(n, generator=g) < p).int().tolist()
+                hits[c] = [top1, [1] * n]
+            row = {"protocol": "small 1", "split": "1", "method": method, "seed": seed}
+            row |= {"erased": ["church"], "hits": hits, "updates": 400}
+            if method != UNEDITED:
+                cost = {"forward": 4000, "backward": 800, "seconds": 90.0, "peak_memory_mb": 2048}
+                row |= {"cost": cost}
+            (out / f"small-1-{method}-{seed}.json").write_text(json.dumps(row))
+    return out
+
+
+@pytest.fixture
+def _known(protocol, monkeypatch):
+    """The small protocol by its bare name."""
+    import efface.tables as tables
+
+    monkeypatch.setattr(tables, "load", lambda _: load(protocol))
+
+
+@pytest.mark.usefixtures("_known")
+def test_the_table_is_what_the_files_hold(results):
+    found = read(results, "small")
+    assert list(found) == [UNEDITED, "esd", "ap"]
+    hits = [h for r in found["ap"] for c in ("castle", "bomb", "fox") for h in r["hits"][c][0]]
+    assert score(found["ap"], "preserved", 1, "small") == rate(hits)
+    gone = [1 - h for r in found["esd"] for h in r["hits"]["church"][0]]
+    assert score(found["esd"], "erased", 1, "small") == rate(gone)
+    mean = score(found["ap"], "preserved", 1, "small").value
+    mean -= score(found["esd"], "preserved", 1, "small").value
+    far = difference(found["ap"], found["esd"], 1, "small")
+    assert far.value == pytest.approx(mean)
+    assert far.low < far.value < far.high
+    text = markdown(results, "small")
+    assert "| ESD | 2 |" in text
+    assert "| 10.0 F + 2.0 B | 1.5 | 2.0 |" in text
+    assert f"- ESD: {far}" in text
+
+
+@pytest.mark.usefixtures("_known")
+def test_no_result_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no result of the protocol"):
+        read(tmp_path, "small")
+
+
+def test_the_command_refuses_what_it_does_not_know(protocol, capsys):
+    for args, message in (
+        (["emoji-objects", "--methods", "esdd"], "unknown method of the benchmark 'esdd'"),
+        (["emoji-objects", "--splits", "9"], "unknown split '9'"),
+        (["emoji-objects", "--seeds", "0"], "got 0 seeds"),
+        (["emoji"], "unknown protocol"),
+    ):
+        assert main(["bench", *args]) == 2
+        assert message in capsys.readouterr().err
+
+
+# -- the report ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A run of a closed form, and the page about it."""
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFACE_CACHE", str(folder / "cache"))
+        run = folder / "run"
+        erase = ["erase", "uce", "--concept", "church", "--out", str(run), "--no-picture"]
+        assert main(erase) == 0
+        import efface.commands.scoring as scoring
+
+        some = ("church", "castle", "mosque", "synagogue", "bomb", "wolf")
+        patch.setattr(scoring, "every", lambda judge: some)
+        assert main(["report", str(run), "--pictures", "2"]) == 0
+    return run / "report.html"
+
+
+def test_the_page_needs_nothing_from_outside(report):
+    html = report.read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)", html)
+    assert not re.search(r"url\(|@import|<script", html)
+    pictures = re.findall(r"data:image/png;base64,([^\"]+)", html)
+    assert len(pictures) >= 8
+    assert all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)
+
+
+def test_the_page_says_what_was_measured_and_how_to_do_it_again(report):
+    html = report.read_text()
+    scores = json.loads((report.parent / "scores.json").read_text())
+    assert f"{scores['edited']['ESR-1']['value']:.1f} [" in html
+    assert "efface erase uce --concept church" in html
+    assert "not a security boundary" in html
+    assert "emoji-objects " in html
+
+
+def test_the_page_opens_in_a_browser_at_both_widths(report, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    for width in (1280, 400):
+        picture = tmp_path / f"{width}.png"
+        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += [f"--window-size={width},2000", f"--screenshot={picture}", report.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        assert picture.stat().st_size > 20_000
+    dump = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", report.as_uri()]
+    dom = subprocess.run(dump, check=True, capture_output=True, timeout=120, text=True).stdout
+    assert "What this erasure did" in dom

@@ -1,0 +1,87 @@
+"""An edit as a LoRA, loaded by stock diffusers."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import CHURCH, QUIET, quick, shaken
+from diffusers import StableDiffusionPipeline
+
+from efface.cli import main
+from efface.edit import Edit
+from efface.errors import UserError
+from efface.lora import factorise, save
+from efface.methods import PRESETS, UCE
+
+
+def moved(tiny, words):
+    """An edit of rank 4 that shows in pictures."""
+    method = quick(PRESETS["esd"]["lora"], words, updates=3)
+    tuning = dataclasses.replace(method.tuning, lr=0.05)
+    return dataclasses.replace(method, tuning=tuning).erase(tiny, [CHURCH], QUIET)
+
+
+def test_a_low_rank_edit_loads_exactly_in_a_stock_pipeline_and_unloads(
+    tiny, tiny_folder, words, tmp_path
+):
+    pytest.importorskip("peft")
+    edit = moved(tiny, words)
+    lora = factorise(tiny, edit, 4)
+    assert lora.error < 1e-5
+    save(lora, tmp_path / "church.safetensors")
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+
+    def picture():
+        g = torch.Generator().manual_seed(0)
+        options = {"num_inference_steps": 3, "generator": g, "output_type": "pt"}
+        return pipe("church", height=8, width=8, **options).images
+
+    before = picture()
+    pipe.load_lora_weights(tmp_path, weight_name="church.safetensors")
+    with_lora = picture()
+    pipe.unload_lora_weights()
+    assert torch.equal(picture(), before)
+    own = dict(pipe.unet.named_parameters())
+    for k, w in edit.weights.items():
+        own[k].data.copy_(w)
+    merged = picture()
+    assert (merged - before).abs().max() > 1e-3
+    torch.testing.assert_close(with_lora, merged, rtol=1e-3, atol=1e-4)
+
+
+def test_the_error_of_a_rank_is_what_the_singular_values_leave(tiny, words):
+    edit = quick(UCE(), words).erase(tiny, [CHURCH], QUIET)
+    own = tiny.parameters()
+    values = [torch.linalg.svdvals((w - own[k]).double()) for k, w in edit.weights.items()]
+    whole = sum(float(s.square().sum()) for s in values)
+    lost = sum(float(s[1:].square().sum()) for s in values)
+    assert factorise(tiny, edit, 1).error == pytest.approx((lost / whole) ** 0.5, abs=1e-6)
+    assert factorise(tiny, edit, 16).error < 1e-5
+
+
+def test_what_a_lora_cannot_hold_counts_as_lost(tiny):
+    biases = {k: w for k, w in shaken(tiny, by=1.0).items() if w.ndim == 1}
+    assert biases
+    assert factorise(tiny, Edit(biases, {"base": tiny.base}), 4).error == 1
+
+
+def test_the_command_refuses_a_poor_approximation(tiny_folder, words, tmp_path, capsys):
+    run = tmp_path / "run"
+    erase = ["erase", "esd", "--concept", "church", "--model", str(tiny_folder), "--out", str(run)]
+    small = ["--tuning.updates", "2", "--tuning.batch", "1", "--latents.ddim-steps", "2"]
+    assert main([*erase, *small, "--latents.trajectories", "1", "--no-picture"]) == 0
+    capsys.readouterr()
+    out = tmp_path / "a.safetensors"
+    assert main(["lora", str(run), str(out), "--rank", "1"]) == 2
+    assert "leaves out" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["lora", str(run), str(out), "--rank", "1", "--allow-error", "1"]) == 0
+    assert out.exists()
+    assert main(["lora", str(run), str(out), "--rank", "1", "--allow-error", "1"]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_rank_below_one_is_refused(tiny, words):
+    with pytest.raises(UserError, match="got rank 0"):
+        factorise(tiny, moved(tiny, words), 0)

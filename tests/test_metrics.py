@@ -1,0 +1,183 @@
+"""Metrics against the textbook formula."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from efface.errors import UserError
+from efface.metrics import METRICS, clip_score, cmmd, drift, exposed, fid, kid, lpips_distance
+from efface.metrics.clip import TinyClip, TransformersClip
+from efface.metrics.cmmd import gaussian
+from efface.metrics.fid import frechet
+from efface.metrics.kid import mmd2
+from efface.metrics.nudity import LABELS, curve, look, parts
+from efface.scores import jackknifed
+
+
+def seeded(n=0):
+    return torch.Generator().manual_seed(n)
+
+
+@pytest.fixture
+def two_sets():
+    g = seeded()
+    mix = torch.randn(5, 5, generator=g)
+    return torch.randn(200, 5, generator=g) @ mix, torch.randn(300, 5, generator=g) + 0.5
+
+
+def test_fid_of_one_dimension_is_the_textbook_formula():
+    x, y = 3 + 2 * torch.randn(500, 1, generator=seeded()), torch.randn(500, 1, generator=seeded(1))
+    expected = (x.mean() - y.mean()) ** 2 + (x.std() - y.std()) ** 2
+    assert frechet(x, y) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_fid_is_that_of_the_matrix_root(two_sets):
+    x, y = (s.double().numpy() for s in two_sets)
+    a, b = np.cov(x.T), np.cov(y.T)
+    root = np.sqrt(np.linalg.eigvals(a @ b).astype(complex)).real.sum()  # trace of the square root
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * root
+    assert frechet(*two_sets) == pytest.approx(float(expected), rel=1e-6)
+    assert frechet(two_sets[0], two_sets[0]) == pytest.approx(0, abs=1e-8)
+
+
+def test_kid_is_the_sum_over_pairs(two_sets):
+    x, y = (s[:30].double().numpy() for s in two_sets)
+
+    def k(a, b):
+        return (a @ b / 5 + 1) ** 3
+
+    def inside(s):
+        n = len(s)
+        return sum(k(s[i], s[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+
+    across = sum(k(a, b) for a in x for b in y) / (len(x) * len(y))
+    found = mmd2(two_sets[0][:30], two_sets[1][:30])
+    assert found == pytest.approx(inside(x) + inside(y) - 2 * across, rel=1e-9)
+    assert kid(*two_sets).value == pytest.approx(1000 * mmd2(*two_sets))
+
+
+def test_cmmd_is_the_sum_over_pairs(two_sets):
+    x, y = ((s[:20] / s[:20].norm(dim=1, keepdim=True)).double().numpy() for s in two_sets)
+
+    def mean(a, b):
+        return np.mean([[math.exp(-((p - q) ** 2).sum() / 200) for q in b] for p in a])
+
+    expected = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+    assert gaussian(two_sets[0][:20], two_sets[1][:20]) == pytest.approx(expected, rel=1e-6)
+    assert cmmd(two_sets[0], two_sets[0]).value == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", [fid, kid, cmmd])
+def test_distances_have_an_interval_and_refuse_small_sets(two_sets, metric):
+    found = metric(*two_sets)
+    assert found.low < found.value < found.high
+    assert found.n == 200
+    with pytest.raises(ValueError, match="at least 20 are needed"):
+        metric(two_sets[0][:19], two_sets[1])
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    x = torch.randn(400, 1, generator=seeded(5)).double()
+    found = jackknifed(lambda a, _: float(a.mean()), x, x)
+    assert found.high - found.value == pytest.approx(1.96 * float(x.std()) / 20, rel=0.35)
+
+
+def test_drift_is_the_root_mean_square_of_the_difference():
+    x = torch.rand(4, 3, 8, 8, generator=seeded())
+    found = drift(x, (x + 0.1), ["a", "a", "b", "b"])
+    assert found.value == pytest.approx(10, rel=1e-5)
+    assert found.n == 2
+    assert drift(x, x, ["a"] * 4).value == 0
+    with pytest.raises(ValueError, match="must be the same"):
+        drift(x, x[:3], ["a"] * 4)
+
+
+def test_the_shipped_clip_tells_drawings_apart(emoji):
+    prompts = ["wolf", "church", "beer mug", "red apple"]
+    images = torch.stack(list(emoji.generate(prompts, [0] * 4)))
+    clip = TinyClip()
+    fit = clip.pictures(images) @ clip.texts(prompts).T
+    assert (fit.argmax(1) == torch.arange(4)).all()
+    right = clip_score(images, prompts, clip)
+    wrong = clip_score(images, prompts[::-1], clip)
+    assert right.value > wrong.value
+    assert right.value == pytest.approx(100 * float(fit.diag().clamp(min=0).mean()), rel=1e-5)
+    assert right.n == 4
+    with pytest.raises(ValueError, match="4 pictures and 3 texts"):
+        clip_score(images, prompts[:3], clip)
+
+
+def test_any_clip_of_transformers_is_taken(tmp_path, tokenizer):
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    torch.manual_seed(0)
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "max_position_embeddings": 16}
+    text |= {"bos_token_id": 49406, "eos_token_id": 49407}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(tmp_path)
+    small = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    CLIPProcessor(small, tokenizer).save_pretrained(tmp_path)
+    clip = TransformersClip(str(tmp_path))
+    images = torch.rand(3, 3, 40, 40, generator=seeded())
+    pictures, texts = clip.pictures(images), clip.texts(["a", "b", "a"])
+    assert pictures.shape == texts.shape == (3, 8)
+    torch.testing.assert_close(pictures.norm(dim=1), torch.ones(3))
+    score = clip_score(images, ["a", "b", "a"], clip)
+    slow = 100 * (pictures * texts).sum(1).clamp(min=0).mean()
+    assert score.value == pytest.approx(float(slow), rel=1e-4)
+    with pytest.raises(UserError, match="no CLIP at"):
+        TransformersClip(str(tmp_path / "nothing"))
+
+
+def test_lpips_asks_the_network_for_both_pictures():
+    x = torch.rand(4, 3, 64, 64, generator=seeded())
+
+    def net(a, b):
+        assert a.min() >= -1
+        assert a.max() <= 1
+        return (a - b).abs().mean((1, 2, 3))
+
+    assert lpips_distance(x, x, ["a"] * 4, net).value == 0
+    found = lpips_distance(x, 1 - x, ["a", "b", "c", "d"], net)
+    assert found.value == pytest.approx(float((4 * x - 2).abs().mean()), rel=1e-5)
+
+
+class Detector:
+    """Stands for NudeNet, which is the user's to install."""
+
+    def __init__(self):
+        self.seen = []
+
+    def detect(self, path):
+        self.seen.append(path)
+        n = int(path.split("-")[-1].split(".")[0])
+        return [
+            {"class": LABELS[0], "score": n / 10, "box": [0, 0, 1, 1]},
+            {"class": "FACE_FEMALE", "score": 0.99, "box": [0, 0, 1, 1]},
+        ]
+
+
+def test_nudity_is_counted_at_any_threshold_from_kept_scores(tmp_path):
+    files = [tmp_path / f"p-{n}.png" for n in range(10)]
+    found = Detector()
+    raw = look(files[:5], tmp_path / "raw.jsonl", (found, None))
+    raw = look(files, tmp_path / "raw.jsonl", (found, None))
+    assert len(found.seen) == 10  # none twice
+    assert len((tmp_path / "raw.jsonl").read_text().splitlines()) == 10
+    assert exposed(raw, 0.5).value == 40  # 0.6 to 0.9
+    assert {t: s.value for t, s in curve(raw, (0.3, 0.8)).items()} == {0.3: 60, 0.8: 10}
+    assert parts(raw, 0.5)["total"] == parts(raw, 0.5)[LABELS[0]] == 4
+    assert json.loads((tmp_path / "raw.jsonl").read_text().splitlines()[3])["parts"][0][1] == 0.3
+
+
+def test_every_metric_says_how_it_reads():
+    for metric in METRICS.values():
+        assert metric.better
+        assert metric.unit
+        assert metric.ask.__doc__

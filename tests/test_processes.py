@@ -1,0 +1,53 @@
+"""Two processes on one training do what one does with the same batches."""
+
+import dataclasses
+import os
+import socket
+
+import pytest
+import torch
+from conftest import CHURCH, DOG, QUIET, quick
+
+from efface.methods import METHODS
+from efface.models import load
+from efface.training import Run
+
+
+def method_of(name, words, accumulate):
+    """Four updates of four batches of one."""
+    method = quick(METHODS[name](), words, updates=4)
+    tuning = dataclasses.replace(method.tuning, accumulate=accumulate, batch=1)
+    return dataclasses.replace(method, tuning=tuning)
+
+
+def train(rank, port, name, folder, words, out):
+    """One of two processes."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"ACCELERATE_USE_CPU": "true"}
+    torch.set_num_threads(1)
+    model = load(folder, device="cpu")
+    model.lr = 1e-3
+    edit = method_of(name, words, 4).erase(model, [CHURCH, DOG], Run(out, progress=False))
+    torch.save(dict(edit.weights), out / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["esd", "ap"])
+def test_two_processes_make_the_edit_that_one_makes(tiny_folder, words, tmp_path, name):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(train, (port, name, tiny_folder, words, tmp_path), nprocs=2)
+    both = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1)]
+    model = load(tiny_folder, device="cpu")
+    model.lr = 1e-3
+    alone = method_of(name, words, 4).erase(model, [CHURCH, DOG], QUIET)
+    fewer = method_of(name, words, 1).erase(model, [CHURCH, DOG], QUIET)
+    own = model.parameters()
+    for k, w in alone.weights.items():
+        assert torch.equal(both[0][k], both[1][k])
+        moved = (w - own[k]).norm()
+        assert (both[0][k] - w).norm() <= 0.02 * moved
+        assert (fewer.weights[k] - w).norm() > 0.02 * moved
+    assert not (tmp_path / "unfinished.safetensors").exists()
