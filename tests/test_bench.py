@@ -261,3 +261,19 @@ def test_the_page_opens_in_a_browser_at_both_widths(report, tmp_path):
     dump = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", report.as_uri()]
     dom = subprocess.run(dump, check=True, capture_output=True, timeout=120, text=True).stdout
     assert "What this erasure did" in dom
+
+
+@pytest.mark.slow
+def test_cells_run_on_a_local_ray_cluster_and_give_what_one_process_gives(protocol, tmp_path):
+    ray = pytest.importorskip("ray")
+    cells = [Cell(protocol, split, "uce", 0) for split in ("1", "2")]
+    try:
+        failed = run_all(cells, tmp_path / "ray", tmp_path / "work-ray", ray="local")
+    finally:
+        ray.shutdown()
+    assert not failed
+    for cell in cells:
+        row = json.loads((tmp_path / "ray" / cell.file).read_text())
+        alone = run_cell(cell, tmp_path / "alone", tmp_path / "work", progress=False)
+        assert row["hits"] == alone["hits"]
+        assert row["edit"] == alone["edit"]

@@ -13,7 +13,6 @@ from efface.edit import Edit
 from efface.methods import AP
 from efface.models import load
 from efface.protocols import load as load_protocol
-from efface.training import Tuning
 from efface.vocabulary import shipped
 
 
@@ -35,7 +34,7 @@ def run(args: list[str]) -> int:
     """Erase with adversarial preservation, score, and say where the picture is."""
     o = parsed(Demo, args, "efface demo")
     near = load_protocol(OBJECTS).near([o.concept])
-    method = AP(tuning=replace(Tuning(), updates=o.updates))
+    method = AP(tuning=replace(AP().tuning, updates=o.updates))
     print(f"Erasing {o.concept!r} from the shipped model with adversarial preservation …\n")
     run_erase("ap", method, Erase(concept=(o.concept,), out=o.out), ["efface", "demo", *args])
     edit, model = Edit.load(o.out), load("emoji")

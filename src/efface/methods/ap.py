@@ -29,7 +29,7 @@ class AP:
     authors' released behaviour, as differences of these fields.
     """
 
-    eta: float = 1.0
+    eta: float = 2.0
     """Strength of the negative guidance away from the erased concept; 0 maps it onto its anchor
     (the paper)."""
     preserve: float = 1.0
@@ -54,9 +54,9 @@ class AP:
     concept's own."""
     x0_weighting: bool = False
     """Compare predicted pictures instead of noise: every term times (1 - ᾱ)/ᾱ."""
-    search: Search = Search()
-    latents: Latents = Latents()
-    tuning: Tuning = Tuning()
+    search: Search = Search(refresh=60, probes=2)
+    latents: Latents = Latents(trajectories=4)
+    tuning: Tuning = Tuning(batch=4)
 
     def __post_init__(self) -> None:
         for name in ("preserve_batch", "pool_size", "nearest"):
@@ -164,6 +164,7 @@ PRESETS: dict[str, AP] = {
         tuning=Tuning(batch=1),
     ),
     "official": AP(
+        eta=1.0,
         preserve_batch=0,
         pool_size=100,
         nearest=1000,

@@ -59,7 +59,7 @@ MODELS = {
         ASSETS / "emoji",
         steps=12,
         guidance=4.0,
-        lr=2e-4,
+        lr=3e-4,
         about="312 concepts in 6 drawing styles, 64x64 pixels; trained on licensed emoji drawings",
     ),
 }
