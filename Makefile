@@ -29,7 +29,7 @@ docs: $(INSTALLED)
 check: lint docs test
 
 bench: $(INSTALLED)
-	$(BIN)/efface bench emoji-objects --methods $(BENCH)
+	$(BIN)/efface bench emoji-objects $(addprefix --method ,$(BENCH))
 	$(BIN)/python bench/table.py
 
 # The shipped model again, from the drawings up: hours on two cores, and npm for the drawings.

@@ -201,8 +201,8 @@ def test_no_result_is_an_error(tmp_path):
 
 def test_the_command_refuses_what_it_does_not_know(protocol, capsys):
     for args, message in (
-        (["emoji-objects", "--methods", "esdd"], "unknown method of the benchmark 'esdd'"),
-        (["emoji-objects", "--splits", "9"], "unknown split '9'"),
+        (["emoji-objects", "--method", "esdd"], "unknown method of the benchmark 'esdd'"),
+        (["emoji-objects", "--split", "9"], "unknown split '9'"),
         (["emoji-objects", "--seeds", "0"], "got 0 seeds"),
         (["emoji"], "unknown protocol"),
     ):

@@ -21,10 +21,10 @@ class Bench:
 
     protocol: tyro.conf.Positional[str]
     """A shipped protocol, or a JSON file."""
-    methods: tuple[str, ...] = tuple(LINEUP)
-    """Some of the line-up; default: all."""
-    splits: tuple[str, ...] = ()
-    """Some of the protocol's splits; default: the first."""
+    method: tuple[str, ...] = ()
+    """One of the line-up (again for more); default: all."""
+    split: tuple[str, ...] = ()
+    """One of the protocol's splits (again for more); default: the first."""
     seeds: int = 3
     """Seeds 0, 1, … of each cell."""
     updates: int = 400
@@ -45,16 +45,17 @@ def bench(args: list[str]) -> int:
     if o.seeds < 1:
         raise UserError(f"got {o.seeds} seeds; at least 1 is needed.")
     protocol = load(o.protocol)
-    for m in o.methods:
+    methods = o.method or tuple(LINEUP)
+    for m in methods:
         pick(LINEUP, m, "method of the benchmark")
-    splits = o.splits or tuple(protocol.splits)[:1]
+    splits = o.split or tuple(protocol.splits)[:1]
     for s in splits:
         protocol.erased(s)
     cells = [
         Cell(o.protocol, split, method, seed, o.updates)
         for seed in range(o.seeds)
         for split in splits
-        for method in o.methods
+        for method in methods
     ]
     failed = run_all(cells, o.out, o.work, o.ray)
     rows = [
