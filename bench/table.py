@@ -1,9 +1,10 @@
-"""Write the benchmark's tables into the README, from the JSON of ``bench/results``."""
+"""Write the benchmark's table into the README and its picture, from ``bench/results``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from efface.figures import pareto
 from efface.tables import markdown
 
 HERE = Path(__file__).parent
@@ -20,3 +21,4 @@ def written(text: str) -> str:
 
 if __name__ == "__main__":
     README.write_text(written(README.read_text()))
+    (HERE / "pareto.svg").write_text(pareto(HERE / "results", "emoji-objects"))

@@ -16,7 +16,7 @@ from efface.cli import main
 from efface.errors import UserError
 from efface.protocols import PROTOCOLS, Protocol, load
 from efface.scores import rate
-from efface.tables import difference, markdown, read, score
+from efface.tables import difference, harmonic, markdown, ranking, read, score
 
 
 @pytest.fixture
@@ -191,6 +191,33 @@ def test_the_table_is_what_the_files_hold(results):
     assert "| ESD | 2 |" in text
     assert "| 10.0 F + 2.0 B | 1.5 | 2.0 |" in text
     assert f"- ESD: {far}" in text
+
+
+@pytest.mark.usefixtures("_known")
+def test_places_are_those_of_the_harmonic_mean(results):
+    found = read(results, "small")
+    place = ranking(found, "small")
+    assert (place["ap"].value, place["esd"].value) == (1, 2)
+    assert place["ap"].low == place["ap"].high == 1  # 0.8 against 0.4 of the others kept
+    means = {n: harmonic(found[n], found[UNEDITED], "small") for n in place}
+    assert means["ap"] > means["esd"]
+    esr = score(found["esd"], "erased", 1, "small").value
+    kept = score(found["esd"], "preserved", 1, "small").value
+    kept *= 100 / score(found[UNEDITED], "preserved", 1, "small").value
+    assert means["esd"] == pytest.approx(2 / (1 / esr + 1 / kept))
+
+
+@pytest.mark.usefixtures("_known")
+def test_the_pareto_picture_is_well_formed_and_names_every_method(results):
+    from xml.etree import ElementTree
+
+    from efface.figures import marks, pareto
+
+    svg = pareto(results, "small")
+    ElementTree.fromstring(svg)
+    assert [m.label for m in marks(results, "small")] == ["ESD", "AP, ours"]
+    for label in ("ESD", "AP, ours"):
+        assert f">{label}</text>" in svg
 
 
 @pytest.mark.usefixtures("_known")

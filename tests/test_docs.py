@@ -43,3 +43,12 @@ def test_the_commands_of_the_readme_exist():
     for goal in re.findall(r"\bmake (\w+)`?", README):
         assert goal in {"demo", "test", "bench", "model"}, goal
         assert re.search(rf"^{goal}:", makefile, re.MULTILINE)
+
+
+def test_the_readme_holds_the_table_of_the_results():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("table", ROOT / "bench" / "table.py")
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    assert table.written(README) == README

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -51,3 +53,22 @@ def test_two_processes_make_the_edit_that_one_makes(tiny_folder, words, tmp_path
         assert (both[0][k] - w).norm() <= 0.02 * moved
         assert (fewer.weights[k] - w).norm() > 0.02 * moved
     assert not (tmp_path / "unfinished.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_accelerate_launches_the_command_line(tiny_folder, tmp_path):
+    from efface.edit import Edit
+
+    args = ["-m", "efface", "erase", "esd", "--concept", "church", "--model", str(tiny_folder)]
+    args += ["--tuning.updates", "3", "--tuning.batch", "1", "--tuning.accumulate", "2"]
+    args += ["--latents.ddim-steps", "2", "--latents.trajectories", "1", "--no-picture"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    many = subprocess.run(
+        [*launch, *args, "--out", str(tmp_path / "many")], capture_output=True, text=True
+    )
+    assert many.returncode == 0, many.stderr
+    assert many.stdout.count("changed weights") == 1  # one process tells
+    subprocess.run([sys.executable, *args, "--out", str(tmp_path / "one")], check=True)
+    a, b = (Edit.load(tmp_path / n) for n in ("many", "one"))
+    for k, w in b.weights.items():
+        torch.testing.assert_close(a.weights[k], w, rtol=1e-3, atol=1e-6)

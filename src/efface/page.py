@@ -38,17 +38,20 @@ def summary(found: Mapping[str, Any], erased: Sequence[str], others: Sequence[st
     def of(side: str, key: str) -> Score:
         return Score(**found[side][key])
 
+    def share(s: Score) -> str:
+        return f"{s.value:.1f} % [{s.low:.1f}, {s.high:.1f}]"
+
     gone, was = of("edited", "ESR-1"), of("unedited", "ESR-1")
     lines = [
-        f"Erased: {', '.join(erased)}. The judge no longer names the concept in {gone} % of "
-        f"{gone.n} pictures that ask for it; without the edit that was so in {was} %."
+        f"Erased: {', '.join(erased)}. Of {gone.n} pictures that ask for it, the judge does not "
+        f"name it in {share(gone)}; without the edit in {share(was)}."
     ]
     if others:
         kept, before = of("edited", "PSR-1"), of("unedited", "PSR-1")
         change = Score(**found["difference"]["PSR-1"])
         lines.append(
-            f"Of {len(others)} other concepts, {kept} % of {kept.n} pictures still show what they "
-            f"should; without the edit {before} % do, a change of {change} points."
+            f"Of {kept.n} pictures of {len(others)} other concepts, {share(kept)} still show what "
+            f"they should; without the edit {share(before)}: a change of {change} points."
         )
         concepts = found["concepts"]
         worst = [
@@ -80,7 +83,9 @@ def run_part(
     others = [n for n in concepts if n not in erased]
     near = [n for n in protocol.near(erased) if n in concepts]
     order = hurt(concepts, others)
-    fine = [n for n in reversed(order) if n not in near]
+    moved = [n for n in order if concepts[n]["edited"][0] != concepts[n]["unedited"][0]]
+    worst = [n for n in moved if n not in near][:6]
+    fine = [n for n in reversed(order) if n not in near and n not in worst][:6]
 
     def figure(name: str) -> dict[str, Any]:
         wanted = [
@@ -98,9 +103,7 @@ def run_part(
         }
 
     blocks = [("Erased", erased), ("Neighbours, worst hurt first", hurt(concepts, near)[:6])]
-    blocks.append(("Worst hurt of all others", [n for n in order if n not in near][:6]))
-    blocks.append(("Least touched", fine[:6]))
-    moved = [n for n in order if concepts[n]["edited"][0] != concepts[n]["unedited"][0]]
+    blocks += [("Worst hurt of all others", worst), ("Least touched", fine)]
     cost = edit.meta["cost"]
     return {
         "title": title,

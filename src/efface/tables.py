@@ -90,6 +90,47 @@ def harmonic(rows: Sequence[Row], base: Sequence[Row], protocol: str) -> float:
     return 2 * esr * kept / (esr + kept) if esr + kept else 0.0
 
 
+def ranking(
+    found: Mapping[str, Sequence[Row]], protocol: str, draws: int = 500
+) -> dict[str, Score]:
+    """Each method's place by harmonic mean of ESR-1 and PSR-1 (1 is best), with a 95 % interval.
+
+    The bootstrap draws whole concepts, the same ones for all methods.
+    """
+    names = [n for n in found if n != UNEDITED]
+    splits = {(r["split"], tuple(r["erased"])) for n in names for r in found[n]}
+    split, erased = min(splits)  # places compare on one split
+    rates: dict[str, tuple[Tensor, Tensor]] = {}
+    for n in names:
+        rows = [r for r in found[n] if r["split"] == split]
+        others = sorted(c for c in rows[0]["hits"] if c not in erased)
+        gone, kept = (
+            torch.tensor(
+                [sum(sum(r["hits"][c][0]) / len(r["hits"][c][0]) for r in rows) for c in some],
+                dtype=torch.float64,
+            )
+            / len(rows)
+            for some in (sorted(erased), others)
+        )
+        rates[n] = (1 - gone, kept)
+    g = torch.Generator().manual_seed(0)
+    places = []
+    sizes = [len(x) for x in rates[names[0]]]
+    for draw in range(draws + 1):
+        pick = [
+            torch.arange(n) if draw == 0 else torch.randint(0, n, (n,), generator=g) for n in sizes
+        ]
+        means = [[float(x[p].mean()) for x, p in zip(rates[n], pick, strict=True)] for n in names]
+        value = torch.tensor([2 * a * b / (a + b) if a + b else 0.0 for a, b in means])
+        places.append((value[None] > value[:, None]).sum(1) + 1)
+    drawn = torch.stack(places[1:]).double()
+    bounds = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    return {
+        n: Score(float(places[0][i]), float(bounds[0, i]), float(bounds[1, i]), sum(sizes))
+        for i, n in enumerate(names)
+    }
+
+
 def markdown(out: Path, protocol: str) -> str:
     """The table of a protocol, and AP's paired differences to the others, in Markdown."""
     found = read(out, protocol)
@@ -102,12 +143,13 @@ def markdown(out: Path, protocol: str) -> str:
         "PSR-5",
         "PSR-1 of neighbours",
         "harmonic mean",
+        "place [95 %]",
         "evaluations per update",
         "minutes",
         "GB",
     )
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    base = found.get(UNEDITED)
+    base, place = found.get(UNEDITED), ranking(found, protocol)
     for name, rows in found.items():
         row = [LABELS[name], str(len(rows))]
         for concepts, k in (
@@ -117,8 +159,10 @@ def markdown(out: Path, protocol: str) -> str:
             ("preserved", 5),
             ("neighbours", 1),
         ):
-            row.append(str(score(rows, concepts, k, protocol)))
+            whole = concepts == "erased" and name == UNEDITED
+            row.append("–" if whole else str(score(rows, concepts, k, protocol)))
         row.append(f"{harmonic(rows, base, protocol):.1f}" if base and name != UNEDITED else "–")
+        row.append(place_of(place[name]) if name in place else "–")
         lines.append(f"| {' | '.join([*row, *costs(rows)])} |")
     ours = found.get("ap")
     if ours:
@@ -133,6 +177,11 @@ def markdown(out: Path, protocol: str) -> str:
             if name not in ("ap", UNEDITED)
         ]
     return "\n".join(lines)
+
+
+def place_of(s: Score) -> str:
+    """A place with its interval."""
+    return f"{s.value:.0f} [{s.low:.0f}, {s.high:.0f}]"
 
 
 def costs(rows: Sequence[Row]) -> list[str]:

@@ -21,6 +21,7 @@ from efface.edit import Edit, write
 from efface.errors import UserError, pick
 from efface.methods import METHODS, PRESETS
 from efface.models import DiffusionModel, load
+from efface.processes import join
 from efface.report import before_after
 from efface.sensitivity import moved
 from efface.training import Run, provenance
@@ -107,10 +108,12 @@ def wanted_concepts(o: Erase) -> list[Concept]:
     return list(dict.fromkeys(found))
 
 
-def run_folder(o: Erase, name: str, concepts: Sequence[Concept]) -> Path:
-    """The run's folder, made; refused where something else is in it."""
+def run_folder(o: Erase, name: str, concepts: Sequence[Concept], rank: int = 0) -> Path:
+    """The run's folder; the first process refuses one where something else is in it."""
     slug = "-".join(c.name.replace(" ", "_").replace("/", "_") for c in concepts)[:60]
     out = o.out or Path("runs") / f"{name}-{slug}"
+    if rank:
+        return out
     if out.exists() and not out.is_dir():
         raise UserError(f"{str(out)!r} is a file; name a folder.")
     if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
@@ -124,25 +127,29 @@ def run_erase(name: str, method: Any, o: Erase, command: Sequence[str]) -> int:
     Args:
         command: what was typed, for the record.
     """
+    rank, _ = join()  # before the model is loaded: each process has a device of its own
     concepts = wanted_concepts(o)
     check_keep(concepts, method.keep)
-    out = run_folder(o, name, concepts)
+    out = run_folder(o, name, concepts, rank)
     model = load(o.model, o.dtype, o.device)
     about = provenance(name, method, model, concepts)
-    made = begin_run(out, about, command)
+    made = begin_run(out, about, command) if rank == 0 else None
     edit = finished(out)
     if edit is None:
         try:
-            edit = method.erase(model, concepts, Run(out))
-            edit.save(out / "edit.safetensors")
+            edit = method.erase(model, concepts, Run(out, progress=rank == 0))
+            if rank == 0:
+                edit.save(out / "edit.safetensors")
         except UserError:
             if made is not None and len(list(out.iterdir())) == 1:  # nothing but our run.json
                 (out / "run.json").unlink()
                 for folder in made:
                     folder.rmdir()
             raise
-    else:
+    elif rank == 0:
         print(f"{out} is finished already; nothing was trained.", file=sys.stderr)
+    if rank:  # the first process tells
+        return 0
     result: dict[str, Any] = {
         "run": str(out),
         "edit": str(out / "edit.safetensors"),
