@@ -196,7 +196,7 @@ def test_the_table_is_what_the_files_hold(results):
 @pytest.mark.usefixtures("_known")
 def test_places_are_those_of_the_harmonic_mean(results):
     found = read(results, "small")
-    place = ranking(found, "small")
+    place = ranking(found)
     assert (place["ap"].value, place["esd"].value) == (1, 2)
     assert place["ap"].low == place["ap"].high == 1  # 0.8 against 0.4 of the others kept
     means = {n: harmonic(found[n], found[UNEDITED], "small") for n in place}

@@ -90,14 +90,14 @@ def harmonic(rows: Sequence[Row], base: Sequence[Row], protocol: str) -> float:
     return 2 * esr * kept / (esr + kept) if esr + kept else 0.0
 
 
-def ranking(
-    found: Mapping[str, Sequence[Row]], protocol: str, draws: int = 500
-) -> dict[str, Score]:
+def ranking(found: Mapping[str, Sequence[Row]], draws: int = 500) -> dict[str, Score]:
     """Each method's place by harmonic mean of ESR-1 and PSR-1 (1 is best), with a 95 % interval.
 
     The bootstrap draws whole concepts, the same ones for all methods.
     """
     names = [n for n in found if n != UNEDITED]
+    if not names:
+        return {}
     splits = {(r["split"], tuple(r["erased"])) for n in names for r in found[n]}
     split, erased = min(splits)  # places compare on one split
     rates: dict[str, tuple[Tensor, Tensor]] = {}
@@ -149,7 +149,7 @@ def markdown(out: Path, protocol: str) -> str:
         "GB",
     )
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    base, place = found.get(UNEDITED), ranking(found, protocol)
+    base, place = found.get(UNEDITED), ranking(found)
     for name, rows in found.items():
         row = [LABELS[name], str(len(rows))]
         for concepts, k in (
