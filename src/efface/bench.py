@@ -148,8 +148,8 @@ def run_cell(cell: Cell, out: Path, work: Path, progress: bool = True) -> dict[s
         work: folder of edits and pictures.
     """
     model, protocol = load(cell.model), load_protocol(cell.protocol)
-    judge = judge_for(model)
-    row = cell.identity(model, f"{judge.config.version} {judge.sha256}")
+    judge = judge_for(model, protocol)
+    row = cell.identity(model, f"{judge.version} {judge.sha256}".strip())
     known = finished(cell, out, row)
     if known is not None:
         return known
@@ -162,7 +162,7 @@ def run_cell(cell: Cell, out: Path, work: Path, progress: bool = True) -> dict[s
         edit = erased_once(model, method, concepts, folder, progress)
         row |= {"cost": edit.meta["cost"], "edit": edit.digest}
     began, parts = perf_counter(), []
-    others = protocol.others(erased, judge.config.concepts)
+    others = protocol.others(erased, judge.concept_names)
     for kind, names in (("erased", erased), ("preserved", others)):
         wanted = pictures(protocol, names, protocol.seeds(kind, cell.seed))
         where = None if folder is None else folder / "samples"

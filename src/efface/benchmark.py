@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from efface.edit import Edit
 from efface.errors import UserError
 from efface.metrics import Judge, Seen, see
+from efface.metrics.imagenet import ImageNetJudge
 from efface.models import MODELS, DiffusionModel
 from efface.protocols import Protocol, load
 from efface.samples import Wanted, generate, settings_of
@@ -39,7 +41,7 @@ def evaluate(
     edit: Edit | None,
     folder: Path | None,
     wanted: Sequence[Wanted],
-    judge: Judge,
+    judge: Any,
     protocol: Protocol | None = None,
     steps: int | None = None,
     progress: bool = True,
@@ -65,12 +67,15 @@ def evaluate(
     return see(samples, judge, protocol.head, protocol.labels)
 
 
-def judge_for(model: DiffusionModel) -> Judge:
-    """The shipped judge; it knows the shipped model's concepts only.
+def judge_for(model: DiffusionModel, protocol: Protocol | None = None) -> Any:
+    """The judge of a protocol; the shipped one knows the shipped model's concepts only.
 
     Raises:
-        UserError: another model.
+        UserError: a judge that does not know this model's pictures, or is not installed.
     """
+    name = protocol.judge if protocol else "emoji-2"
+    if name.startswith("imagenet-"):
+        return ImageNetJudge(name.removeprefix("imagenet-"))
     if model.name not in MODELS:
         raise UserError(
             f"no judge ships for {model.name!r}; scores need one of: {', '.join(MODELS)}."

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from efface.errors import UserError, pick
 
 FOLDER = Path(__file__).parent / "assets" / "protocols"
+
+
+class Listed(NamedTuple):
+    """A prompt of a file."""
+
+    prompt: str
+    seed: int
+    concept: str
+    """"" where the file does not say."""
+
+
+def read_csv(path: Path, name: str) -> str:
+    """The text of a CSV file, or of the one called ``name`` inside a wheel or zip file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        if path.suffix not in (".whl", ".zip"):
+            return path.read_text(encoding="utf8")
+        with zipfile.ZipFile(path) as z:
+            inside = next(n for n in z.namelist() if n.rsplit("/", 1)[-1] == name)
+            return z.read(inside).decode("utf8")
+    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as e:
+        raise UserError(f"cannot read the prompts in {str(path)!r}: {e}.") from None
+    except StopIteration:
+        raise UserError(f"{str(path)!r} holds no file {name!r}.") from None
 
 
 @dataclass(frozen=True)
@@ -42,6 +72,9 @@ class Protocol:
     """Name and version of the judge."""
     head: str = "concept"
     """What the judge names: ``concept`` or ``style``."""
+    source: Mapping[str, str] = field(default_factory=dict)
+    """For prompts that come from a file of the user's: its usual name (``file``) and the columns of
+    ``prompt``, ``seed`` and, where there is one, ``concept``; empty: prompts from the template."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """What the judge calls a concept, where it is not its name."""
     metrics: Sequence[str] = ("esr", "psr")
@@ -81,6 +114,33 @@ class Protocol:
     def prompts(self, concept: str) -> list[str]:
         """Every prompt of a concept."""
         return [self.template.format(concept, subject=s) for s in self.subjects or ("",)]
+
+    def listed(self, path: Path) -> list[Listed]:
+        """The prompts of a CSV file, or of the CSV of that name inside a wheel or zip file.
+
+        Raises:
+            UserError: no such file, no such column, or a seed that is no integer.
+        """
+        text = read_csv(path, self.source["file"])
+        rows = list(csv.DictReader(io.StringIO(text)))
+        columns = {k: v for k, v in self.source.items() if k != "file"}
+        missing = [c for c in columns.values() if not rows or c not in rows[0]]
+        if missing:
+            raise UserError(
+                f"{str(path)!r} has no column {missing[0]!r}; the protocol {self.name!r} reads "
+                f"{', '.join(columns.values())}."
+            )
+        try:
+            return [
+                Listed(
+                    r[columns["prompt"]],
+                    int(r[columns["seed"]]),
+                    r[columns["concept"]] if "concept" in columns else "",
+                )
+                for r in rows
+            ]
+        except ValueError as e:
+            raise UserError(f"{str(path)!r} holds a seed that is no integer: {e}.") from None
 
     def seeds(self, kind: str, seed: int) -> range:
         """Sampling seeds of a cell: every training seed has pictures of its own."""

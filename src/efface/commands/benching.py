@@ -27,6 +27,8 @@ class Bench:
     """One of the protocol's splits (again for more); default: the first."""
     seeds: int = 3
     """Seeds 0, 1, … of each cell."""
+    model: str = "emoji"
+    """A shipped model, a diffusers folder, or a hub id."""
     updates: int = 400
     """Weight updates of every fine-tuned method."""
     out: Path = Path("bench/results")
@@ -46,13 +48,18 @@ def bench(args: list[str]) -> int:
         raise UserError(f"got {o.seeds} seeds; at least 1 is needed.")
     protocol = load(o.protocol)
     methods = o.method or tuple(LINEUP)
+    if protocol.source:
+        raise UserError(
+            f"the protocol {protocol.name!r} reads its prompts from a file: "
+            f"efface score RUN --protocol {protocol.name} --prompts FILE."
+        )
     for m in methods:
         pick(LINEUP, m, "method of the benchmark")
     splits = o.split or tuple(protocol.splits)[:1]
     for s in splits:
         protocol.erased(s)
     cells = [
-        Cell(o.protocol, split, method, seed, o.updates)
+        Cell(o.protocol, split, method, seed, o.updates, o.model)
         for seed in range(o.seeds)
         for split in splits
         for method in methods

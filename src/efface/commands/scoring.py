@@ -14,8 +14,10 @@ from efface.benchmark import OBJECTS, cache_folder, evaluate, judge_for, picture
 from efface.commands.terminal import parsed, show
 from efface.edit import Edit, write
 from efface.errors import UserError
+from efface.measure import measure, wanted_of
 from efface.metrics import Judge, psr_difference, table
 from efface.models import DiffusionModel, load
+from efface.protocols import Protocol
 from efface.protocols import load as load_protocol
 from efface.scores import Score
 
@@ -34,6 +36,14 @@ class ScoreOptions:
     """Score only these preserved concepts (again for more); default: all that the judge knows."""
     steps: int | None = None
     """Sampling steps; default: the model's."""
+    protocol: str = OBJECTS
+    """The protocol; one whose prompts come from a file needs --prompts."""
+    prompts: Path | None = None
+    """A CSV of prompts and seeds, or a wheel or zip file that holds the protocol's."""
+    limit: int = 0
+    """Only the first so many prompts of the file; 0: all."""
+    clip: str = ""
+    """A CLIP for the CLIP score, by path or hub id; default: the shipped tiny one, for emoji."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -45,6 +55,9 @@ def score(args: list[str]) -> int:
         raise UserError(f"got {o.pictures} pictures a concept; at least 1 is needed.")
     edit = None if o.run == "unedited" else Edit.load(Path(o.run))
     model = load(o.model or (edit.meta["model"] if edit else "emoji"))
+    protocol = load_protocol(o.protocol)
+    if protocol.source:
+        return measured(o, model, edit, protocol)
     erased = [c["name"] for c in edit.meta["concepts"]] if edit else []
     found = scored(model, edit, erased, o.concept, o.pictures, o.steps, folder_of(o.run, edit))
     if edit and Path(o.run).is_dir():
@@ -54,6 +67,38 @@ def score(args: list[str]) -> int:
         print(json.dumps({k: v for k, v in found.items() if k != "concepts"}, indent=1))
         return 0
     print_scores(found)
+    return 0
+
+
+def measured(o: ScoreOptions, model: DiffusionModel, edit: Edit | None, protocol: Protocol) -> int:
+    """Score by a protocol whose prompts come from a file."""
+    if o.prompts is None:
+        raise UserError(
+            f"the protocol {protocol.name!r} reads its prompts from a file "
+            f"({protocol.source['file']}): give --prompts FILE."
+        )
+    wanted = wanted_of(protocol, o.prompts, o.limit)
+    folder = folder_of(o.run, edit)
+    scores = measure(
+        model,
+        edit,
+        folder and folder.with_name(f"samples-{protocol.name}"),
+        protocol,
+        wanted,
+        o.clip,
+    )
+    told = {
+        "protocol": f"{protocol.name} {protocol.digest}",
+        "prompts": len(wanted),
+        "scores": {k: s.to_json() for k, s in scores.items()},
+    }
+    if edit and Path(o.run).is_dir():
+        text = json.dumps(told, indent=1) + "\n"
+        path = Path(o.run) / f"scores-{protocol.name}.json"
+        write(path, lambda p: p.write_text(text, encoding="utf8"))
+    print(json.dumps(told, indent=1)) if o.json else show(
+        [[k, str(s), str(s.n)] for k, s in scores.items()], [protocol.name, "score [95 %]", "n"]
+    )
     return 0
 
 

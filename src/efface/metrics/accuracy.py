@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from efface.metrics.judge import Judge
 from efface.samples import Samples
 from efface.scores import Score, paired_difference, rate
 
@@ -50,7 +50,7 @@ class Seen:
 
 
 def see(
-    samples: Samples, judge: Judge, head: str = "concept", labels: Mapping[str, str] | None = None
+    samples: Samples, judge: Any, head: str = "concept", labels: Mapping[str, str] | None = None
 ) -> Seen:
     """Judge every picture of a sample set.
 

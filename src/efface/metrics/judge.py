@@ -115,6 +115,16 @@ class Judge(nn.Module):
             nn.Linear(sum(config.widths), 256), nn.ReLU(), nn.Linear(256, len(config.styles))
         )
 
+    @property
+    def version(self) -> str:
+        """Scores of different versions do not compare."""
+        return self.config.version
+
+    @property
+    def concept_names(self) -> tuple[str, ...]:
+        """All that the concept head knows."""
+        return self.config.concepts
+
     @classmethod
     def load(cls, folder: Path | None = None) -> Judge:
         """A trained judge, ready for use: fp32, in evaluation mode, frozen.
