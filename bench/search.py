@@ -1,0 +1,142 @@
+"""The small search behind the defaults: a few settings of each method on split 4.
+
+Split 4 is never reported. ``bench/search/METHOD.json`` keeps every setting that was tried, and is
+not run again; ``--table`` writes them into ``docs/benchmark.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from efface.benchmark import OBJECTS, evaluate, judge_for, pictures
+from efface.concepts import Concept
+from efface.latents import Latents
+from efface.methods import AGE, AP, CA, ESD, MACE, PRESETS, SPEED, SPM, UCE
+from efface.metrics import esr, psr
+from efface.models import load
+from efface.protocols import load as load_protocol
+from efface.scores import Score
+from efface.search import Search
+from efface.training import Run, Tuning
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs" / "benchmark.md"
+MARKS = ("<!-- search -->\n", "<!-- /search -->")
+SPLIT, ERASED, PRESERVED = "4", 8, 1
+"""Pictures of each erased and of each preserved concept."""
+
+
+def tuned(method: Any, **options: Any) -> Any:
+    """A method with some of its tuning changed."""
+    return replace(method, tuning=replace(method.tuning, **options))
+
+
+def ap(eta: float, lr: float, kind: str = "exact") -> AP:
+    """AP as it was searched: its guidance and the learning rate."""
+    return AP(
+        eta=eta,
+        search=Search(kind=kind, refresh=60, probes=2),
+        latents=Latents(trajectories=4),
+        tuning=Tuning(batch=4, lr=lr),
+    )
+
+
+CANDIDATES: Mapping[str, Mapping[str, Any]] = {
+    "ap": {
+        f"eta {eta:g}, lr {lr:g}": ap(eta, lr)
+        for eta, lr in ((1, 2e-4), (1, 3e-4), (1, 6e-4), (2, 2e-4), (2, 3e-4), (3, 3e-4))
+    },
+    "esd": {f"lr {lr:g}": tuned(ESD(), lr=lr) for lr in (2e-4, 3e-4)},
+    "uce": {
+        f"ridge {r:g}, erase scale {s:g}": UCE(vocabulary="names", ridge=r, erase_scale=s)
+        for r, s in ((0.5, 1), (0.1, 1), (0.5, 10), (0.1, 100))
+    },
+    "ca": {f"lr {lr:g}": tuned(CA(), lr=lr) for lr in (3e-4, 1e-3)},
+    "age": {
+        f"eta {eta:g}, tau {tau:g}": replace(AGE(eta=eta), search=replace(AGE().search, tau=tau))
+        for eta, tau in ((1, 0.1), (2, 0.1), (1, 2))
+    },
+    "lora": {f"lr {lr:g}": tuned(PRESETS["esd"]["lora"], lr=lr) for lr in (5e-4, 1e-3, 3e-3)},
+    "speed": {
+        f"maps {m}, null {n:g}, rho {r:g}": SPEED(maps=m, null=n, retain_scale=r)
+        for m, n, r in (("v", 0.1, 1), ("kv", 0.1, 1), ("kv", 0.1, 0.05), ("kv", 0.5, 0.05))
+    },
+    "spm": {
+        f"lr {lr:g}, anchoring {a:g}": tuned(SPM(anchoring=a), lr=lr, updates=80)
+        for lr, a in ((3e-4, 1000), (3e-3, 1000), (3e-3, 10))
+    },
+    "mace": {
+        f"lr {lr:g}, prior {p:g}": tuned(MACE(prior=p), lr=lr, updates=80)
+        for lr, p in ((1e-3, 1e-2), (1e-2, 1e-2), (1e-2, 1e-4))
+    },
+}
+
+
+def tried(name: str) -> dict[str, Any]:
+    """What a method's file holds."""
+    path = HERE / "search" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def search(name: str) -> None:
+    """Try the settings of a method that are not in its file."""
+    model, protocol = load("emoji"), load_protocol(OBJECTS)
+    judge, erased = judge_for(model), protocol.erased(SPLIT)
+    others = protocol.others(erased, judge.concept_names)
+    for label, method in CANDIDATES[name].items():
+        found = tried(name)
+        if label in found:
+            continue
+        edit = method.erase(model, [Concept(c) for c in erased], Run())
+        with tempfile.TemporaryDirectory() as folder:
+            gone, kept = (
+                evaluate(
+                    model, edit, Path(folder), pictures(protocol, names, range(n)), judge, protocol
+                )
+                for names, n in ((erased, ERASED), (others, PRESERVED))
+            )
+        scores = {f"ESR-{k}": esr(gone, erased, k) for k in (1, 5)}
+        scores |= {f"PSR-{k}": psr(kept, others, k) for k in (1, 5)}
+        found[label] = {
+            "base": model.base,
+            "judge": f"{judge.version} {judge.sha256}",
+            "cost": edit.meta["cost"],
+            "config": edit.meta["config"],
+            "scores": {k: s.to_json() for k, s in scores.items()},
+        }
+        path = HERE / "search" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        print(name, label, {k: str(s) for k, s in scores.items()}, flush=True)
+
+
+def table() -> str:
+    """All settings that were tried, in Markdown."""
+    lines = ["| method | settings | ESR-1 | ESR-5 | PSR-1 | PSR-5 |", "|" + " --- |" * 6]
+    for name in CANDIDATES:
+        for label, row in tried(name).items():
+            scores = " | ".join(str(Score(**s)) for s in row["scores"].values())
+            lines.append(f"| {name} | {label} | {scores} |")
+    return "\n".join(lines)
+
+
+def write_table() -> None:
+    """Put the table between its marks in the docs."""
+    head, _, rest = DOCS.read_text().partition(MARKS[0])
+    DOCS.write_text(head + MARKS[0] + table() + "\n" + MARKS[1] + rest.partition(MARKS[1])[2])
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("methods", nargs="*", default=list(CANDIDATES))
+    p.add_argument("--table", action="store_true", help="only write the table of the docs")
+    a = p.parse_args()
+    for one in () if a.table else a.methods:
+        search(one)
+    write_table()
