@@ -69,3 +69,22 @@ def test_erasing_erases_and_preserving_preserves(emoji, tmp_path, monkeypatch):
     assert esd[0] > before[0]
     assert ap[0] > before[0]
     assert ap[1] > esd[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["uce", "ca", "age", "lora", "speed", "spm", "mace"])
+def test_every_baseline_erases_some_and_keeps_some(emoji, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
+    from efface.bench import LINEUP
+
+    judge, objects = Judge.load(), load_protocol(OBJECTS)
+    kept = [n for n in shipped("emoji", "names").words[::12] if n != ERASED]
+    edit = LINEUP[name](Tuning(updates=150), 1).erase(emoji, [Concept(ERASED)], Run(progress=False))
+    gone, rest = (
+        evaluate(
+            emoji, edit, tmp_path / name, pictures(objects, c, range(n)), judge, progress=False
+        )
+        for c, n in (([ERASED], 8), (kept, 1))
+    )
+    assert esr(gone, [ERASED], 1).value > 0  # unedited: 0
+    assert psr(rest, kept, 1).value > 100 / len(judge.concept_names)

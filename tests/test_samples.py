@@ -7,6 +7,7 @@ from conftest import shaken
 from efface import samples as samples_module
 from efface.edit import Edit
 from efface.errors import UserError
+from efface.models import load
 from efface.samples import Samples, Wanted, generate
 
 WANTED = [Wanted(p, s, p) for p in ("church", "dog", "red house") for s in (0, 1)]
@@ -171,3 +172,26 @@ def test_no_two_pictures_share_a_file():
     files = [Wanted(p, 0, "x").file for p in prompts]
     assert len(set(files)) == len(prompts)
     assert all(len(f.encode()) < 200 and "/" not in f for f in files)
+
+
+def half(rank, model_folder, folder):
+    """One of two processes that fill a folder together."""
+    torch.set_num_threads(1)
+    model = load(model_folder, device="cpu")
+    generate(model, WANTED[rank::2], folder, steps=4, progress=False)
+
+
+def test_two_processes_fill_one_folder_as_one_does(tiny, tiny_folder, tmp_path):
+    folder = tmp_path / "both"
+    torch.multiprocessing.spawn(half, (tiny_folder, folder), nprocs=2)
+    alone = made(tiny, tmp_path / "alone", steps=4)
+    found = Samples.open(folder)
+    assert sorted(r["prompt"] + str(r["seed"]) for r in rows(folder)) == sorted(
+        w.prompt + str(w.seed) for w in WANTED
+    )
+    for w in WANTED:
+        one, other = (
+            Samples(f, (w,), found.settings).images() for f in (folder, tmp_path / "alone")
+        )
+        torch.testing.assert_close(one, other, rtol=0, atol=1.01 / 255)
+    assert found.settings == alone.settings

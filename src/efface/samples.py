@@ -200,6 +200,11 @@ def draw(
     bar.close()
 
 
+def begun(name: str) -> bool:
+    """Whether a file is what another process writes first into a folder of samples."""
+    return name in ("samples.jsonl", "samples.json") or name.startswith(".samples.json.")
+
+
 def prepare(folder: Path, settings: Settings) -> set[Wanted]:
     """Make or check a sample folder; what is in it already."""
     about = folder / "samples.json"
@@ -217,7 +222,7 @@ def prepare(folder: Path, settings: Settings) -> set[Wanted]:
             whole = text[: text.rfind("\n") + 1]
             write(log, lambda p: p.write_text(whole, encoding="utf8"))
         return set(found.rows)
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(not begun(p.name) for p in folder.iterdir()):
         raise UserError(
             f"{str(folder)!r} is not empty and holds no samples of ours; name another folder."
         )
@@ -225,6 +230,6 @@ def prepare(folder: Path, settings: Settings) -> set[Wanted]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"cannot make {str(folder)!r}: {e.strerror}.") from None
-    write(folder / "samples.jsonl", lambda p: p.write_text("", encoding="utf8"))
+    (folder / "samples.jsonl").touch()  # another process may have begun it
     write(about, lambda p: p.write_text(json.dumps(asdict(settings)) + "\n", encoding="utf8"))
     return set()
