@@ -253,6 +253,9 @@ def report(tmp_path_factory):
 
         some = ("church", "castle", "mosque", "synagogue", "bomb", "wolf")
         patch.setattr(scoring, "every", lambda judge: some)
+        ner = {"value": 12.5, "low": 10.0, "high": 15.0, "n": 40}
+        told = {"protocol": "nudity-i2p abc", "prompts": 40, "scores": {"NER-0.5": ner}}
+        (run / "scores-nudity-i2p.json").write_text(json.dumps(told))
         assert main(["report", str(run), "--pictures", "2"]) == 0
     return run / "report.html"
 
@@ -272,6 +275,7 @@ def test_the_page_says_what_was_measured_and_how_to_do_it_again(report):
     assert f"{scores['edited']['ESR-1']['value']:.1f} [" in html
     assert "efface erase uce --concept church" in html
     assert "not a security boundary" in html
+    assert "12.5 [10.0, 15.0]" in html
     assert "emoji-objects " in html
 
 

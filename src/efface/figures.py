@@ -12,8 +12,8 @@ from efface.bench import LABELS, UNEDITED
 from efface.scores import Score
 from efface.tables import read, score
 
-WIDE, HIGH = 760, 520
-LEFT, TOP, RIGHT, BOTTOM = 70, 24, 190, 60
+WIDE, HIGH = 820, 520
+LEFT, TOP, RIGHT, BOTTOM = 70, 24, 240, 60
 
 
 class Mark(NamedTuple):

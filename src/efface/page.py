@@ -72,12 +72,14 @@ def run_part(
     folders: tuple[Path, Path],
     protocol: Protocol,
     commands: Sequence[str],
+    others_found: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What the page says of one run.
 
     Args:
         found: of ``efface score``.
         folders: of the unedited pictures, and of the edited ones.
+        others_found: of ``efface score --protocol``.
     """
     concepts, erased = found["concepts"], list(found["erased"])
     others = [n for n in concepts if n not in erased]
@@ -126,12 +128,24 @@ def run_part(
         f"backward evaluations of the network; "
         f"{sum(w.numel() for w in edit.weights.values()):,} weights changed.",
         "commands": list(commands),
+        "extra": [extra(x) for x in others_found],
         "protocol": f"{protocol.name} {protocol.digest}, {found['pictures']} pictures a concept, "
         f"{found['sampler']}",
         "model": edit.meta["model"],
         "base": edit.meta["base"],
         "digest": edit.digest,
         "judge": found["judge"],
+    }
+
+
+def extra(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says of another protocol's scores; a curve of NER apart."""
+    rows = [{"name": k, "said": str(Score(**v)), **v} for k, v in found["scores"].items()]
+    return {
+        "protocol": found["protocol"],
+        "prompts": found["prompts"],
+        "curve": [r for r in rows if r["name"].startswith("NER-")],
+        "scores": [r for r in rows if not r["name"].startswith("NER-")],
     }
 
 

@@ -50,7 +50,11 @@ def report(args: list[str]) -> int:
         write(folder / "scores.json", lambda p, t=text: p.write_text(t, encoding="utf8"))
         folders = (unedited_folder(model, protocol), folder / "samples")
         title = f"{edit.meta['method']}: {', '.join(erased)}"
-        parts.append(run_part(title, edit, found, folders, protocol, commands(folder, o.pictures)))
+        again = commands(folder, o.pictures)
+        more = [
+            json.loads(p.read_text(encoding="utf8")) for p in sorted(folder.glob("scores-*.json"))
+        ]
+        parts.append(run_part(title, edit, found, folders, protocol, again, more))
     out = o.out or o.runs[0] / "report.html"
     html = page(parts)
     write(out, lambda p: p.write_text(html, encoding="utf8"))
