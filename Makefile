@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/efface demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

@@ -75,8 +75,6 @@ def load(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> D
     for module, where in ((unet, "unet"), (vae, "vae"), (text, "text_encoder")):
         check_finite(module, folder / where)
         module.to(device)
-    if device.type in ("cpu", "cuda"):
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions run a tenth or more faster
     base = hash_files(folder / "unet")
     return DiffusionModel(name, tokenizer, text, unet, vae, scheduler, base, folder=folder)
 
