@@ -57,7 +57,7 @@ LINEUP: Mapping[str, Callable[[Tuning, int], Any]] = {
     "uce": lambda *_: UCE(vocabulary="names"),
     "ca": _tuned(lambda t: CA(tuning=t), group="kv"),
     "age": _tuned(lambda t: AGE(tuning=t)),
-    "lora": _tuned(lambda t: replace(PRESETS["esd"]["lora"], tuning=t), rank=4, lr=1e-3),
+    "lora": _tuned(lambda t: replace(PRESETS["esd"]["lora"], tuning=t), rank=4),
     "speed": lambda *_: SPEED(),
     "spm": _apart(SPM),
     "mace": _apart(MACE),

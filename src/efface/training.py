@@ -24,6 +24,10 @@ from efface.models import Conditioning, Counter, DiffusionModel, group_names
 from efface.processes import add_up, join
 
 
+ADAPTER_LR = 10.0
+"""Default learning rate of low-rank adapters, in units of the weights'."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """What every fine-tuning has."""
@@ -34,7 +38,7 @@ class Tuning:
     """Latents of erased concepts in an update."""
     lr: float = 0.0
     """Learning rate of Adam; 0: the model's own default (1e-5 for Stable Diffusion,
-    arXiv:2303.07345)."""
+    arXiv:2303.07345), ten times that for adapters."""
     group: str = "xattn"
     """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full."""
     rank: int = 0
@@ -147,7 +151,8 @@ def finetune(
     leaves = adapters.factors if adapters else {k: w.clone() for k, w in base.items()}
     for w in leaves.values():
         w.requires_grad_()
-    adam = torch.optim.Adam(leaves.values(), lr=tuning.lr or model.lr)
+    own_lr = model.lr * ADAPTER_LR if adapters else model.lr
+    adam = torch.optim.Adam(leaves.values(), lr=tuning.lr or own_lr)
     keep = Checkpoint(run.folder, fingerprint, leaves, adam, stateful)
     done = keep.restore(model.counter)
     bar = tqdm(

@@ -32,9 +32,9 @@ class CA:
 
     pictures: int = 32
     """Anchor pictures of each erased concept; the paper's code makes 1000."""
-    live: bool = True
-    """The goal is what the student itself predicts for the anchor, without gradient (the paper,
-    equation 5); else what the frozen model predicts."""
+    live: bool = False
+    """The goal is what the student itself predicts for the anchor, without gradient (the authors'
+    code); else what the frozen model predicts, which does not move away."""
     keep: tuple[str, ...] = ()
     """Words to be preserved at every update, one drawn for each row; ``""`` is the null prompt."""
     preserve: float = 1.0

@@ -62,6 +62,6 @@ class ESD:
         return make_edit(weights, about, model.counter.since(before), began)
 
 
-PRESETS: dict[str, ESD] = {"lora": ESD(tuning=Tuning(rank=4, lr=1e-3))}
+PRESETS: dict[str, ESD] = {"lora": ESD(tuning=Tuning(rank=4))}
 """``lora``: the same loss on low-rank adapters, as LECO and concept sliders have it
 (arXiv:2311.12092); alpha = rank."""

@@ -32,8 +32,8 @@ class SPM:
 
     eta: float = 1.0
     """Strength of the guidance away from the concept; 0 maps it onto its anchor."""
-    anchoring: float = 1000.0
-    """Weight of the random text states' preservation; the paper's."""
+    anchoring: float = 10.0
+    """Weight of the random text states' preservation; the paper's is 1000."""
     anchors: int = 4
     """Random text states in an update."""
     gated: bool = True
