@@ -23,7 +23,6 @@ from efface.lowrank import LowRank
 from efface.models import Conditioning, Counter, DiffusionModel, group_names
 from efface.processes import add_up, join
 
-
 ADAPTER_LR = 10.0
 """Default learning rate of low-rank adapters, in units of the weights'."""
 
