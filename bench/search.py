@@ -28,7 +28,7 @@ from efface.training import Run, Tuning
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "benchmark.md"
 MARKS = ("<!-- search -->\n", "<!-- /search -->")
-SPLIT, ERASED, PRESERVED = "4", 8, 1
+SPLIT, ERASED, PRESERVED = "4", 20, 1
 """Pictures of each erased and of each preserved concept."""
 
 
@@ -37,20 +37,27 @@ def tuned(method: Any, **options: Any) -> Any:
     return replace(method, tuning=replace(method.tuning, **options))
 
 
-def ap(eta: float, lr: float, kind: str = "exact") -> AP:
-    """AP as it was searched: its guidance and the learning rate."""
+def ap(eta: float, preserve: float = 1.0, **search: Any) -> AP:
+    """AP as it was searched: its guidance, λ, and which words it draws."""
     return AP(
         eta=eta,
-        search=Search(kind=kind, refresh=60, probes=2),
+        preserve=preserve,
+        search=Search(refresh=60, probes=2, **search),
         latents=Latents(trajectories=4),
-        tuning=Tuning(batch=4, lr=lr),
+        tuning=Tuning(batch=4),
     )
 
 
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "ap": {
-        f"eta {eta:g}, lr {lr:g}": ap(eta, lr)
-        for eta, lr in ((1, 2e-4), (1, 3e-4), (1, 6e-4), (2, 2e-4), (2, 3e-4), (3, 3e-4))
+        **{f"eta {eta:g}, top 24": ap(eta, top=24) for eta in (2, 4)},
+        **{f"eta {eta:g}, by share": ap(eta, top=0) for eta in (2, 4, 3, 1)},
+        "eta 4, top 96": ap(4, top=96),
+        "eta 2, lambda 0.5, by share": ap(2, 0.5, top=0),
+    },
+    "ap-random": {
+        **{f"eta {eta:g}": ap(eta, kind="random") for eta in (2, 4, 3, 1)},
+        "eta 2, lambda 0.5": ap(2, 0.5, kind="random"),
     },
     "esd": {f"lr {lr:g}": tuned(ESD(), lr=lr) for lr in (2e-4, 3e-4)},
     "uce": {
@@ -90,8 +97,7 @@ def search(name: str) -> None:
     judge, erased = judge_for(model), protocol.erased(SPLIT)
     others = protocol.others(erased, judge.concept_names)
     for label, method in CANDIDATES[name].items():
-        found = tried(name)
-        if label in found:
+        if label in tried(name):
             continue
         edit = method.erase(model, [Concept(c) for c in erased], Run())
         with tempfile.TemporaryDirectory() as folder:
@@ -103,6 +109,7 @@ def search(name: str) -> None:
             )
         scores = {f"ESR-{k}": esr(gone, erased, k) for k in (1, 5)}
         scores |= {f"PSR-{k}": psr(kept, others, k) for k in (1, 5)}
+        found = tried(name)
         found[label] = {
             "base": model.base,
             "judge": f"{judge.version} {judge.sha256}",

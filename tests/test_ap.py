@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from efface.concepts import Concept, normal
 from efface.errors import UserError
-from efface.latents import Bank, Batch, Latents, Rollouts
-from efface.methods import AP, ESD
+from efface.latents import Bank, Batch, Latents, Rollouts, draw_beside
+from efface.methods import AGE, AP, ESD
 from efface.methods.ap import PRESETS, preset
 from efface.models import load, mix
 from efface.search import Exact, Gumbel, Pools, Random, Search
@@ -121,9 +121,10 @@ def test_the_students_latents_come_from_the_student(tiny):
     frozen, student = (
         Rollouts(tiny, [CHURCH], Latents(source, ddim_steps=4)) for source in ("frozen", "student")
     )
-    seed = next(s for s in range(50) if student.draw(seeded(s), 2, weights).draw.span)
+    seed = next(s for s in range(50) if student.begin(seeded(s), 2)[1].span)
+    _, how = student.begin(seeded(seed), 2)
     b = student.draw(seeded(seed), 2, weights)
-    slow = tiny.rollout(b.draw.noise, b.concept, tiny.ddim(4), b.draw.span, 3.0, weights)
+    slow = tiny.rollout(how.noise, b.concept, tiny.ddim(4), how.span, 3.0, weights)
     assert torch.equal(b.z, slow)
     assert not torch.allclose(frozen.draw(seeded(seed), 2, weights).z, slow, atol=1e-4)
 
@@ -158,10 +159,26 @@ def test_latents_that_cannot_be_are_refused(config, message):
         Latents(**config)
 
 
-def test_own_latents_need_rollouts(tiny, words):
-    method = dataclasses.replace(quick(AP(), words), own_latents=True)
+@pytest.mark.parametrize("method", [AP, AGE])
+def test_own_latents_need_rollouts(method):
     with pytest.raises(UserError, match="choose latents from 'student' or 'frozen'"):
-        method.erase(tiny, [CHURCH], QUIET)
+        method(own_latents=True)
+
+
+def test_words_on_latents_of_their_own_come_from_the_batchs_noise(tiny):
+    source, weights = Rollouts(tiny, [CHURCH], Latents("student", ddim_steps=4)), shaken(tiny)
+    words = tiny.embed(["boat", "dog", "cat"])
+    seed = next(s for s in range(50) if source.begin(seeded(s), 2)[1].span)
+    _, how = source.begin(seeded(seed), 2)
+    b, beside = draw_beside(source, seeded(seed), 2, weights, lambda which: words, own=True)
+    apart = [how.noise[0], how.noise[1], how.noise[0]]
+    for i, noise in enumerate(apart):
+        slow = tiny.rollout(noise[None], words[[i]], tiny.ddim(4), how.span, 3.0, weights)
+        torch.testing.assert_close(beside.z[[i]], slow, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(b.z, source.draw(seeded(seed), 2, weights).z, rtol=1e-4, atol=1e-5)
+    assert beside.rows.tolist() == [0, 1, 0]
+    _, lent = draw_beside(source, seeded(seed), 2, weights, lambda which: words, own=False)
+    assert torch.equal(lent.z, source.draw(seeded(seed), 2, weights).z[[0, 1, 0]])
 
 
 # -- the loss ----------------------------------------------------------------------------------
@@ -175,7 +192,7 @@ def test_comparing_pictures_is_comparing_noise_times_the_weight():
     x0 = [(z - (1 - a).sqrt() * eps) / a.sqrt() for eps in (one, two)]
     pictures = (x0[0] - x0[1]).square().mean((1, 2, 3))
     noise = (one - two).square().mean((1, 2, 3))
-    batch = Batch(z, None, None, None, None, None, abar, None)
+    batch = Batch(z, None, None, None, None, None, abar)
     weight = AP(x0_weighting=True)._weighting(batch)
     torch.testing.assert_close(weight * noise, pictures, rtol=1e-10, atol=0)
     assert torch.equal(AP()._weighting(batch), torch.ones(50, dtype=torch.float64))
@@ -416,8 +433,8 @@ def search_over(tiny, config, concepts=(CHURCH, DOG), source=None):
     """A Gumbel search over the word list, on the bank."""
     candidates = pools_of(tiny, concepts)
     source = source or Bank(tiny, concepts, Latents(ddim_steps=4, trajectories=2), 0)
-    objective = AP(search=config)._objective(tiny, source)
-    return Gumbel(candidates, config, source, objective, tiny.device)
+    objective = AP(search=config)._objective(tiny)
+    return Gumbel(candidates, config, source, objective, False, tiny.device)
 
 
 def pools_of(tiny, concepts=(CHURCH, DOG)):
@@ -554,7 +571,7 @@ def test_exact_search_scores_as_one_word_at_a_time_and_picks_the_worst(tiny):
             slow.append(change.square().mean())
         slow = torch.stack(slow)
         search.begin(student, 4, g)
-        drawn = search.draw(student, batch, 6, g)
+        drawn = search.draw(batch.which, 6, g)
         torch.testing.assert_close(search.harm, slow, rtol=2e-3, atol=1e-9)
         for row, index in enumerate(drawn.chosen.tolist()):
             mine = pools.of[int(batch.which[row % 4])]
@@ -572,16 +589,39 @@ def test_exact_search_remembers_and_draws_among_the_top(tiny):
     wanted = [first, first, 0.25 * first + 0.75 * second]
     for harm in wanted:
         search.begin(student, 1, g)
-        drawn = search.draw(student, batch, 40, g).chosen
+        drawn = search.draw(batch.which, 40, g).chosen
         torch.testing.assert_close(search.harm, harm)
         assert set(drawn.tolist()) == set(harm[:12].topk(3).indices.tolist())
+
+
+def test_exact_search_draws_every_word_by_its_share_of_all_harm(tiny):
+    student, pools, n = Student(tiny, shaken(tiny, by=1.0)), pools_of(tiny), 4000
+    source = Bank(tiny, [CHURCH, DOG], Latents(ddim_steps=4, trajectories=2), 0)
+    search = Exact(pools, Search(top=0), tiny, source, 0)
+    search.begin(student, 1, seeded())
+    for which, mine in enumerate(pools.of):
+        drawn = search.draw(torch.tensor([which]), n, seeded(2)).chosen
+        share = search.harm[mine] / search.harm[mine].sum()
+        seen = torch.bincount(drawn, minlength=len(WORDS))[mine] / n
+        assert (seen - share).abs().max() < 4 * (0.25 / n) ** 0.5
+        assert float((drawn[:, None] == mine).any(1).float().min()) == 1
+
+
+def test_exact_search_draws_any_word_while_nothing_is_harmed(tiny):
+    pools = pools_of(tiny, [CHURCH])
+    source = Bank(tiny, [CHURCH], Latents(ddim_steps=4, trajectories=2), 0)
+    search = Exact(pools, Search(top=0), tiny, source, 0)
+    search.begin(Student(tiny, {}), 1, seeded())
+    assert torch.equal(search.harm, torch.zeros(len(WORDS)))
+    drawn = search.draw(torch.tensor([0]), 500, seeded(2)).chosen
+    assert set(drawn.tolist()) == set(pools.of[0].tolist())
 
 
 def test_random_search_draws_from_every_concepts_own_pool(tiny):
     pools = pools_of(tiny)
     source = Bank(tiny, [CHURCH, DOG], Latents(ddim_steps=2, trajectories=2), 0)
     batch = drawn_for_both(source)
-    drawn = Random(pools).draw(Student(tiny, {}), batch, 2000, seeded(1)).chosen
+    drawn = Random(pools).draw(batch.which, 2000, seeded(1)).chosen
     for which in (0, 1):
         rows = [i for i in range(2000) if int(batch.which[i % 4]) == which]
         assert set(drawn[rows].tolist()) == set(pools.of[which].tolist())
@@ -592,7 +632,7 @@ def test_random_search_draws_from_every_concepts_own_pool(tiny):
     [
         ({"kind": "exat"}, "unknown search 'exat'; did you mean 'exact'"),
         ({"refresh": 0}, "got 0 for refresh"),
-        ({"top": 0}, "got 0 for top"),
+        ({"top": -1}, "got -1 for top"),
         ({"tau": 0.0}, "got 0.0 for tau"),
     ],
 )

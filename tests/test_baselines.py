@@ -111,9 +111,9 @@ def test_a_mixture_keeps_the_largest_shares(tiny, words):
         raise AssertionError
 
     whole, few = (
-        Gumbel(candidates, Search(kind="gumbel", mixture=m), source, none, tiny.device).sample(
-            0, seeded(3)
-        )
+        Gumbel(
+            candidates, Search(kind="gumbel", mixture=m), source, none, False, tiny.device
+        ).sample(0, seeded(3))
         for m in (0, 3)
     )
     kept = few.nonzero()[:, 0]

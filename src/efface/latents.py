@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,6 +46,18 @@ class Latents:
                 "unaligned ones need latents from 'student' or 'frozen'."
             )
 
+    def check_own(self, own: bool) -> None:
+        """Refuse words on latents of their own where these come from a bank.
+
+        Raises:
+            UserError: ``own`` with a bank.
+        """
+        if own and self.source == "bank":
+            raise UserError(
+                "latents of the preserved concepts' own need rollouts: "
+                "choose latents from 'student' or 'frozen'."
+            )
+
 
 class Batch(NamedTuple):
     """What one update sees, a row each."""
@@ -64,8 +76,6 @@ class Batch(NamedTuple):
     """ε of the frozen model for its anchor, (B, C, H, W)."""
     abar: Tensor
     """ᾱ that belongs to the latents, (B,)."""
-    draw: Draw | None
-    """How the rows came about, for drawing latents of other words from the same noise."""
 
     def goal(self, eta: float) -> Tensor:
         """What the erased concept is to predict: the anchor, pushed away from the concept.
@@ -73,6 +83,23 @@ class Batch(NamedTuple):
         Source: arXiv:2303.07345, equation 5.
         """
         return self.e_anchor - eta * (self.e_concept - self.e_anchor)
+
+
+class Words(NamedTuple):
+    """Other words beside a batch: row i goes with row i of the batch, over again."""
+
+    cond: Conditioning
+    """Encoded, N rows."""
+    z: Tensor
+    """What they are predicted on, (N, C, H, W)."""
+    t: Tensor
+    """Its timesteps, (N,)."""
+    rows: Tensor
+    """The row of the batch that each goes with, (N,)."""
+
+
+Choose = Callable[[Tensor], Conditioning]
+"""Chooses words, given the index of the erased concept of every row of a batch."""
 
 
 class Draw(NamedTuple):
@@ -170,7 +197,6 @@ class Bank:
             self.e_concept[path, step].to(to),
             self.e_anchor[path, step].to(to),
             self.abar[step].to(to),
-            None,
         )
 
 
@@ -202,29 +228,68 @@ class Rollouts:
             noise, range(1, 1 + min(s - k, s - 1)), t, float(self.model.alphas[width * k + 1])
         )
 
-    def latents(self, cond: Conditioning, draw: Draw, weights: Weights | None) -> Tensor:
-        """Roll ``draw.noise`` out under ``cond``, (B, C, H, W)."""
-        used = weights if self.config.source == "student" else None
-        plain = None if used is None else {k: w.detach() for k, w in used.items()}
-        return self.model.rollout(
-            draw.noise, cond, self.scheduler, draw.span, self.config.cfg, plain
-        )
+    def begin(self, g: torch.Generator, batch: int) -> tuple[Tensor, Draw]:
+        """A random erased name for each row, (B,), and where all their rollouts stop."""
+        return torch.randint(0, len(self.encoded.of), (batch,), generator=g), self.stop(g, batch)
 
     def draw(self, g: torch.Generator, batch: int, weights: Weights | None = None) -> Batch:
         """One random erased name for each row, all rolled out to the same timestep."""
-        row = torch.randint(0, len(self.encoded.of), (batch,), generator=g)
+        row, draw = self.begin(g, batch)
+        concept = self.encoded.concept[row.to(self.model.device)]
+        return self._batch(row, draw, self._rolled(draw.noise, concept, draw, weights))
+
+    def draw_own(
+        self, g: torch.Generator, batch: int, weights: Weights | None, choose: Choose
+    ) -> tuple[Batch, Words]:
+        """A batch, and words on latents of their own: of its noise, its timestep and its passes."""
+        row, draw = self.begin(g, batch)
+        cond = choose(self.encoded.of[row])
+        concept = self.encoded.concept[row.to(self.model.device)]
+        rows = torch.arange(len(cond), device=self.model.device) % batch
+        both = stack([concept, cond.detach()])
+        z = self._rolled(torch.cat([draw.noise, draw.noise[rows]]), both, draw, weights)
+        found = self._batch(row, draw, z[:batch])
+        return found, Words(cond, z[batch:], found.t[rows], rows)
+
+    def _rolled(
+        self, noise: Tensor, cond: Conditioning, draw: Draw, weights: Weights | None
+    ) -> Tensor:
+        used = weights if self.config.source == "student" else None
+        plain = None if used is None else {k: w.detach() for k, w in used.items()}
+        return self.model.rollout(noise, cond, self.scheduler, draw.span, self.config.cfg, plain)
+
+    def _batch(self, row: Tensor, draw: Draw, z: Tensor) -> Batch:
         to = self.model.device
         concept, anchor = self.encoded.concept[row.to(to)], self.encoded.anchor[row.to(to)]
-        draw = self.stop(g, batch)
-        z = self.latents(concept, draw, weights)
-        t = torch.full((batch,), draw.t, device=to)
+        t = torch.full((len(z),), draw.t, device=to)
         with torch.no_grad():
             pair = self.model.predict(
                 torch.cat([z, z]), torch.cat([t, t]), stack([concept, anchor])
             )
         e_concept, e_anchor = pair.chunk(2)
-        abar = torch.full((batch,), draw.abar, device=to)
-        return Batch(z, t, self.encoded.of[row], concept, e_concept, e_anchor, abar, draw)
+        abar = torch.full((len(z),), draw.abar, device=to)
+        return Batch(z, t, self.encoded.of[row], concept, e_concept, e_anchor, abar)
+
+
+def draw_beside(
+    source: Bank | Rollouts,
+    g: torch.Generator,
+    batch: int,
+    weights: Weights | None,
+    choose: Choose,
+    own: bool,
+) -> tuple[Batch, Words]:
+    """A batch, and words that ``choose`` puts beside it.
+
+    Args:
+        own: on latents of their own, which only rollouts have; else on the batch's.
+    """
+    if own and isinstance(source, Rollouts):
+        return source.draw_own(g, batch, weights, choose)
+    b = source.draw(g, batch, weights)
+    cond = choose(b.which)
+    rows = torch.arange(len(cond), device=b.z.device) % batch
+    return b, Words(cond, b.z[rows], b.t[rows], rows)
 
 
 class Pictures:
@@ -281,7 +346,7 @@ def source_of(
     config: Latents,
     seed: int,
     progress: bool = True,
-) -> Any:
+) -> Bank | Rollouts:
     """The bank or the rollouts that ``config`` asks for."""
     if config.source == "bank":
         return Bank(model, concepts, config, seed, progress)

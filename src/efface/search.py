@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from efface.concepts import Concept
 from efface.errors import UserError, pick
-from efface.latents import Bank, Batch, Rollouts
+from efface.latents import Bank, Batch, Rollouts, Words, draw_beside
 from efface.models import Conditioning, DiffusionModel, mix, stack
 from efface.training import Student
 from efface.vocabulary import Vocabulary
@@ -35,7 +35,8 @@ class Search:
     memory: float = 0.5
     """exact: how much of the running harm a new scoring leaves in place."""
     top: int = 24
-    """exact: how many of the most harmed are drawn from."""
+    """exact: how many of the most harmed are drawn from, all alike; 0: every candidate, as often as
+    its share of all harm."""
     tau: float = 2.0
     """gumbel: temperature."""
     hard: bool = False
@@ -55,11 +56,12 @@ class Search:
 
     def __post_init__(self) -> None:
         pick(dict.fromkeys(KINDS), self.kind, "search")
-        for name in ("refresh", "probes", "top", "passes"):
+        for name in ("refresh", "probes", "passes"):
             if getattr(self, name) < 1:
                 raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
-        if self.mixture < 0:
-            raise UserError(f"got {self.mixture} for mixture; 0 or more is allowed.")
+        for name in ("top", "mixture"):
+            if getattr(self, name) < 0:
+                raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
         if self.tau <= 0:
             raise UserError(f"got {self.tau} for tau; a temperature above 0 is needed.")
 
@@ -109,12 +111,10 @@ class Random:
     def __init__(self, candidates: Pools) -> None:
         self.pools = candidates
 
-    def draw(self, student: Student, batch: Batch, n: int, g: torch.Generator) -> Drawn:
-        """``n`` candidates, row i for the concept of row i of the batch (over again)."""
-        index = torch.stack(
-            [self._one(int(batch.which[i % len(batch.which)]), g) for i in range(n)]
-        )
-        return Drawn(self.pools.rows[index.to(batch.z.device)], index)
+    def draw(self, which: Tensor, n: int, g: torch.Generator) -> Drawn:
+        """``n`` candidates, row i for the erased concept ``which[i]`` (over again)."""
+        index = torch.stack([self._one(int(which[i % len(which)]), g) for i in range(n)])
+        return Drawn(self.pools.rows[index.to(self.pools.rows.states.device)], index)
 
     def _one(self, which: int, g: torch.Generator) -> Tensor:
         mine = self.pools.of[which]
@@ -178,31 +178,33 @@ class Exact(Random):
             fresh = self.score(student, (self.calls // self.config.refresh) % self.config.probes)
             keep = self.config.memory if self.calls else 0.0
             self.harm = keep * self.harm + (1 - keep) * fresh
-            self.worst = tuple(
-                mine[self.harm[mine].topk(min(self.config.top, len(mine))).indices]
-                for mine in self.pools.of
-            )
+            self.odds = tuple(self._odds(self.harm[mine]) for mine in self.pools.of)
         self.calls += 1
 
+    def _odds(self, harm: Tensor) -> Tensor:
+        if not self.config.top:
+            return harm + harm.max() * 1e-6 + torch.finfo(harm.dtype).tiny
+        worst = harm.topk(min(self.config.top, len(harm))).indices
+        return torch.zeros_like(harm).index_fill(0, worst, 1.0)
+
     def _one(self, which: int, g: torch.Generator) -> Tensor:
-        mine = self.worst[which]
-        return mine[torch.randint(0, len(mine), (), generator=g)]
+        return self.pools.of[which][torch.multinomial(self.odds[which], 1, generator=g)[0]]
 
     def state(self) -> dict[str, Tensor]:
         """The running harm, and how often it was asked."""
         return {
             "harm": self.harm,
             "calls": torch.tensor(self.calls),
-            **{f"worst{i}": w for i, w in enumerate(self.worst)},
+            **{f"odds{i}": w for i, w in enumerate(self.odds)},
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take them back."""
         self.harm, self.calls = state["harm"], int(state["calls"])
-        self.worst = tuple(state[f"worst{i}"] for i in range(len(self.pools.of)))
+        self.odds = tuple(state[f"odds{i}"] for i in range(len(self.pools.of)))
 
 
-Objective = Callable[[Student, Batch, Conditioning], Tensor]
+Objective = Callable[[Student, Batch, Words], Tensor]
 """What the logits climb: of a still student, a batch and a candidate for each of its rows."""
 
 
@@ -220,10 +222,11 @@ class Gumbel:
         config: Search,
         source: Bank | Rollouts,
         objective: Objective,
+        own_latents: bool,
         device: torch.device,
     ) -> None:
         self.pools, self.config, self.source = candidates, config, source
-        self.objective = objective
+        self.objective, self.own_latents = objective, own_latents
         start = [1.0 / len(m) if config.uniform_start else 0.0 for m in candidates.of]
         self.logits = [
             torch.full((len(m),), s, device=device).requires_grad_()
@@ -244,22 +247,24 @@ class Gumbel:
             return y
         return one_hot(y.argmax(), len(y)).to(y.dtype) + y - y.detach()
 
-    def _rows(self, batch: Batch, n: int, g: torch.Generator) -> tuple[Conditioning, Tensor]:
+    def _sampled(self, which: Tensor, n: int, g: torch.Generator) -> Drawn:
         rows, index = [], []
         for i in range(n):
-            which = int(batch.which[i % len(batch.which)])
-            y = self.sample(which, g)
-            mine = self.pools.of[which]
+            one = int(which[i % len(which)])
+            y, mine = self.sample(one, g), self.pools.of[one]
             rows.append(mix(y[None], self.pools.rows[mine.to(y.device)]))
             index.append(mine[int(y.argmax())])
-        return stack(rows), torch.stack(index)
+        return Drawn(stack(rows), torch.stack(index))
 
     def climb(self, student: Student, n: int, g: torch.Generator) -> Tensor:
         """One ascent step of the logits on a fresh draw; the harm that it saw."""
-        batch = self.source.draw(g, n, student.weights)
-        cond, _ = self._rows(batch, n, g)
+
+        def choose(which: Tensor) -> Conditioning:
+            return self._sampled(which, n, g).cond
+
         with torch.enable_grad():
-            harm = self.objective(student.still(), batch, cond)
+            batch, words = draw_beside(self.source, g, n, student.weights, choose, self.own_latents)
+            harm = self.objective(student.still(), batch, words)
             grads = torch.autograd.grad(-harm, self.logits, allow_unused=True)
         for logits, grad in zip(self.logits, grads, strict=True):
             logits.grad = grad
@@ -272,9 +277,9 @@ class Gumbel:
         for _ in range(self.config.passes - 1):
             self.climb(student, batch, g)
 
-    def draw(self, student: Student, batch: Batch, n: int, g: torch.Generator) -> Drawn:
+    def draw(self, which: Tensor, n: int, g: torch.Generator) -> Drawn:
         """A fresh sample for each of ``n`` rows."""
-        cond, index = self._rows(batch, n, g)
+        cond, index = self._sampled(which, n, g)
         return Drawn(cond.detach(), index)
 
     def state(self) -> dict[str, Tensor]:
@@ -291,17 +296,3 @@ class Gumbel:
             own = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"adam{i}/")}
             if own:
                 self.adam.state[x] = own
-
-
-def own_latents(
-    source: Bank | Rollouts, batch: Batch, cond: Conditioning, student: Student
-) -> Tensor:
-    """Latents of other words from the batch's own noise, at its timestep, (B, C, H, W)."""
-    if isinstance(source, Bank) or batch.draw is None:
-        raise UserError(
-            "latents of the preserved concepts' own need rollouts: "
-            "choose latents from 'student' or 'frozen'."
-        )
-    rows = torch.arange(len(cond), device=batch.z.device) % len(batch.z)
-    draw = batch.draw._replace(noise=batch.draw.noise[rows])
-    return source.latents(cond.detach(), draw, student.weights)

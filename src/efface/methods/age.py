@@ -12,9 +12,9 @@ from torch import Tensor
 from efface.concepts import Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError
-from efface.latents import Batch, Latents, source_of
+from efface.latents import Batch, Latents, Words, draw_beside, source_of
 from efface.models import Conditioning, DiffusionModel, stack
-from efface.search import Gumbel, Pools, Random, Search, own_latents, pools
+from efface.search import Gumbel, Pools, Random, Search, pools
 from efface.training import Run, Student, Tuning, finetune, make_edit, provenance
 from efface.vocabulary import Vocabulary, load
 
@@ -58,6 +58,7 @@ class AGE:
     def __post_init__(self) -> None:
         if self.search.kind == "exact":
             raise UserError("AGE searches anchors by 'gumbel' or takes 'random' ones, not 'exact'.")
+        self.latents.check_own(self.own_latents)
 
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Train an edit that erases ``concepts``."""
@@ -72,36 +73,39 @@ class AGE:
         source = source_of(model, concepts, self.latents, self.tuning.seed, run.progress)
         kept = model.embed(self.keep) if self.keep else None
 
-        def own(student: Student, b: Batch, cond: Conditioning) -> Tensor:
-            return own_latents(source, b, cond, student) if self.own_latents else b.z
-
         def weigh(b: Batch) -> Tensor:
             return (1 - b.abar) / b.abar if self.x0_weighting else torch.ones_like(b.abar)
 
-        def climbed(student: Student, b: Batch, cond: Conditioning) -> Tensor:
+        def climbed(student: Student, b: Batch, words: Words) -> Tensor:
             """How far the concept is from this anchor, and how much the anchor is harmed."""
-            z = own(student, b, cond)
             with torch.no_grad():
-                goal = model.predict(b.z, b.t, cond.detach())
-                same = goal if z is b.z else model.predict(z, b.t, cond.detach())
+                goal = model.predict(b.z, b.t, words.cond.detach())
+                same = goal
+                if self.own_latents:
+                    same = model.predict(words.z, words.t, words.cond.detach())
                 away = (student(b.z, b.t, b.concept) - goal).square().mean((1, 2, 3))
-            harm = (student(z, b.t, cond) - same).square().mean((1, 2, 3))
+            harm = (student(words.z, words.t, words.cond) - same).square().mean((1, 2, 3))
             climbed_to: Tensor = (weigh(b) * (away + self.preserve * harm)).mean()
             return climbed_to
 
         search = (
             Random(candidates)
             if self.search.kind == "random"
-            else Gumbel(candidates, self.search, source, climbed, model.device)
+            else Gumbel(candidates, self.search, source, climbed, self.own_latents, model.device)
         )
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
-            b = source.draw(g, self.tuning.batch, student.weights)
-            anchor = search.draw(student, b, len(b.z), g).cond
-            z = own(student, b, anchor)
+            def choose(which: Tensor) -> Conditioning:
+                return search.draw(which, len(which), g).cond
+
+            b, words = draw_beside(
+                source, g, self.tuning.batch, student.weights, choose, self.own_latents
+            )
+            anchor, z = words.cond, words.z
             with torch.no_grad():
-                e_anchor = model.predict(b.z, b.t, anchor)
-                same = e_anchor if z is b.z else model.predict(z, b.t, anchor)
+                e_anchor = same = model.predict(b.z, b.t, anchor)
+                if self.own_latents:
+                    same = model.predict(z, b.t, anchor)
             both = student(torch.cat([b.z, z]), torch.cat([b.t, b.t]), stack([b.concept, anchor]))
             goal = b._replace(e_anchor=e_anchor).goal(self.eta)
             away, harm = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +12,17 @@ from torch import Tensor
 from efface.concepts import Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError, pick
-from efface.latents import Batch, Latents, source_of
+from efface.latents import (
+    Bank,
+    Batch,
+    Latents,
+    Rollouts,
+    Words,
+    draw_beside,
+    source_of,
+)
 from efface.models import Conditioning, DiffusionModel, stack
-from efface.search import Exact, Gumbel, Objective, Pools, Random, Search, own_latents, pools
+from efface.search import Exact, Gumbel, Objective, Pools, Random, Search, pools
 from efface.training import Run, Student, Tuning, finetune, make_edit, provenance
 from efface.vocabulary import Vocabulary, load
 
@@ -62,6 +69,7 @@ class AP:
         for name in ("preserve_batch", "pool_size", "nearest"):
             if getattr(self, name) < 0:
                 raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
+        self.latents.check_own(self.own_latents)
 
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Train an edit that erases ``concepts``."""
@@ -78,30 +86,29 @@ class AP:
         kept = model.embed(self.keep) if self.keep else None
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
-            b: Batch = source.draw(g, self.tuning.batch, student.weights)
-            n = self.preserve_batch or len(b.z)
-            cond = search.draw(student, b, n, g).cond
-            if kept is not None:
-                cond = stack(
-                    [
-                        cond,
-                        kept[
-                            torch.randint(0, len(kept), (max(n // 4, 1),), generator=g).to(
-                                b.z.device
-                            )
-                        ],
-                    ]
-                )
-            rows = torch.arange(len(cond), device=b.z.device) % len(b.z)
-            z = own_latents(source, b, cond, student) if self.own_latents else b.z[rows]
-            t = b.t[rows]
+            n = self.preserve_batch or self.tuning.batch
+
+            def choose(which: Tensor) -> Conditioning:
+                cond = search.draw(which, n, g).cond
+                if kept is None:
+                    return cond
+                also = torch.randint(0, len(kept), (max(n // 4, 1),), generator=g)
+                return stack([cond, kept[also.to(model.device)]])
+
+            b, words = draw_beside(
+                source, g, self.tuning.batch, student.weights, choose, self.own_latents
+            )
             with torch.no_grad():
-                goal = model.predict(z, t, cond)
-            guess = student(torch.cat([b.z, z]), torch.cat([b.t, t]), stack([b.concept, cond]))
+                goal = model.predict(words.z, words.t, words.cond)
+            guess = student(
+                torch.cat([b.z, words.z]),
+                torch.cat([b.t, words.t]),
+                stack([b.concept, words.cond]),
+            )
             erased = (guess[: len(b.z)] - b.goal(self.eta)).square().mean((1, 2, 3))
             harm = (guess[len(b.z) :] - goal).square().mean((1, 2, 3))
             w = self._weighting(b)
-            return (w * erased).mean() + self.preserve * (w[rows] * harm).mean()
+            return (w * erased).mean() + self.preserve * (w[words.rows] * harm).mean()
 
         weights = finetune(model, loss, self.tuning, run, about, [search])
         return make_edit(weights, about, model.counter.since(before), began)
@@ -120,7 +127,7 @@ class AP:
         return pools(model, concepts, found)
 
     def _search(
-        self, model: DiffusionModel, candidates: Pools, source: Any
+        self, model: DiffusionModel, candidates: Pools, source: Bank | Rollouts
     ) -> Random | Exact | Gumbel:
         kind = self.search.kind
         if kind == "random":
@@ -131,18 +138,18 @@ class AP:
             candidates,
             self.search,
             source,
-            self._objective(model, source),
+            self._objective(model),
+            self.own_latents,
             model.device,
         )
 
-    def _objective(self, model: DiffusionModel, source: Any) -> Objective:
+    def _objective(self, model: DiffusionModel) -> Objective:
         """The harm that Gumbel's logits climb (arXiv:2410.15618, equation 6)."""
 
-        def harm(student: Student, b: Batch, cond: Conditioning) -> Tensor:
-            z = own_latents(source, b, cond, student) if self.own_latents else b.z
+        def harm(student: Student, b: Batch, words: Words) -> Tensor:
             with torch.set_grad_enabled(self.search.teacher_gradient):
-                goal = model.predict(z, b.t, cond)
-            change = (student(z, b.t, cond) - goal).square().mean((1, 2, 3))
+                goal = model.predict(words.z, words.t, words.cond)
+            change = (student(words.z, words.t, words.cond) - goal).square().mean((1, 2, 3))
             return (self._weighting(b) * change).mean()
 
         return harm
