@@ -51,13 +51,13 @@ def ap(eta: float, preserve: float = 1.0, **search: Any) -> AP:
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "ap": {
         **{f"eta {eta:g}, top 24": ap(eta, top=24) for eta in (2, 4)},
-        **{f"eta {eta:g}, by share": ap(eta, top=0) for eta in (2, 4, 3, 1)},
-        "eta 4, top 96": ap(4, top=96),
-        "eta 2, lambda 0.5, by share": ap(2, 0.5, top=0),
+        **{f"eta {eta:g}, by share": ap(eta, top=0) for eta in (2, 4)},
+        **{f"eta 2, lambda {x:g}, top 24": ap(2, x, top=24) for x in (0.1, 0.03)},
+        **{f"eta 2, lambda {x:g}, by share": ap(2, x, top=0) for x in (0.1, 0.03)},
     },
     "ap-random": {
-        **{f"eta {eta:g}": ap(eta, kind="random") for eta in (2, 4, 3, 1)},
-        "eta 2, lambda 0.5": ap(2, 0.5, kind="random"),
+        **{f"eta {eta:g}": ap(eta, kind="random") for eta in (2, 4, 3)},
+        **{f"eta 2, lambda {x:g}": ap(2, x, kind="random") for x in (0.1, 0.03)},
     },
     "esd": {f"lr {lr:g}": tuned(ESD(), lr=lr) for lr in (2e-4, 3e-4)},
     "uce": {

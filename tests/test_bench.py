@@ -256,6 +256,10 @@ def report(tmp_path_factory):
         ner = {"value": 12.5, "low": 10.0, "high": 15.0, "n": 40}
         told = {"protocol": "nudity-i2p abc", "prompts": 40, "scores": {"NER-0.5": ner}}
         (run / "scores-nudity-i2p.json").write_text(json.dumps(told))
+        names = folder / "names.txt"
+        names.write_text("\n".join(some))
+        look = ["sensitivity", str(run), "--vocabulary", str(names), "--latents", "2"]
+        assert main(look) == 0
         assert main(["report", str(run), "--pictures", "2"]) == 0
     return run / "report.html"
 
@@ -277,6 +281,10 @@ def test_the_page_says_what_was_measured_and_how_to_do_it_again(report):
     assert "not a security boundary" in html
     assert "12.5 [10.0, 15.0]" in html
     assert "emoji-objects " in html
+    told = json.loads((report.parent / "sensitivity.json").read_text())
+    worst = next(iter(told["instruments"][0]["words"]))
+    assert f"these moved most, in % of the squared noise: {worst} (" in html
+    assert "data:image/svg+xml;base64," in html
 
 
 def test_the_page_opens_in_a_browser_at_both_widths(report, tmp_path):
@@ -300,9 +308,14 @@ def test_cells_run_on_a_local_ray_cluster_and_give_what_one_process_gives(protoc
     cells = [Cell(protocol, split, "uce", 0) for split in ("1", "2")]
     try:
         failed = run_all(cells, tmp_path / "ray", tmp_path / "work-ray", ray="local")
+        (tmp_path / "file").touch()
+        lost = run_all(cells[:1], tmp_path / "none", tmp_path / "file", ray="local")
     finally:
         ray.shutdown()
     assert not failed
+    assert [f.cell for f in lost] == cells[:1]
+    assert "file" in lost[0].why
+    assert not list((tmp_path / "none").iterdir())
     for cell in cells:
         row = json.loads((tmp_path / "ray" / cell.file).read_text())
         alone = run_cell(cell, tmp_path / "alone", tmp_path / "work", progress=False)

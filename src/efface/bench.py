@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -140,6 +140,89 @@ def finished(cell: Cell, out: Path, identity: Mapping[str, Any]) -> dict[str, An
     return row if all(row.get(k) == v for k, v in identity.items()) else None
 
 
+class Opened:
+    """A cell with its model, protocol and judge: what it does, step by step."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell, self.model = cell, load(cell.model)
+        self.protocol = load_protocol(cell.protocol)
+        self.judge = judge_for(self.model, self.protocol)
+        version = f"{self.judge.version} {self.judge.sha256}".strip()
+        self.identity = cell.identity(self.model, version)
+        self.erased = self.protocol.erased(cell.split)
+
+    def folder(self, work: Path) -> Path:
+        """Its own part of ``work``; a cell of other settings has another one."""
+        own = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+        return work / f"{self.cell.file.removesuffix('.json')}-{own}"
+
+    def erase(self, work: Path, progress: bool = True) -> Edit | None:
+        """Its edit, made once, with the peak memory of its process; None: unedited."""
+        method, folder = self.cell.config(), self.folder(work)
+        if method is None:
+            return None
+        if (folder / "edit.safetensors").exists():
+            return Edit.load(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        concepts = [Concept(c, kind=self.protocol.kind) for c in self.erased]
+        edit: Edit = method.erase(self.model, concepts, Run(folder, progress=progress))
+        edit.meta["cost"]["peak_memory_mb"] = peak_memory(self.model.device)
+        edit.save(folder / "edit.safetensors")
+        return edit
+
+    def look(
+        self, edit: Edit | None, work: Path, part: int = 0, parts: int = 1, progress: bool = True
+    ) -> Looked:
+        """Make and judge the ``part``-th of ``parts`` of its pictures."""
+        others = self.protocol.others(self.erased, self.judge.concept_names)
+        wanted = [
+            w
+            for kind, names in (("erased", self.erased), ("preserved", others))
+            for w in pictures(self.protocol, names, self.protocol.seeds(kind, self.cell.seed))
+        ]
+        some = wanted[len(wanted) * part // parts : len(wanted) * (part + 1) // parts]
+        where = None if edit is None else self.folder(work) / "samples"
+        began = perf_counter()
+        seen = evaluate(self.model, edit, where, some, self.judge, self.protocol, progress=progress)
+        machine = (
+            f"{platform.machine()}, {torch.get_num_threads()} threads, {self.model.device.type}"
+        )
+        return Looked(seen, perf_counter() - began, machine)
+
+    def conclude(self, out: Path, edit: Edit | None, looked: Sequence[Looked]) -> dict[str, Any]:
+        """Scores of all its pictures, kept as its JSON."""
+        seen = Seen(
+            tuple(c for part in looked for c in part.seen.concepts),
+            torch.cat([part.seen.top1 for part in looked]),
+            torch.cat([part.seen.top5 for part in looked]),
+        )
+        scores = table(seen, self.erased, self.protocol.near(self.erased))
+        row = dict(self.identity)
+        if edit is not None:
+            row |= {"cost": edit.meta["cost"], "edit": edit.digest}
+        row |= {
+            "efface": __version__,
+            "torch": torch.__version__,
+            "machine": looked[0].machine,
+            "updates": self.cell.updates,
+            "scores": {k: s.to_json() for k, s in scores.items()},
+            "hits": {c: seen.of([c]).packed() for c in dict.fromkeys(seen.concepts)},
+            "evaluation_seconds": round(sum(part.seconds for part in looked), 1),
+        }
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(row) + "\n"
+        write(out / self.cell.file, lambda p: p.write_text(text, encoding="utf8"))
+        return row
+
+
+class Looked(NamedTuple):
+    """What the judge saw in some of a cell's pictures."""
+
+    seen: Seen
+    seconds: float
+    machine: str
+
+
 def run_cell(cell: Cell, out: Path, work: Path, progress: bool = True) -> dict[str, Any]:
     """Erase, make pictures, judge them, and keep one JSON; what is there is not done again.
 
@@ -147,57 +230,12 @@ def run_cell(cell: Cell, out: Path, work: Path, progress: bool = True) -> dict[s
         out: folder of the results.
         work: folder of edits and pictures.
     """
-    model, protocol = load(cell.model), load_protocol(cell.protocol)
-    judge = judge_for(model, protocol)
-    row = cell.identity(model, f"{judge.version} {judge.sha256}".strip())
-    known = finished(cell, out, row)
+    opened = Opened(cell)
+    known = finished(cell, out, opened.identity)
     if known is not None:
         return known
-    method, erased, edit, folder = cell.config(), protocol.erased(cell.split), None, None
-    if method is not None:
-        # of other settings, another folder: nothing is mixed
-        own = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
-        folder = work / f"{cell.file.removesuffix('.json')}-{own}"
-        concepts = [Concept(c, kind=protocol.kind) for c in erased]
-        edit = erased_once(model, method, concepts, folder, progress)
-        row |= {"cost": edit.meta["cost"], "edit": edit.digest}
-    began, parts = perf_counter(), []
-    others = protocol.others(erased, judge.concept_names)
-    for kind, names in (("erased", erased), ("preserved", others)):
-        wanted = pictures(protocol, names, protocol.seeds(kind, cell.seed))
-        where = None if folder is None else folder / "samples"
-        parts.append(evaluate(model, edit, where, wanted, judge, protocol, progress=progress))
-    seen = Seen(
-        parts[0].concepts + parts[1].concepts,
-        torch.cat([p.top1 for p in parts]),
-        torch.cat([p.top5 for p in parts]),
-    )
-    scores = table(seen, erased, protocol.near(erased))
-    row |= {
-        "efface": __version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device.type}",
-        "updates": cell.updates,
-        "scores": {k: s.to_json() for k, s in scores.items()},
-        "hits": {c: seen.of([c]).packed() for c in dict.fromkeys(seen.concepts)},
-        "evaluation_seconds": round(perf_counter() - began, 1),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    write(out / cell.file, lambda p: p.write_text(json.dumps(row) + "\n", encoding="utf8"))
-    return row
-
-
-def erased_once(
-    model: DiffusionModel, method: Any, concepts: Sequence[Concept], folder: Path, progress: bool
-) -> Edit:
-    """The edit of a cell; made once, with the peak memory of its process beside its costs."""
-    if (folder / "edit.safetensors").exists():
-        return Edit.load(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    edit: Edit = method.erase(model, concepts, Run(folder, progress=progress))
-    edit.meta["cost"]["peak_memory_mb"] = peak_memory(model.device)
-    edit.save(folder / "edit.safetensors")
-    return edit
+    edit = opened.erase(work, progress)
+    return opened.conclude(out, edit, [opened.look(edit, work, progress=progress)])
 
 
 def peak_memory(device: torch.device) -> int | None:
@@ -256,29 +294,41 @@ def in_a_process(cell: Cell, out: Path, work: Path) -> str:
     return "" if process.exitcode == 0 else f"exit code {process.exitcode}"
 
 
+SHARDS = 4
+"""Parts that the pictures of a cell are split into on a cluster."""
+
+
 def on_ray(cells: Sequence[Cell], out: Path, work: Path, address: str) -> list[Failed]:
-    """Run cells on a Ray cluster; results come back to ``out`` on this machine."""
+    """Run cells on a Ray cluster, the pictures of each in parts; results come back to ``out``.
+
+    Each task is tried once more where it, or its process, dies.
+    """
     try:
         import ray
     except ImportError:
         raise UserError("Ray is not installed: pip install 'efface[ray]'.") from None
     ray.init(None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
-    task = ray.remote(max_retries=0)(run_cell)
-    waiting = {task.remote(c, out, work, False): (c, 1) for c in cells}
+    again = ray.remote(max_retries=1, retry_exceptions=True)
+    erase, look = again(_erase), again(_look)
+    waiting: list[tuple[Opened, Any, list[Any]]] = []
+    for cell in cells:
+        opened = Opened(cell)
+        if finished(cell, out, opened.identity) is None:
+            edit = erase.remote(cell, work)
+            parts = [look.remote(cell, edit, work, i, SHARDS) for i in range(SHARDS)]
+            waiting.append((opened, edit, parts))
     failed = []
-    while waiting:
-        (done,), _ = ray.wait(list(waiting), num_returns=1)
-        cell, attempt = waiting.pop(done)
+    for opened, edit, parts in waiting:
         try:
-            row = ray.get(done)
+            opened.conclude(out, ray.get(edit), ray.get(parts))
         except ray.exceptions.RayError as e:
-            why = str(e).strip().splitlines()[-1]
-            warnings.warn(f"{cell.file}: {why} (attempt {attempt})", stacklevel=2)
-            if attempt == 1:
-                waiting[task.remote(cell, out, work, False)] = (cell, 2)
-            else:
-                failed.append(Failed(cell, why))
-            continue
-        text = json.dumps(row) + "\n"
-        write(out / cell.file, lambda p, text=text: p.write_text(text, encoding="utf8"))
+            failed.append(Failed(opened.cell, str(e).strip().splitlines()[-1]))
     return failed
+
+
+def _erase(cell: Cell, work: Path) -> Edit | None:
+    return Opened(cell).erase(work, progress=False)
+
+
+def _look(cell: Cell, edit: Edit | None, work: Path, part: int, parts: int) -> Looked:
+    return Opened(cell).look(edit, work, part, parts, progress=False)

@@ -52,6 +52,7 @@ ABOUT = {
     "erase": "erase concepts: efface erase METHOD --concept … [--keep …] [--model M] [--out DIR]",
     "score": "ESR and PSR of a run's edit, or of the unedited model, with 95 % intervals",
     "report": "one self-contained HTML page about runs: scores, pictures, cost, limits",
+    "sensitivity": "which concepts an erasure harms, or will harm",
     "bench": "methods under one protocol, with intervals: efface bench emoji-objects",
     "generate": "make pictures, with or without an edit",
     "inspect": "what an edit holds, and where it came from",

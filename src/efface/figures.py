@@ -1,19 +1,51 @@
-"""Figures of the benchmark, as SVG."""
+"""Figures, as SVG."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from efface.bench import LABELS, UNEDITED
 from efface.scores import Score
+from efface.sensitivity import Moved
 from efface.tables import read, score
 
-WIDE, HIGH = 820, 520
-LEFT, TOP, RIGHT, BOTTOM = 70, 24, 240, 60
+OURS, OTHER, QUIET = "#b00020", "#30507a", "#9aa2b1"
+STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "efface",  # the same figure, the same bytes
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e6ea",
+}
+
+
+def panels(wide: float, high: float, n: int = 1, **options: Any) -> tuple[Any, list[Any]]:
+    """A figure of ``n`` panels side by side, in inches, that belongs to no window."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(wide, high), layout="constrained")
+        axes = figure.subplots(1, n, squeeze=False, **options)[0]
+    return figure, list(axes)
+
+
+def svg(figure: Any) -> str:
+    """The figure as SVG, the same bytes every time."""
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context(STYLE):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
 
 
 class Mark(NamedTuple):
@@ -42,71 +74,66 @@ def marks(out: Path, protocol: str) -> list[Mark]:
 def pareto(out: Path, protocol: str) -> str:
     """ESR-1 against relative PSR-1, with the 95 % intervals as crosses; top right is best."""
     some = marks(out, protocol)
-    x0 = max(min(m.erased.low for m in some) - 4, 0)
-    y0 = max(min(m.kept.low for m in some) - 4, 0)
-    x1, y1 = 101.5, max(101.5, max(m.kept.high for m in some))
-
-    def x(v: float) -> float:
-        return LEFT + (v - x0) / (x1 - x0) * (WIDE - LEFT - RIGHT)
-
-    def y(v: float) -> float:
-        return HIGH - BOTTOM - (v - y0) / (y1 - y0) * (HIGH - TOP - BOTTOM)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {HIGH}" '
-        'font-family="system-ui, sans-serif" font-size="13" role="img">',
-        f"<title>Erasing against preserving, protocol {escape(protocol)}</title>",
-        f'<rect width="{WIDE}" height="{HIGH}" fill="#fff"/>',
-    ]
-    for v in ticks(x0):
-        parts.append(line(x(v), TOP, x(v), HIGH - BOTTOM, "#e4e6ea"))
-        parts.append(text(x(v), HIGH - BOTTOM + 20, f"{v:g}", "middle"))
-    for v in ticks(y0):
-        parts.append(line(LEFT, y(v), WIDE - RIGHT, y(v), "#e4e6ea"))
-        parts.append(text(LEFT - 8, y(v) + 4, f"{v:g}", "end"))
-    parts.append(text((LEFT + WIDE - RIGHT) / 2, HIGH - 16, "ESR-1, %", "middle"))
-    parts.append(text(LEFT - 52, TOP - 8, "PSR-1, % of the unedited model's", "start"))
-    heights = spread([y(m.kept.value) for m in some])
+    figure, (axes,) = panels(8.4, 5)
+    low = min(m.kept.low for m in some) - 4
+    high = max(101.5, max(m.kept.high for m in some))
+    axes.set(xlabel="ESR-1, %", ylabel="PSR-1, % of the unedited model's", ylim=(low, high))
+    axes.set_xlim(min(m.erased.low for m in some) - 4, 101.5)
+    heights = spread([(m.kept.value - low) / (high - low) for m in some])
     for m, at in zip(some, heights, strict=True):
-        colour = "#b00020" if m.ours else "#30507a"
-        cx, cy = x(m.erased.value), y(m.kept.value)
-        parts.append(line(x(m.erased.low), cy, x(m.erased.high), cy, colour, 1.5))
-        parts.append(line(cx, y(m.kept.low), cx, y(m.kept.high), colour, 1.5))
-        parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4.5" fill="{colour}"/>')
-        parts.append(line(cx + 6, cy, WIDE - RIGHT + 6, at, "#c8ccd4", 0.7))
-        parts.append(text(WIDE - RIGHT + 10, at + 4, m.label, "start", colour))
-    return "\n".join([*parts, "</svg>"]) + "\n"
+        colour, (x, y) = OURS if m.ours else OTHER, (m.erased.value, m.kept.value)
+        axes.plot([m.erased.low, m.erased.high], [y, y], color=colour)
+        axes.plot([x, x], [m.kept.low, m.kept.high], color=colour)
+        axes.plot(x, y, "o", color=colour)
+        axes.annotate(
+            m.label,
+            (x, y),
+            (1.03, at),
+            textcoords="axes fraction",
+            va="center",
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6},
+        )
+    return svg(figure)
 
 
-def ticks(low: float) -> list[float]:
-    """Round values from ``low`` to 100."""
-    step = 20 if low < 40 else 10 if low < 70 else 5 if low < 85 else 2
-    return [float(v) for v in range(100, -1, -step) if v >= low]
-
-
-def spread(heights: Sequence[float], room: float = 17) -> list[float]:
-    """The heights, moved apart so that labels do not overlap."""
+def spread(heights: Sequence[float], room: float = 0.05) -> list[float]:
+    """Heights of labels between 0 and 1, moved apart so that they do not overlap."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     found = list(heights)
     for a, b in pairwise(order):
         found[b] = max(found[b], found[a] + room)
-    over = max(found) - (HIGH - BOTTOM) if found else 0
-    if over > 0:
-        found = [h - over for h in found]
-    return found
+    over = max(max(found) - 1, 0) if found else 0
+    return [h - over for h in found]
 
 
-def line(x: float, y: float, x2: float, y2: float, colour: str, wide: float = 1) -> str:
-    """An SVG line."""
-    return (
-        f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" '
-        f'stroke-width="{wide}"/>'
-    )
+def sensitivity(found: Moved, similarity: Sequence[float], erased: str, top: int = 20) -> str:
+    """What an edit harms: the worst words with intervals, the spectrum of all, and a map.
 
-
-def text(x: float, y: float, said: str, anchor: str, colour: str = "#1c1d21") -> str:
-    """An SVG text."""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(said)}'
-        "</text>"
-    )
+    Args:
+        similarity: of every word's text to the erased concept's.
+        erased: its name.
+        top: words that are named.
+    """
+    order = found.order()
+    some = order[:top]
+    figure, (bars, all_words, plane) = panels(15, 0.24 * len(some) + 1.6, 3)
+    scores = [found.score(i) for i in some]
+    bars.barh(range(len(some)), [s.value for s in scores], color=OTHER)
+    bars.hlines(range(len(some)), [s.low for s in scores], [s.high for s in scores], color="#111")
+    bars.set_yticks(range(len(some)), [found.words[i] for i in some])
+    bars.invert_yaxis()
+    bars.set(xlabel=found.unit, title=f"harmed most by erasing {erased}")
+    harm = found.harm.tolist()
+    all_words.plot(range(1, len(order) + 1), [harm[i] for i in order], ".-", ms=3, color=OTHER)
+    all_words.set(xlabel="rank among all words", ylabel=found.unit, title="spectrum")
+    named = [order[round(k * (len(order) - 1) / 7)] for k in range(8)] if order else []
+    for i in dict.fromkeys(named):
+        at = (order.index(i) + 1, harm[i])
+        all_words.annotate(found.words[i], at, (4, 6), textcoords="offset points", fontsize=8)
+    plane.plot(similarity, harm, ".", ms=4, color=QUIET)
+    plane.set(xlabel=f"cosine of text to {erased}", ylabel=found.unit, title="similarity and harm")
+    for i in some[:8]:
+        here = (similarity[i], harm[i])
+        plane.annotate(found.words[i], here, (4, 3), textcoords="offset points", fontsize=8)
+    return svg(figure)

@@ -73,6 +73,7 @@ def run_part(
     protocol: Protocol,
     commands: Sequence[str],
     others_found: Sequence[Mapping[str, Any]] = (),
+    sensitivity: tuple[Mapping[str, Any], Path] | None = None,
 ) -> dict[str, Any]:
     """What the page says of one run.
 
@@ -80,6 +81,7 @@ def run_part(
         found: of ``efface score``.
         folders: of the unedited pictures, and of the edited ones.
         others_found: of ``efface score --protocol``.
+        sensitivity: of ``efface sensitivity``, and its figure.
     """
     concepts, erased = found["concepts"], list(found["erased"])
     others = [n for n in concepts if n not in erased]
@@ -129,6 +131,8 @@ def run_part(
         f"{sum(w.numel() for w in edit.weights.values()):,} weights changed.",
         "commands": list(commands),
         "extra": [extra(x) for x in others_found],
+        "sensitivity": sensitivity
+        and {"said": sensed(sensitivity[0]), "figure": encoded(sensitivity[1])},
         "protocol": f"{protocol.name} {protocol.digest}, {found['pictures']} pictures a concept, "
         f"{found['sampler']}",
         "model": edit.meta["model"],
@@ -136,6 +140,21 @@ def run_part(
         "digest": edit.digest,
         "judge": found["judge"],
     }
+
+
+def sensed(found: Mapping[str, Any]) -> str:
+    """What the instruments say, in words."""
+    first, lines = found["instruments"][0], []
+    worst = [f"{w} ({Score(**s).said(2)})" for w, s in list(first["intervals"].items())[:8]]
+    lines.append(
+        f"By {first['instrument']}, of {len(first['words'])} words these moved most, "
+        f"in {first['unit']}: {', '.join(worst)}."
+    )
+    for m in found["instruments"]:
+        if m["stability"]:
+            lines.append(f"Rank stability of {m['instrument']}: {Score(**m['stability']).said(2)}.")
+    lines += [f"Agreement {k}: {Score(**v).said(2)}." for k, v in found["agreement"].items()]
+    return " ".join(lines)
 
 
 def extra(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,11 @@ class Score:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return self.said(1)
+
+    def said(self, digits: int) -> str:
+        """Value and interval with so many digits."""
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
     def to_json(self) -> dict[str, float | int]:
         """The four numbers, rounded to what the interval carries."""
@@ -98,6 +102,46 @@ def paired_difference(
             f"a paired difference needs the same draws on both sides, got {len(a)} and {len(b)}."
         )
     return resampled(100 * (a.double() - b.double()), groups, draws, seed)
+
+
+def ranks(x: Tensor) -> Tensor:
+    """Ranks from 0, ties sharing their mean, double, (N,)."""
+    _, index, counts = x.double().unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    mean: Tensor = (last - (counts.double() + 1) / 2)[index]
+    return mean
+
+
+def rank_correlation(x: Tensor, y: Tensor, draws: int = 1000, seed: int = 0) -> Score:
+    """Spearman's rank correlation with a bootstrap interval that draws pairs; 0 without spread.
+
+    Args:
+        x: (N,).
+        y: (N,).
+
+    Raises:
+        ValueError: lengths differ, or fewer than three pairs.
+
+    Source: Spearman, Am. J. Psychol. 15 (1904); ties by mean ranks.
+    """
+    if x.shape != y.shape or len(x) < 3:
+        raise ValueError(
+            f"a rank correlation of {len(x)} and {len(y)} values: three pairs or more."
+        )
+
+    def pearson(a: Tensor, b: Tensor) -> Tensor:
+        a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+        spread = a.square().sum(-1) * b.square().sum(-1)
+        return (a * b).sum(-1) / spread.sqrt().clamp(min=torch.finfo(a.dtype).tiny)
+
+    g = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(draws):
+        pick = torch.randint(0, len(x), (len(x),), generator=g)
+        found.append(pearson(ranks(x[pick]), ranks(y[pick])))
+    ends = torch.quantile(torch.stack(found), torch.tensor([0.025, 0.975], dtype=torch.float64))
+    low, high = ends.tolist()
+    return Score(float(pearson(ranks(x), ranks(y))), low, high, len(x))
 
 
 def jackknifed(

@@ -1,63 +1,279 @@
-"""How far each concept of a vocabulary moved under an edit."""
+"""How far each concept of a vocabulary moved under an edit: three instruments."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from efface.edit import Edit
-from efface.models import DiffusionModel
+from efface.edit import Edit, write
+from efface.errors import UserError
+from efface.latents import Latents
+from efface.methods import ESD, UCE
+from efface.metrics.clip import load as load_clip
+from efface.models import DiffusionModel, text_maps
+from efface.samples import Samples
+from efface.scores import Score, rank_correlation, resampled
+from efface.training import Tuning
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What one instrument says of every word: a larger number is more harm."""
+
+    instrument: str
+    """Its name, with what it depends on."""
+    unit: str
+    words: tuple[str, ...]
+    draws: Tensor
+    """A row a draw (a latent, a picture's seed, a layer), a column a word, (D, K)."""
+
+    @property
+    def harm(self) -> Tensor:
+        """The mean over the draws, (K,)."""
+        return self.draws.mean(0)
+
+    def order(self) -> list[int]:
+        """Indices of the words, most harmed first."""
+        found: list[int] = self.harm.argsort(descending=True, stable=True).tolist()
+        return found
+
+    def score(self, word: int) -> Score:
+        """A word's harm, with an interval over the draws."""
+        return resampled(self.draws[:, word], torch.arange(len(self.draws)))
+
+    def stability(self) -> Score | None:
+        """Rank correlation of the words between the two halves of the draws; None: one draw."""
+        if len(self.draws) < 2:
+            return None
+        return rank_correlation(self.draws[::2].mean(0), self.draws[1::2].mean(0))
+
+    def to_json(self) -> dict[str, Any]:
+        """Every word's harm, most harmed first; intervals for the first hundred."""
+        order, stable = self.order(), self.stability()
+        return {
+            "instrument": self.instrument,
+            "unit": self.unit,
+            "draws": len(self.draws),
+            "stability": stable and stable.to_json(),
+            "words": {self.words[i]: round(float(self.harm[i]), 5) for i in order},
+            "intervals": {self.words[i]: self.score(i).to_json() for i in order[:100]},
+        }
 
 
 @torch.no_grad()
-def moved(
+def prediction(
     model: DiffusionModel,
     edit: Edit,
     words: Sequence[str],
-    latents: int = 2,
+    latents: int = 4,
     seed: int = 0,
-    batch: int = 128,
+    batch: int = 0,
     progress: bool = True,
-) -> Tensor:
-    """Relative change of the predicted noise for each word, (K,); 0 is untouched.
+) -> Moved:
+    """How much the predicted noise changed: 100 ‖ε' - ε‖² / ‖ε‖² on latents that all words share.
 
-    The mean over shared latents of ‖ε' - ε‖² / ‖ε‖². The latents are steps of unconditional
-    trajectories of the base model, evenly spread over the noise levels.
+    Each latent is a step of an unconditional trajectory of its own of the base model; the steps
+    are spread evenly over the noise levels.
 
     Args:
-        latents: shared latents, each at a noise level of its own.
-        batch: words at a time.
+        latents: D, shared latents.
+        batch: words at a time; 0: by the size of a latent.
 
-    Source: the prediction instrument of arXiv:2410.15618, section 3.2, with several latents instead
-    of one.
+    Source: the instrument of arXiv:2410.15618, section 3.2, with several latents instead of one.
     """
-    weights = edit.on(model)
-    scheduler = model.ddim(20)
-    path: list[Tensor] = []
-    start = model.noise(1, torch.Generator().manual_seed(seed))
+    weights, scheduler, steps = edit.on(model), model.ddim(20), 20
+    kept: dict[int, Tensor] = {}
     model.rollout(
-        start,
-        model.embed([""]),
+        model.noise(latents, torch.Generator().manual_seed(seed)),
+        model.embed([""] * latents),
         scheduler,
-        range(20),
+        range(steps),
         1.0,
-        visit=lambda _, z, e0, e1: path.append(z),
+        visit=lambda i, z, e0, e1: kept.update({i: z}),
     )
-    at = [round((i + 1) * 20 / (latents + 1)) for i in range(latents)]
+    at = [(k * steps + steps // 2) // latents for k in range(latents)]
     rows = model.embed(words)
-    total = torch.zeros(len(words))
-    bar = tqdm(total=latents * len(words), desc="harm", unit="word", disable=not progress)
-    for k in at:
+    batch = batch or max(8, 8192 // (model.latent_shape[1] * model.latent_shape[2]))
+    draws = torch.zeros(latents, len(words))
+    bar = tqdm(total=latents * len(words), desc="prediction", unit="word", disable=not progress)
+    for k, step in enumerate(at):
         for i in range(0, len(words), batch):
             cond = rows[slice(i, i + batch)]
-            bar.update(len(cond))
-            z, t = path[k].expand(len(cond), -1, -1, -1), scheduler.timesteps[k].expand(len(cond))
+            n = len(cond)
+            z, t = kept[step][k].expand(n, -1, -1, -1), scheduler.timesteps[step].expand(n)
             before, after = model.predict(z, t, cond), model.predict(z, t, cond, weights)
-            total[i : i + batch] += (
-                (after - before).square().sum((1, 2, 3)) / before.square().sum((1, 2, 3))
-            ).cpu()
+            far = (after - before).square().sum((1, 2, 3)) / before.square().sum((1, 2, 3))
+            draws[k, i : i + batch] = 100 * far.cpu()
+            bar.update(n)
     bar.close()
-    return total / latents
+    return Moved(f"prediction ({latents} latents)", "% of the squared noise", tuple(words), draws)
+
+
+@torch.no_grad()
+def closed_form(
+    model: DiffusionModel,
+    edit: Edit,
+    words: Sequence[str],
+    cache: Path | None = None,
+    progress: bool = True,
+) -> Moved:
+    """How much what the layers read of a word changed: 100 |ΔW e| / |W e|, without the denoiser.
+
+    A draw is a cross-attention layer, its keys and values together; e is the text state of the
+    word's last token.
+
+    Args:
+        cache: folder where the text states of long lists are kept.
+
+    Raises:
+        UserError: the edit changes no weight that reads the text.
+    """
+    maps = [n for n in text_maps(model.denoiser) if n in edit.weights]
+    if not maps:
+        raise UserError(
+            "this edit changes no weight that reads the text (keys and values of cross-attention): "
+            "use the instrument 'prediction' or 'picture'."
+        )
+    edit.check(model)
+    own, layers = model.parameters(), dict.fromkeys(n.rsplit(".", 2)[0] for n in maps)
+    e = text_states(model, words, cache, progress).float()
+    draws = []
+    for layer in tqdm(layers, desc="closed form", unit="layer", disable=not progress):
+        both = [n for n in maps if n.rsplit(".", 2)[0] == layer]
+        base = torch.cat([own[n].float() for n in both])
+        change = torch.cat([edit.weights[n].to(base) - own[n].float() for n in both])
+        far = [_size(change, e), _size(base, e)]
+        draws.append(100 * far[0] / far[1])
+    return Moved(
+        f"closed form ({len(layers)} layers)",
+        "% of what the layer reads",
+        tuple(words),
+        torch.stack(draws).cpu(),
+    )
+
+
+def _size(w: Tensor, e: Tensor) -> Tensor:
+    """|W e| for many e, (K,), by eᵀ(WᵀW)e where that is the smaller product."""
+    if w.shape[0] <= w.shape[1]:
+        return torch.cat([(part @ w.T).norm(dim=1) for part in e.split(8192)])
+    gram = w.T @ w
+    return torch.cat([((p @ gram) * p).sum(1).clamp(min=0).sqrt() for p in e.split(8192)])
+
+
+@torch.no_grad()
+def text_states(
+    model: DiffusionModel, words: Sequence[str], cache: Path | None = None, progress: bool = True
+) -> Tensor:
+    """The text encoder's state of every word's last token, (K, D).
+
+    The encoder is causal, so that nothing behind that token is computed: words go through it in
+    order of their length, without padding.
+
+    Args:
+        cache: a folder; lists of 4,000 words or more are kept there by a hash of the encoder and
+            the words.
+    """
+    path = None
+    if cache is not None and len(words) >= 4000:
+        digest = hashlib.sha256("\n".join(words).encode())
+        for name, w in model.text_encoder.named_parameters():
+            digest.update(name.encode())
+            digest.update(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        path = cache / "text" / f"{digest.hexdigest()[:16]}.safetensors"
+        try:
+            return load_file(path)["states"].to(model.device)
+        except (OSError, SafetensorError):
+            pass
+    limit, start = model.tokenizer.model_max_length, model.tokenizer.bos_token_id
+    ids = [[start, *i][: limit - 1] for i in _tokens(model.tokenizer, words)]
+    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    parts = []
+    bar = tqdm(total=len(ids), desc="text states", unit="word", disable=not progress)
+    while by_length:
+        length = len(ids[by_length[0]])
+        some = [i for i in by_length[:512] if len(ids[i]) == length]
+        by_length = by_length[len(some) :]
+        x = torch.tensor([ids[i] for i in some], device=model.device)
+        parts.append((some, model.text_encoder(x)[0][:, -1].to(model.dtype)))
+        bar.update(len(some))
+    bar.close()
+    states = torch.empty(len(ids), parts[0][1].shape[1], dtype=model.dtype, device=model.device)
+    for some, rows in parts:
+        states[torch.tensor(some, device=model.device)] = rows
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = {"states": states.cpu().contiguous()}
+        write(path, lambda p: save_file(kept, p))
+    return states
+
+
+def _tokens(tokenizer: Any, words: Sequence[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(list(words), add_special_tokens=False).input_ids
+    return found
+
+
+def picture(before: Samples, after: Samples, clip: str = "") -> Moved:
+    """How much worse pictures fit their word: the fall of the CLIP score at equal seeds.
+
+    Args:
+        before: the base model's pictures; every word with the same seeds.
+        after: the edit's, of the same rows.
+        clip: path or hub id of a CLIP; "": the shipped one.
+
+    Raises:
+        ValueError: the two sets are not of the same words and seeds.
+    """
+    if before.rows != after.rows:
+        raise ValueError("the two sets of pictures are not of the same prompts and seeds.")
+    words = tuple(dict.fromkeys(r.concept for r in before.rows))
+    seeds = sorted({r.seed for r in before.rows})
+    at = {(r.concept, r.seed): i for i, r in enumerate(before.rows)}
+    index = torch.tensor([[at[w, s] for w in words] for s in seeds])
+    judge = load_clip(clip)
+    text = judge.texts([r.prompt for r in before.rows])
+    fit = [100 * (judge.pictures(s.images()) * text).sum(1) for s in (before, after)]
+    return Moved(
+        f"picture ({judge.name}, {len(seeds)} seeds)",
+        "points of CLIP score lost",
+        words,
+        (fit[0] - fit[1])[index],
+    )
+
+
+def suggested(found: Sequence[Moved], n: int = 6) -> list[str]:
+    """Words to keep: of the first instrument's worst, those in the worse half for every other."""
+    halves = [{m.words[i] for i in m.order()[: (len(m.words) + 1) // 2]} for m in found[1:]]
+    first = found[0]
+    worst = [first.words[i] for i in first.order()[: 4 * n]]
+    return [w for w in worst if all(w in half for half in halves)][:n]
+
+
+def agreement(one: Moved, two: Moved) -> Score:
+    """Rank correlation of the words that both instruments looked at."""
+    at = {w: i for i, w in enumerate(two.words)}
+    both = [(i, at[w]) for i, w in enumerate(one.words) if w in at]
+    a, b = (torch.tensor(x) for x in zip(*both, strict=True))
+    return rank_correlation(one.harm[a], two.harm[b])
+
+
+INSTRUMENTS: dict[str, Callable[..., Moved]] = {
+    "prediction": prediction,
+    "closed-form": closed_form,
+    "picture": picture,
+}
+"""By the name that the command has for them."""
+
+PROXIES: dict[str, Callable[[], Any]] = {
+    "closed-form": UCE,
+    "steps": lambda: ESD(latents=Latents(trajectories=2), tuning=Tuning(updates=10, batch=4)),
+}
+"""Cheap edits that stand for a real one before it exists."""

@@ -15,6 +15,7 @@ from efface.commands.others import (
 )
 from efface.commands.reporting import report
 from efface.commands.scoring import score
+from efface.commands.sensing import sensitivity
 
 __all__ = [
     "bench",
@@ -28,6 +29,7 @@ __all__ = [
     "models",
     "report",
     "score",
+    "sensitivity",
     "vocabulary",
 ]
 

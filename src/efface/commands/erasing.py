@@ -23,7 +23,7 @@ from efface.methods import METHODS, PRESETS
 from efface.models import DiffusionModel, load
 from efface.processes import join
 from efface.report import before_after
-from efface.sensitivity import moved
+from efface.sensitivity import prediction
 from efface.training import Run, provenance
 from efface.vocabulary import load as load_vocabulary
 
@@ -240,9 +240,5 @@ def most_moved(
     words = dataclasses.replace(words, words=words.words[:2000])  # of tokens, the commonest
     words = words.without(concepts, model.tokenizer)
     words = words.pool(model, concepts[0], 0, 400, "nearest")
-    far = moved(model, edit, words.words)
-    top = far.topk(min(n, len(far)))
-    return {
-        words.words[i]: round(v, 4)
-        for v, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-    }
+    found = prediction(model, edit, words.words, latents=2)
+    return {found.words[i]: round(float(found.harm[i]) / 100, 4) for i in found.order()[:n]}

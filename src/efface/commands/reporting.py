@@ -54,7 +54,11 @@ def report(args: list[str]) -> int:
         more = [
             json.loads(p.read_text(encoding="utf8")) for p in sorted(folder.glob("scores-*.json"))
         ]
-        parts.append(run_part(title, edit, found, folders, protocol, again, more))
+        sense = None
+        if (folder / "sensitivity.json").exists():
+            told = json.loads((folder / "sensitivity.json").read_text(encoding="utf8"))
+            sense = (told, folder / "sensitivity.svg")
+        parts.append(run_part(title, edit, found, folders, protocol, again, more, sense))
     out = o.out or o.runs[0] / "report.html"
     html = page(parts)
     write(out, lambda p: p.write_text(html, encoding="utf8"))

@@ -1,0 +1,219 @@
+"""How far words moved, against one word at a time; and the command about it."""
+
+import json
+
+import pytest
+import torch
+from conftest import CHURCH, WORDS, shaken
+
+from efface.cli import main
+from efface.closed_form import text_vectors
+from efface.edit import Edit
+from efface.errors import UserError
+from efface.methods import UCE
+from efface.models import text_maps
+from efface.samples import Wanted, generate
+from efface.scores import rank_correlation, ranks
+from efface.sensitivity import (
+    Moved,
+    _size,
+    agreement,
+    closed_form,
+    picture,
+    prediction,
+    suggested,
+    text_states,
+)
+
+
+def edit_of(model, weights):
+    return Edit(weights, {"base": model.base, "model": model.name, "concepts": []})
+
+
+@pytest.fixture
+def edit(tiny):
+    return edit_of(tiny, shaken(tiny, by=1.0))
+
+
+def moved(draws, words="abcd", name="one"):
+    return Moved(name, "unit", tuple(words), torch.tensor(draws))
+
+
+def test_ranks_share_the_mean_of_ties():
+    assert ranks(torch.tensor([3.0, 1.0, 3.0, 9.0, 3.0])).tolist() == [2, 0, 2, 4, 2]
+
+
+def test_rank_correlation_is_the_textbooks():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(60, generator=g)
+    y = x + torch.randn(60, generator=g)
+    d = (ranks(x) - ranks(y)).square().sum()
+    found = rank_correlation(x, y)
+    assert found.value == pytest.approx(float(1 - 6 * d / (60 * (60**2 - 1))))
+    assert found.low < found.value < found.high
+    assert rank_correlation(x, x.exp()).value == pytest.approx(1)
+    assert rank_correlation(x, -x).value == pytest.approx(-1)
+    assert rank_correlation(x, torch.zeros(60)).value == 0
+    with pytest.raises(ValueError, match="three pairs"):
+        rank_correlation(x[:2], y[:2])
+
+
+def test_prediction_is_that_of_one_word_at_a_time(tiny, edit):
+    found = prediction(tiny, edit, WORDS, latents=3, batch=8, progress=False)
+    some = WORDS[:5]
+    alone = [prediction(tiny, edit, [w], latents=3, progress=False).draws for w in some]
+    torch.testing.assert_close(found.draws[:, :5], torch.cat(alone, 1), rtol=1e-3, atol=1e-6)
+    assert found.harm.min() > 0
+    own = {k: tiny.parameters()[k].clone() for k in edit.weights}
+    assert torch.equal(
+        prediction(tiny, edit_of(tiny, own), WORDS, progress=False).harm, torch.zeros(len(WORDS))
+    )
+
+
+def test_prediction_by_hand(tiny, edit):
+    path = []
+    g = torch.Generator().manual_seed(5)
+    start, null = tiny.noise(2, g), tiny.embed(["", ""])
+    tiny.rollout(
+        start, null, tiny.ddim(20), range(20), 1.0, visit=lambda i, z, e0, e1: path.append(z)
+    )
+    found = prediction(tiny, edit, ["red cow"], latents=2, seed=5, progress=False)
+    cond = tiny.embed(["red cow"])
+    for k, step in enumerate((5, 15)):
+        z, t = path[step][[k]], tiny.ddim(20).timesteps[[step]]
+        before, after = tiny.predict(z, t, cond), tiny.predict(z, t, cond, edit.weights)
+        far = 100 * (after - before).square().sum() / before.square().sum()
+        assert float(found.draws[k]) == pytest.approx(float(far), rel=1e-3)
+
+
+def test_text_states_are_those_of_the_last_word_without_the_padding(tiny):
+    words = ["cow", "a very long red house", "sun", "extraterrestrial", "cow house"]
+    slow = text_vectors(tiny, words).float()
+    torch.testing.assert_close(text_states(tiny, words, progress=False), slow, rtol=1e-4, atol=1e-5)
+
+
+def test_text_states_of_long_lists_are_kept(tiny, tmp_path, monkeypatch):
+    words = [f"{a} {b}" for a in range(64) for b in range(64)]
+    first = text_states(tiny, words, tmp_path, progress=False)
+    (kept,) = (tmp_path / "text").iterdir()
+    monkeypatch.setattr(tiny.text_encoder, "forward", None)  # is not asked again
+    assert torch.equal(text_states(tiny, words, tmp_path, progress=False), first)
+    monkeypatch.undo()
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert torch.equal(text_states(tiny, words, tmp_path, progress=False), first)
+
+
+def test_closed_form_is_that_of_one_word_and_layer_at_a_time(tiny, edit):
+    found, own = closed_form(tiny, edit, WORDS, progress=False), tiny.parameters()
+    maps = text_maps(tiny.denoiser)
+    layers = list(dict.fromkeys(n.rsplit(".", 2)[0] for n in maps))
+    assert len(found.draws) == len(layers) > 1
+    for i, word in enumerate(WORDS[:5]):
+        e = text_vectors(tiny, [word])[0].float()
+        for k, layer in enumerate(layers):
+            both = [n for n in maps if n.startswith(f"{layer}.")]
+            assert len(both) == 2
+            far = sum(((edit.weights[n] - own[n]) @ e).square().sum() for n in both)
+            size = sum((own[n] @ e).square().sum() for n in both)
+            slow = 100 * float((far / size).sqrt())
+            assert float(found.draws[k, i]) == pytest.approx(slow, rel=1e-3)
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+def test_the_size_of_a_product_either_way(rows):
+    g = torch.Generator().manual_seed(0)
+    w, e = torch.randn(rows, 12, generator=g), torch.randn(30, 12, generator=g)
+    torch.testing.assert_close(_size(w, e), (e @ w.T).norm(dim=1))
+
+
+def test_closed_form_needs_weights_that_read_text(tiny):
+    edit = edit_of(tiny, shaken(tiny, "selfattn"))
+    with pytest.raises(UserError, match="changes no weight that reads the text"):
+        closed_form(tiny, edit, WORDS)
+
+
+def test_what_is_erased_in_closed_form_moves_more_than_the_rest(tiny):
+    edit = UCE(keep=tuple(WORDS[1:])).erase(tiny, [CHURCH])
+    found = closed_form(tiny, edit, ["church", *WORDS], progress=False)
+    assert found.words[found.order()[0]] == "church"
+
+
+def test_pictures_of_the_same_weights_lose_nothing_and_others_do(tiny, edit, tmp_path):
+    wanted = [Wanted(w, s, w) for w in WORDS[:4] for s in (0, 1)]
+    before = generate(tiny, wanted, tmp_path / "before", progress=False)
+    after = generate(tiny, wanted, tmp_path / "after", edit, progress=False)
+    assert not picture(before, before).draws.any()
+    found = picture(before, after)
+    assert found.draws.shape == (2, 4)
+    assert found.words == tuple(WORDS[:4])
+    alone = generate(tiny, wanted[2:3], tmp_path / "one", progress=False)
+    changed = generate(tiny, wanted[2:3], tmp_path / "other", edit, progress=False)
+    assert float(picture(alone, changed).draws) == pytest.approx(float(found.draws[0, 1]), abs=1e-3)
+    with pytest.raises(ValueError, match="not of the same"):
+        picture(before, alone)
+
+
+def test_halves_of_the_draws_say_how_stable_the_ranks_are():
+    same = moved([[1.0, 2, 3, 4]] * 4)
+    assert same.stability().value == pytest.approx(1)
+    assert moved([[1.0, 2, 3, 4], [4.0, 3, 2, 1]]).stability().value == pytest.approx(-1)
+    assert moved([[1.0, 2, 3, 4]]).stability() is None
+    assert same.order() == [3, 2, 1, 0]
+    assert same.score(2).value == 3
+
+
+def test_agreement_looks_at_the_words_of_both():
+    one, two = moved([[1.0, 2, 3, 4]]), moved([[9.0, 8, 7, 1]], "dcbx")
+    assert agreement(one, two).value == pytest.approx(1)
+    assert agreement(one, two).n == 3
+
+
+def test_what_to_keep_is_what_all_instruments_find_harmed():
+    one, two = moved([[1.0, 2, 3, 4]]), moved([[3.0, 1, 2, 0]])
+    assert suggested([one]) == ["d", "c", "b", "a"]
+    assert suggested([one, two]) == ["c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "name a run, or what you mean to erase"),
+        (["run", "--concept", "church"], "not both"),
+        (["--concept", "church", "--latents", "0"], "got 0 for latents"),
+        (["--concept", "church", "--instrument", "predicton"], "did you mean 'prediction'"),
+        (["--concept", "church", "--proxy", "closed"], "unknown proxy 'closed'"),
+        (["/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(args, message, capsys):
+    assert main(["sensitivity", *args]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert not said.out
+
+
+@pytest.mark.parametrize("proxy", ["closed-form", "steps"])
+def test_looking_ahead_and_looking_back(proxy, tiny_folder, words, tmp_path, capsys):
+    out = tmp_path / "ahead"
+    args = ["--vocabulary", str(words), "--latents", "2", "--top", "3"]
+    ahead = ["sensitivity", "--concept", "church", "--model", str(tiny_folder), *args]
+    assert main([*ahead, "--proxy", proxy, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    told = json.loads((out / "sensitivity.json").read_text())
+    assert told["before_the_edit"]
+    assert told["method"] == f"proxy {proxy}"
+    worst = next(iter(told["instruments"][0]["words"]))
+    assert f"1     {worst}" in said.splitlines()[2]
+    assert "Harmed most will be" in said
+    assert "</svg>" in (out / "sensitivity.svg").read_text()
+    run = tmp_path / "run"
+    erase = ["erase", "uce", "--concept", "church", "--model", str(tiny_folder), "--no-picture"]
+    assert main([*erase, "--out", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["sensitivity", str(run), *args, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not found["before_the_edit"]
+    assert set(found["instruments"][0]["words"]) == set(WORDS)
+    assert list(found["agreement"]) == ["prediction (2 latents) / closed form (4 layers)"]
+    assert (run / "sensitivity.json").exists()
