@@ -53,7 +53,7 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
         **{f"eta {eta:g}, top 24": ap(eta, top=24) for eta in (2, 4)},
         **{f"eta {eta:g}, by share": ap(eta, top=0) for eta in (2, 4)},
         **{f"eta 2, lambda {x:g}, top 24": ap(2, x, top=24) for x in (0.1, 0.03)},
-        **{f"eta 2, lambda {x:g}, by share": ap(2, x, top=0) for x in (0.1, 0.03)},
+        "eta 2, lambda 0.1, by share": ap(2, 0.1, top=0),
     },
     "ap-random": {
         **{f"eta {eta:g}": ap(eta, kind="random") for eta in (2, 4, 3)},

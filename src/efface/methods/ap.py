@@ -36,7 +36,7 @@ class AP:
     authors' released behaviour, as differences of these fields.
     """
 
-    eta: float = 2.0
+    eta: float = 4.0
     """Strength of the negative guidance away from the erased concept; 0 maps it onto its anchor
     (the paper)."""
     preserve: float = 1.0
@@ -61,7 +61,7 @@ class AP:
     concept's own."""
     x0_weighting: bool = False
     """Compare predicted pictures instead of noise: every term times (1 - ᾱ)/ᾱ."""
-    search: Search = Search(refresh=60, probes=2)
+    search: Search = Search(refresh=60, probes=2, top=0)
     latents: Latents = Latents(trajectories=4)
     tuning: Tuning = Tuning(batch=4)
 
