@@ -190,7 +190,21 @@ def test_the_table_is_what_the_files_hold(results):
     text = markdown(results, "small")
     assert "| ESD | 2 |" in text
     assert "| 10.0 F + 2.0 B | 1.5 | 2.0 |" in text
-    assert f"- ESD: {far}" in text
+    gone = difference(found["ap"], found["esd"], 1, "small", "erased")
+    assert f"| ESD | {gone} | {far} | " in text
+
+
+@pytest.mark.usefixtures("_known")
+def test_cells_of_different_settings_are_not_put_into_one_row(results):
+    for seed, eta in ((0, 1.0), (1, 2.0)):
+        path = results / f"small-1-esd-{seed}.json"
+        row = json.loads(path.read_text()) | {"config": {"eta": eta, "tuning": {"seed": seed}}}
+        path.write_text(json.dumps(row))
+    with pytest.raises(UserError, match="are of different settings"):
+        read(results, "small")
+    row["config"]["eta"] = 1.0
+    path.write_text(json.dumps(row))
+    assert len(read(results, "small")["esd"]) == 2
 
 
 @pytest.mark.usefixtures("_known")

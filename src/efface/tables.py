@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,22 @@ def read(out: Path, protocol: str) -> dict[str, list[Row]]:
     rows = [r for r in rows if r["protocol"].split()[0] == protocol]
     if not rows:
         raise UserError(f"no result of the protocol {protocol!r} in {str(out)!r}.")
-    return {m: [r for r in rows if r["method"] == m] for m in LABELS if has(rows, m)}
+    found = {m: [r for r in rows if r["method"] == m] for m in LABELS}
+    for method, some in found.items():
+        if len({settings(r) for r in some}) > 1:
+            raise UserError(
+                f"the cells of {method!r} in {str(out)!r} are of different settings: "
+                "run the benchmark again, which makes the old ones anew."
+            )
+    return {m: some for m, some in found.items() if some}
 
 
-def has(rows: Iterable[Row], method: str) -> bool:
-    """Whether a method has a cell."""
-    return any(r["method"] == method for r in rows)
+def settings(row: Row) -> str:
+    """A cell's method settings but for the seed, and what its pictures were made and judged by."""
+    config = dict(row.get("config") or {})
+    if "tuning" in config:
+        config["tuning"] = {**config["tuning"], "seed": None}
+    return json.dumps([config, *(row.get(k) for k in ("base", "judge", "sampler"))], sort_keys=True)
 
 
 class Hits:
@@ -69,17 +79,20 @@ def score(rows: Sequence[Row], concepts: str, k: int, protocol: str) -> Score:
     return rate(~hits if concepts == "erased" else hits)
 
 
-def difference(a: Sequence[Row], b: Sequence[Row], k: int, protocol: str) -> Score:
-    """PSR-k of ``a`` minus that of ``b`` in points, on the cells that both have.
+def difference(
+    a: Sequence[Row], b: Sequence[Row], k: int, protocol: str, concepts: str = "preserved"
+) -> Score:
+    """ESR-k (``erased``) or PSR-k of ``a`` minus that of ``b`` in points, on cells that both have.
 
     The same pictures on both sides; the interval draws whole concepts.
     """
     both = {(r["split"], r["seed"]) for r in a} & {(r["split"], r["seed"]) for r in b}
     x, y = (
-        Hits([r for r in rows if (r["split"], r["seed"]) in both], "preserved", k, protocol)
+        Hits([r for r in rows if (r["split"], r["seed"]) in both], concepts, k, protocol)
         for rows in (a, b)
     )
-    return paired_difference(x.hits, y.hits, x.groups)
+    sides = (~x.hits, ~y.hits) if concepts == "erased" else (x.hits, y.hits)
+    return paired_difference(*sides, x.groups)
 
 
 def harmonic(rows: Sequence[Row], base: Sequence[Row], protocol: str) -> float:
@@ -95,11 +108,11 @@ def ranking(found: Mapping[str, Sequence[Row]], draws: int = 500) -> dict[str, S
 
     The bootstrap draws whole concepts, the same ones for all methods.
     """
-    names = [n for n in found if n != UNEDITED]
-    if not names:
+    cells = [r for n, rows in found.items() if n != UNEDITED for r in rows]
+    if not cells:
         return {}
-    splits = {(r["split"], tuple(r["erased"])) for n in names for r in found[n]}
-    split, erased = min(splits)  # places compare on one split
+    split, erased = min((r["split"], tuple(r["erased"])) for r in cells)  # places are of one split
+    names = list(dict.fromkeys(r["method"] for r in cells if r["split"] == split))
     rates: dict[str, tuple[Tensor, Tensor]] = {}
     for n in names:
         rows = [r for r in found[n] if r["split"] == split]
@@ -168,14 +181,18 @@ def markdown(out: Path, protocol: str) -> str:
     if ours:
         lines += [
             "",
-            "PSR-1 of AP (ours) minus that of the others, in points, paired by picture:",
+            "AP (ours) minus the others, in points, paired by picture; above 0, ours is better:",
             "",
+            "| minus | ESR-1 | PSR-1 | PSR-1 of neighbours |",
+            "|" + " --- |" * 4,
         ]
-        lines += [
-            f"- {LABELS[name]}: {difference(ours, rows, 1, protocol)}"
-            for name, rows in found.items()
-            if name not in ("ap", UNEDITED)
-        ]
+        for name, rows in found.items():
+            if name not in ("ap", UNEDITED):
+                far = [
+                    str(difference(ours, rows, 1, protocol, c))
+                    for c in ("erased", "preserved", "neighbours")
+                ]
+                lines.append(f"| {' | '.join([LABELS[name], *far])} |")
     return "\n".join(lines)
 
 
