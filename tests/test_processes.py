@@ -35,7 +35,8 @@ def train(rank, port, name, folder, words, out):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", [pytest.param("esd", marks=pytest.mark.slow), "ap"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["esd", "ap"])
 def test_two_processes_make_the_edit_that_one_makes(tiny_folder, words, tmp_path, name):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -181,6 +181,7 @@ def half(rank, model_folder, folder):
     generate(model, WANTED[rank::2], folder, steps=4, progress=False)
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_folder_as_one_does(tiny, tiny_folder, tmp_path):
     folder = tmp_path / "both"
     torch.multiprocessing.spawn(half, (tiny_folder, folder), nprocs=2)

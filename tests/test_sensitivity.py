@@ -193,7 +193,7 @@ def test_bad_input_is_one_line(args, message, capsys):
     assert not said.out
 
 
-@pytest.mark.parametrize("proxy", ["closed-form", "steps"])
+@pytest.mark.parametrize("proxy", ["closed-form", pytest.param("steps", marks=pytest.mark.slow)])
 def test_looking_ahead_and_looking_back(proxy, tiny_folder, words, tmp_path, capsys):
     out = tmp_path / "ahead"
     args = ["--vocabulary", str(words), "--latents", "2", "--top", "3"]

@@ -53,6 +53,7 @@ ABOUT = {
     "score": "ESR and PSR of a run's edit, or of the unedited model, with 95 % intervals",
     "report": "one self-contained HTML page about runs: scores, pictures, cost, limits",
     "sensitivity": "which concepts an erasure harms, or will harm",
+    "study": "the paper's experiments and open questions, each one command",
     "bench": "methods under one protocol, with intervals: efface bench emoji-objects",
     "generate": "make pictures, with or without an edit",
     "inspect": "what an edit holds, and where it came from",

@@ -90,8 +90,14 @@ class Protocol:
 
     @property
     def digest(self) -> str:
-        """First 12 hex digits of the SHA-256 over all that decides a result."""
-        said = {k: v for k, v in asdict(self).items() if k not in ("name", "about")}
+        """First 12 hex digits of the SHA-256 over all that decides a result.
+
+        Fields at their defaults are left out, so that a new field leaves old protocols the same.
+        """
+        plain = asdict(Protocol("", ""))
+        said = {
+            k: v for k, v in asdict(self).items() if k not in ("name", "about") and v != plain[k]
+        }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
     def erased(self, split: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from efface.commands.others import (
 from efface.commands.reporting import report
 from efface.commands.scoring import score
 from efface.commands.sensing import sensitivity
+from efface.commands.studying import study
 
 __all__ = [
     "bench",
@@ -30,6 +31,7 @@ __all__ = [
     "report",
     "score",
     "sensitivity",
+    "study",
     "vocabulary",
 ]
 

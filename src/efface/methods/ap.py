@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +24,17 @@ from efface.latents import (
 )
 from efface.models import Conditioning, DiffusionModel, stack
 from efface.search import Exact, Gumbel, Objective, Pools, Random, Search, pools
-from efface.training import Run, Student, Tuning, finetune, make_edit, provenance
+from efface.training import Loss, Run, Student, Tuning, finetune, make_edit, provenance
 from efface.vocabulary import Vocabulary, load
+
+
+class Built(NamedTuple):
+    """The parts of a run."""
+
+    candidates: Pools
+    source: Bank | Rollouts
+    search: Random | Exact | Gumbel
+    loss: Loss
 
 
 @dataclass(frozen=True)
@@ -79,9 +89,16 @@ class AP:
             perf_counter(),
             model.counter.copy(),
         )
+        built = self.build(model, concepts, run.progress)
+        words = built.candidates
+        about["candidates"] = {"words": len(words.words), "hash": words.digest}
+        weights = finetune(model, built.loss, self.tuning, run, about, [built.search])
+        return make_edit(weights, about, model.counter.since(before), began)
+
+    def build(self, model: DiffusionModel, concepts: Sequence[Concept], progress: bool) -> Built:
+        """Candidates, latents, search, and the loss that ties them together."""
         candidates = self.candidates(model, concepts)
-        about["candidates"] = {"words": len(candidates.words), "hash": candidates.digest}
-        source = source_of(model, concepts, self.latents, self.tuning.seed, run.progress)
+        source = source_of(model, concepts, self.latents, self.tuning.seed, progress)
         search = self._search(model, candidates, source)
         kept = model.embed(self.keep) if self.keep else None
 
@@ -110,8 +127,7 @@ class AP:
             w = self._weighting(b)
             return (w * erased).mean() + self.preserve * (w[words.rows] * harm).mean()
 
-        weights = finetune(model, loss, self.tuning, run, about, [search])
-        return make_edit(weights, about, model.counter.since(before), began)
+        return Built(candidates, source, search, loss)
 
     def candidates(self, model: DiffusionModel, concepts: Sequence[Concept]) -> Pools:
         """The pool of every erased concept."""

@@ -1,0 +1,35 @@
+"""The paper's experiments and open questions: one file each, and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from efface.studies import relatives, search, similarity
+from efface.studies.lab import Lab
+
+__all__ = ["STUDIES", "Lab", "Study"]
+
+
+class Study(NamedTuple):
+    """A question, how it is answered, and how the answer is shown."""
+
+    run: Callable[..., dict[str, Any]]
+    """Gives JSON; what is in the lab's folder already is not done again."""
+    figure: Callable[[Mapping[str, Any]], str]
+    """SVG."""
+    words: Callable[[Mapping[str, Any]], str]
+    """A paragraph."""
+    about: str
+
+
+def _study(module: Any) -> Study:
+    return Study(module.run, module.figure, module.words, module.__doc__.strip())
+
+
+STUDIES: Mapping[str, Study] = {
+    "relatives": _study(relatives),
+    "search": _study(search),
+    "similarity": _study(similarity),
+}
+"""Every study by name."""

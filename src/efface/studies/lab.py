@@ -1,0 +1,66 @@
+"""What every study has: the model, its judge, and a folder where nothing is done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from efface.benchmark import OBJECTS, judge_for, pictures, unedited_folder
+from efface.concepts import Concept
+from efface.edit import Edit
+from efface.metrics import Seen, see
+from efface.models import load
+from efface.protocols import load as load_protocol
+from efface.samples import Samples, generate
+from efface.sensitivity import Moved, picture
+from efface.training import Run, provenance
+
+
+class Lab:
+    """Edits and pictures of a study, made where they are missing."""
+
+    def __init__(self, folder: Path, model: str = "emoji", progress: bool = True) -> None:
+        self.folder, self.progress = folder, progress
+        self.model, self.protocol = load(model), load_protocol(OBJECTS)
+        self.judge: Any = judge_for(self.model, self.protocol)
+        self.names: tuple[str, ...] = tuple(self.judge.concept_names)
+
+    def edit(self, method: Any, concepts: Sequence[Concept]) -> Edit:
+        """The edit that a method makes of these concepts; a killed training goes on."""
+        name = type(method).__name__.lower()
+        about = provenance(name, method, self.model, concepts)
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        folder = self.folder / f"{name}-{concepts[0].name.replace(' ', '-')}-{key}"
+        if (folder / "edit.safetensors").exists():
+            return Edit.load(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        edit: Edit = method.erase(self.model, concepts, Run(folder, progress=self.progress))
+        edit.save(folder / "edit.safetensors")
+        return edit
+
+    def samples(self, edit: Edit | None, names: Sequence[str], n: int) -> Samples:
+        """``n`` pictures of each concept; None: the unedited model's."""
+        where = unedited_folder(self.model, self.protocol)
+        if edit is not None:
+            where = self.folder / "pictures" / edit.digest
+        wanted = pictures(self.protocol, names, range(n))
+        return generate(self.model, wanted, where, edit, progress=self.progress)
+
+    def seen(self, edit: Edit | None, names: Sequence[str], n: int) -> Seen:
+        """What the judge sees in them."""
+        return see(self.samples(edit, names, n), self.judge)
+
+    def lost(self, edit: Edit, names: Sequence[str], n: int) -> Moved:
+        """The fall of the CLIP score at equal seeds."""
+        return picture(self.samples(None, names, n), self.samples(edit, names, n))
+
+    def about(self, edits: Sequence[Edit] = ()) -> dict[str, Any]:
+        """What a result depends on."""
+        return {
+            "model": f"{self.model.name} {self.model.base}",
+            "judge": f"{self.judge.version} {self.judge.sha256}",
+            "edits": [{"config": e.meta["config"], "cost": e.meta["cost"]} for e in edits],
+        }

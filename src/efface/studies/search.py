@@ -1,0 +1,167 @@
+"""Does Gumbel-Softmax find the concept that is harmed most? Against scoring every candidate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from efface.concepts import Concept
+from efface.edit import write
+from efface.figures import OTHER, OURS, QUIET, panels, svg
+from efface.latents import Latents
+from efface.methods import AP
+from efface.scores import Score, rate, resampled
+from efface.search import Exact, Gumbel, Search
+from efface.studies.lab import Lab
+from efface.training import Run, Student, Tuning, finetune
+
+SETTINGS: Mapping[str, Search] = {
+    "official": Search(
+        kind="gumbel", hard=True, tau=2.0, lr=1e-2, uniform_start=True, teacher_gradient=False
+    ),
+    "tuned": Search(kind="gumbel", hard=False, tau=0.5, lr=0.3),
+}
+
+
+class Watcher:
+    """Scores every candidate now and then, and notes how good the search's favourite is."""
+
+    def __init__(self, search: Gumbel, exact: Exact, every: int) -> None:
+        self.search, self.exact, self.every = search, exact, every
+        self.calls, self.rows = 0, list[dict[str, Any]]()
+
+    def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
+        """Look, at every ``every``-th update but the first."""
+        self.calls += 1
+        if self.calls % self.every:
+            return
+        scores = [self.exact.score(student, i) for i in range(self.exact.config.probes)]
+        harm = torch.stack(scores).mean(0)
+        logits = self.search.logits[0].detach()
+        one, most = int(logits.argmax()), int(harm.argmax())
+        self.rows.append(
+            {
+                "update": self.calls,
+                "favourite": self.exact.pools.words[one],
+                "true": self.exact.pools.words[most],
+                "right": one == most,
+                "regret": round(100 * (1 - float(harm[one] / harm[most])), 3),
+                "regret_of_random": round(100 * (1 - float(harm.mean() / harm[most])), 3),
+                "share": round(float(logits.softmax(0).max()), 5),
+            }
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: a study's training is not resumed halfway."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing."""
+
+
+def run(
+    lab: Lab,
+    sizes: tuple[int, ...] = (10, 30, 100, 300),
+    updates: int = 200,
+    every: int = 10,
+    probes: int = 8,
+    erased: str = "church",
+) -> dict[str, Any]:
+    """AP with Gumbel search over vocabularies of several sizes, watched by exhaustive search."""
+    rows = []
+    for name, config in SETTINGS.items():
+        for size in sizes:
+            path = lab.folder / f"search-{name}-{size}-{updates}-{every}-{probes}-{erased}.json"
+            if not path.exists():
+                row = {
+                    "settings": name,
+                    "size": size,
+                    **watched(lab, config, size, updates, every, probes, erased),
+                }
+                text = json.dumps(row)
+                lab.folder.mkdir(parents=True, exist_ok=True)
+                write(path, lambda p, t=text: p.write_text(t, encoding="utf8"))
+            rows.append(json.loads(path.read_text(encoding="utf8")))
+    return {**lab.about(), "erased": erased, "updates": updates, "probes": probes, "rows": rows}
+
+
+def watched(
+    lab: Lab, config: Search, size: int, updates: int, every: int, probes: int, erased: str
+) -> dict[str, Any]:
+    """One training; what the search found, and what both searches cost per update."""
+    tuning = Tuning(updates=updates, batch=4)
+    method = AP(
+        eta=1.0, search=config, pool_size=size, latents=Latents(trajectories=4), tuning=tuning
+    )
+    built = method.build(lab.model, [Concept(erased)], lab.progress)
+    search = built.search
+    assert isinstance(search, Gumbel)
+    exact = Exact(
+        built.candidates, replace(Search(), probes=probes), lab.model, built.source, tuning.seed + 1
+    )
+    watcher = Watcher(search, exact, every)
+    before = lab.model.counter.copy()
+    finetune(lab.model, built.loss, tuning, Run(progress=lab.progress), {}, [search, watcher])
+    spent = lab.model.counter.since(before)
+    looked = (updates // every) * probes * size
+    return {
+        "looks": watcher.rows,
+        "forward_per_update": round((spent.forward - looked) / updates, 2),
+        "exact_per_look": probes * size,
+    }
+
+
+def told(row: Mapping[str, Any]) -> dict[str, Score]:
+    """How often the favourite was the true one, and the regret of both, in percent."""
+    looks, of = row["looks"], torch.arange(len(row["looks"]))
+    return {
+        "right": rate([x["right"] for x in looks]),
+        "regret": resampled(torch.tensor([x["regret"] for x in looks]), of),
+        "random": resampled(torch.tensor([x["regret_of_random"] for x in looks]), of),
+    }
+
+
+def figure(found: Mapping[str, Any]) -> str:
+    """Regret over the size of the vocabulary, and over training for the largest."""
+    drawing, (left, right) = panels(10, 3.6, 2)
+    sizes = sorted({r["size"] for r in found["rows"]})
+    for name, colour in zip(SETTINGS, (OTHER, OURS), strict=True):
+        rows = {r["size"]: r for r in found["rows"] if r["settings"] == name}
+        s = [told(rows[k])["regret"] for k in sizes]
+        left.plot(sizes, [x.value for x in s], "o-", color=colour, label=f"Gumbel, {name}")
+        left.vlines(sizes, [x.low for x in s], [x.high for x in s], color=colour)
+        looks = rows[sizes[-1]]["looks"]
+        right.plot([x["update"] for x in looks], [x["regret"] for x in looks], color=colour)
+    rows = {r["size"]: r for r in found["rows"] if r["settings"] == "official"}
+    chance = [told(rows[k])["random"].value for k in sizes]
+    left.plot(sizes, chance, "--", color=QUIET, label="a random word")
+    left.set(xscale="log", xlabel="candidates K", ylabel="regret, % of the largest harm")
+    left.set_xticks(sizes, [str(k) for k in sizes])
+    left.legend(frameon=False)
+    right.set(xlabel="update", title=f"K = {sizes[-1]}", ylabel="regret, %")
+    return svg(drawing)
+
+
+def words(found: Mapping[str, Any]) -> str:
+    """The result in words."""
+    parts = []
+    for r in found["rows"]:
+        t = told(r)
+        parts.append(
+            f"K = {r['size']}, {r['settings']}: right in {t['right']} %, regret {t['regret']} % "
+            f"(a random word {t['random'].value:.1f})"
+        )
+    n = len(found["rows"][0]["looks"])
+    return (
+        f"{found['erased']} erased by AP with Gumbel search, {found['updates']} updates; at {n} of "
+        f"them every candidate was scored on {found['probes']} latents, and the search's favourite "
+        "compared: regret is how much less it is harmed than the worst. "
+        + "; ".join(parts)
+        + f". Such a scoring costs {found['rows'][-1]['exact_per_look']} evaluations for the "
+        "largest vocabulary."
+    )
