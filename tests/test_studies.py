@@ -1,5 +1,6 @@
 """The studies: their arithmetic, the committed results in the docs, and a small run of each."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,18 @@ from efface.cli import main
 from efface.concepts import Concept
 from efface.latents import Latents
 from efface.models import watched
-from efface.studies import STUDIES, Lab, relatives, search, similarity
+from efface.studies import (
+    STUDIES,
+    Lab,
+    anchors,
+    grid,
+    relatives,
+    search,
+    similarity,
+    tradeoff,
+    vocabulary_kind,
+    vocabulary_size,
+)
 from efface.training import Run, Tuning, finetune
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -63,6 +75,30 @@ def test_correlations_are_of_ranks_within_each_erased_concept():
     assert similarity.correlations({"erased": tables}, "harm: picture")["same"].value == (
         pytest.approx(1)
     )
+
+
+def test_scores_of_a_grid_are_those_of_its_rows():
+    def row(label, seed, gone, kept):
+        return {"label": label, "seed": seed, "gone": [gone, gone], "kept": [kept, kept]}
+
+    found = {
+        "erased": ["church"],
+        "others": ["castle", "wolf"],
+        "near": ["castle"],
+        "rows": [
+            row("a", 0, [0, 0], [1, 1, 1, 0]),
+            row("a", 1, [1, 0], [1, 1, 1, 1]),
+            row("b", 0, [0, 0], [0, 0, 1, 0]),
+            row("b", 1, [0, 0], [1, 0, 1, 1]),
+        ],
+    }
+    assert grid.labels(found) == ["a", "b"]
+    assert grid.score(found, "a", "gone").value == 75
+    assert grid.score(found, "a", "kept").value == 87.5
+    assert grid.score(found, "b", "near").value == 25
+    assert grid.difference(found, "a", "b").value == pytest.approx(100 * (7 - 4) / 8)
+    assert grid.difference(found, "a", "b", "near").value == pytest.approx(75)
+    assert grid.difference(found, "a", "b", "gone").value == pytest.approx(-25)
 
 
 def test_shared_tokens_is_the_jaccard_index(tiny):
@@ -122,11 +158,24 @@ def test_a_watcher_compares_the_favourite_with_the_worst(tiny, words):
         ("relatives", {"erased": ("church",), "updates": 2, "n": 1}),
         ("similarity", {"erased": ("church",), "updates": 2, "n": 1}),
         ("search", {"sizes": (5, 8), "updates": 4, "every": 2, "probes": 2}),
+        ("anchors", {"seeds": 1, "updates": 1}),
+        ("vocabulary-size", {"sizes": (4, 8), "updates": 1}),
+        ("vocabulary-kind", {"size": 5, "updates": 1}),
+        ("tradeoff", {"weights": (1,), "updates": (2,), "groups": ()}),
     ],
 )
-def test_a_small_run_of_each(name, options, tmp_path):
+def test_a_small_run_of_each(name, options, tmp_path, monkeypatch):
     lab, study = Lab(tmp_path, progress=False), STUDIES[name]
-    lab.names = lab.names[:24]
+    near = lab.protocol.near(["church", "wolf", "beer mug"])
+    lab.names = tuple(dict.fromkeys((*near, *lab.names[:4])))
+    monkeypatch.setattr(grid.run, "__defaults__", (("church", "wolf"), 2, 1))
+    for module in (anchors, vocabulary_size, vocabulary_kind, tradeoff):
+        small = dataclasses.replace(
+            module.BASE,
+            latents=Latents(ddim_steps=3, trajectories=2),
+            tuning=dataclasses.replace(module.BASE.tuning, updates=1),
+        )
+        monkeypatch.setattr(module, "BASE", small)
     found = json.loads(json.dumps(study.run(lab, **options)))
     assert len(study.words(found)) > 200
     assert "</svg>" in study.figure(found)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from efface.studies import relatives, search, similarity
+from efface.studies import (
+    anchors,
+    relatives,
+    search,
+    similarity,
+    tradeoff,
+    vocabulary_kind,
+    vocabulary_size,
+)
 from efface.studies.lab import Lab
 
 __all__ = ["STUDIES", "Lab", "Study"]
@@ -29,7 +37,11 @@ def _study(module: Any) -> Study:
 
 STUDIES: Mapping[str, Study] = {
     "relatives": _study(relatives),
+    "anchors": _study(anchors),
     "search": _study(search),
+    "vocabulary-size": _study(vocabulary_size),
+    "vocabulary-kind": _study(vocabulary_kind),
     "similarity": _study(similarity),
+    "tradeoff": _study(tradeoff),
 }
 """Every study by name."""

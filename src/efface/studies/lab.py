@@ -41,17 +41,17 @@ class Lab:
         edit.save(folder / "edit.safetensors")
         return edit
 
-    def samples(self, edit: Edit | None, names: Sequence[str], n: int) -> Samples:
-        """``n`` pictures of each concept; None: the unedited model's."""
+    def samples(self, edit: Edit | None, names: Sequence[str], n: int, first: int = 0) -> Samples:
+        """``n`` pictures of each concept, from seed ``first`` on; None: the unedited model's."""
         where = unedited_folder(self.model, self.protocol)
         if edit is not None:
             where = self.folder / "pictures" / edit.digest
-        wanted = pictures(self.protocol, names, range(n))
+        wanted = pictures(self.protocol, names, range(first, first + n))
         return generate(self.model, wanted, where, edit, progress=self.progress)
 
-    def seen(self, edit: Edit | None, names: Sequence[str], n: int) -> Seen:
+    def seen(self, edit: Edit | None, names: Sequence[str], n: int, first: int = 0) -> Seen:
         """What the judge sees in them."""
-        return see(self.samples(edit, names, n), self.judge)
+        return see(self.samples(edit, names, n, first), self.judge)
 
     def lost(self, edit: Edit, names: Sequence[str], n: int) -> Moved:
         """The fall of the CLIP score at equal seeds."""

@@ -1,0 +1,140 @@
+"""What several studies share: the same erasure with one thing varied, scored alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from efface.concepts import Concept
+from efface.figures import OTHER, OURS, panels, svg
+from efface.scores import Score, paired_difference, rate
+from efface.studies.lab import Lab
+
+ERASED = ("church", "wolf", "beer mug")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of what is varied."""
+
+    label: str
+    method: Any
+    pool: tuple[str, ...] = ()
+    """Words that may be preserved; empty: the method's own vocabulary."""
+
+
+def run(
+    lab: Lab,
+    choices: Callable[[int], Sequence[Choice]],
+    seeds: int,
+    erased: Sequence[str] = ERASED,
+    gone: int = 20,
+    kept: int = 1,
+) -> dict[str, Any]:
+    """Erase, and judge pictures, for every choice and seed.
+
+    Args:
+        choices: of a seed.
+        gone: pictures of each erased concept and seed.
+        kept: pictures of each other concept and seed.
+    """
+    rows, edits = [], []
+    others = [n for n in lab.names if n not in erased]
+    for seed in range(seeds):
+        for c in choices(seed):
+            method = replace(c.method, tuning=replace(c.method.tuning, seed=seed))
+            edit = lab.edit(method, [Concept(e, pool=c.pool) for e in erased])
+            sees = {
+                "gone": lab.seen(edit, erased, gone, gone * seed).packed(),
+                "kept": lab.seen(edit, others, kept, kept * seed).packed(),
+            }
+            rows.append({"label": c.label, "seed": seed, **sees, "cost": edit.meta["cost"]})
+            edits.append(edit)
+    return {
+        **lab.about(edits),
+        "erased": list(erased),
+        "others": others,
+        "near": list(lab.protocol.near(erased)),
+        "rows": rows,
+    }
+
+
+def labels(found: Mapping[str, Any]) -> list[str]:
+    """The choices in order."""
+    return list(dict.fromkeys(r["label"] for r in found["rows"]))
+
+
+def hits(found: Mapping[str, Any], label: str, kind: str, k: int = 1) -> tuple[Tensor, Tensor]:
+    """Hits of a choice over all seeds, and which concept each is of.
+
+    Args:
+        kind: gone, kept or near.
+    """
+    names = found["erased"] if kind == "gone" else found["others"]
+    flat: list[int] = []
+    which: list[int] = []
+    for r in sorted(found["rows"], key=lambda r: r["seed"]):
+        if r["label"] == label:
+            own = r["gone" if kind == "gone" else "kept"][0 if k == 1 else 1]
+            per = len(own) // len(names)
+            for i, name in enumerate(names):
+                if kind != "near" or name in found["near"]:
+                    flat += own[i * per : (i + 1) * per]
+                    which += [i] * per
+    return torch.tensor(flat, dtype=torch.bool), torch.tensor(which)
+
+
+def score(found: Mapping[str, Any], label: str, kind: str, k: int = 1) -> Score:
+    """ESR-k (``gone``) or PSR-k (``kept``, ``near``) of a choice."""
+    h, _ = hits(found, label, kind, k)
+    return rate(~h if kind == "gone" else h)
+
+
+def difference(found: Mapping[str, Any], a: str, b: str, kind: str = "kept") -> Score:
+    """PSR-1 (ESR-1 for ``gone``) of choice ``a`` minus that of ``b``, paired by picture."""
+    (x, which), (y, _) = (hits(found, label, kind) for label in (a, b))
+    return paired_difference(y, x, which) if kind == "gone" else paired_difference(x, y, which)
+
+
+def table(found: Mapping[str, Any], what: str) -> str:
+    """All choices, in Markdown."""
+    head = [what, "ESR-1", "ESR-5", "PSR-1", "PSR-1 of neighbours", "evaluations per run"]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for label in labels(found):
+        costs = [r["cost"] for r in found["rows"] if r["label"] == label]
+        spent = sum(c["forward"] + c["backward"] for c in costs) / len(costs)
+        cells = [
+            str(score(found, label, *kind))
+            for kind in (("gone", 1), ("gone", 5), ("kept", 1), ("near", 1))
+        ]
+        lines.append(f"| {' | '.join([label, *cells, f'{spent:,.0f}'])} |")
+    return "\n".join(lines)
+
+
+def figure(found: Mapping[str, Any]) -> str:
+    """ESR-1 and PSR-1 of every choice, with intervals."""
+    names = labels(found)
+    drawing, axes = panels(10, 0.35 * len(names) + 1.2, 2, sharey=True)
+    for ax, kind, colour in zip(axes, ("gone", "kept"), (OURS, OTHER), strict=True):
+        s = [score(found, n, kind) for n in names]
+        ax.plot([x.value for x in s], range(len(s)), "o", color=colour)
+        ax.hlines(range(len(s)), [x.low for x in s], [x.high for x in s], color=colour)
+        ax.set_xlabel("ESR-1, %" if kind == "gone" else "PSR-1, %")
+        ax.set_yticks(range(len(s)), names)
+    axes[0].invert_yaxis()
+    return svg(drawing)
+
+
+def intro(found: Mapping[str, Any]) -> str:
+    """What was done, in words."""
+    seeds = len({r["seed"] for r in found["rows"]})
+    return (
+        f"{', '.join(found['erased'])} erased at once, {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}; the judge looked at "
+        f"{len(found['rows'][0]['kept'][0])} pictures of {len(found['others'])} other concepts "
+        "for each seed."
+    )
