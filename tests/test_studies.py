@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS
+from conftest import WORDS, shaken
 
 from efface.cli import main
 from efface.concepts import Concept
@@ -17,6 +17,7 @@ from efface.studies import (
     Lab,
     anchors,
     grid,
+    order,
     relatives,
     search,
     similarity,
@@ -101,6 +102,23 @@ def test_scores_of_a_grid_are_those_of_its_rows():
     assert grid.difference(found, "a", "b", "gone").value == pytest.approx(-25)
 
 
+def test_an_edited_copy_is_another_model_and_counts_with_it(tiny):
+    weights = shaken(tiny)
+    other = order.edited(tiny, weights)
+    z, t, cond = (
+        tiny.noise(1, torch.Generator().manual_seed(0)),
+        torch.tensor([9]),
+        tiny.embed(["a"]),
+    )
+    before = tiny.counter.copy()
+    with torch.no_grad():
+        a, b = other.predict(z, t, cond), tiny.predict(z, t, cond, weights)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert tiny.counter.since(before).forward == 2
+    assert other.base.startswith(f"{tiny.base}+")
+    assert order.edited(tiny, {}) is tiny
+
+
 def test_shared_tokens_is_the_jaccard_index(tiny):
     found = similarity.shared(tiny, "red cow", ["red house", "red cow", "sun"])
     assert found.tolist() == pytest.approx([1 / 3, 1, 0])
@@ -161,6 +179,8 @@ def test_a_watcher_compares_the_favourite_with_the_worst(tiny, words):
         ("anchors", {"seeds": 1, "updates": 1}),
         ("vocabulary-size", {"sizes": (4, 8), "updates": 1}),
         ("vocabulary-kind", {"size": 5, "updates": 1}),
+        ("abstract", {"abstract": ("love",), "concrete": ("church",), "updates": 2, "latents": 2}),
+        ("order", {"erased": ("church", "wolf"), "updates": 1, "gone": 2}),
         ("tradeoff", {"weights": (1,), "updates": (2,), "groups": ()}),
     ],
 )
@@ -169,7 +189,7 @@ def test_a_small_run_of_each(name, options, tmp_path, monkeypatch):
     near = lab.protocol.near(["church", "wolf", "beer mug"])
     lab.names = tuple(dict.fromkeys((*near, *lab.names[:4])))
     monkeypatch.setattr(grid.run, "__defaults__", (("church", "wolf"), 2, 1))
-    for module in (anchors, vocabulary_size, vocabulary_kind, tradeoff):
+    for module in (anchors, order, vocabulary_size, vocabulary_kind, tradeoff):
         small = dataclasses.replace(
             module.BASE,
             latents=Latents(ddim_steps=3, trajectories=2),
@@ -181,7 +201,7 @@ def test_a_small_run_of_each(name, options, tmp_path, monkeypatch):
     assert "</svg>" in study.figure(found)
     counted = lab.model.counter.copy()
     again = study.run(lab, **options)
-    if name != "similarity":  # its proxies are made anew
+    if name not in ("similarity", "abstract", "order"):  # these look through the model again
         assert lab.model.counter == counted
         assert json.loads(json.dumps(again)) == found
 

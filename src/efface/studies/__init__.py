@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from efface.studies import (
+    abstract,
     anchors,
+    order,
     relatives,
     search,
     similarity,
@@ -42,6 +44,8 @@ STUDIES: Mapping[str, Study] = {
     "vocabulary-size": _study(vocabulary_size),
     "vocabulary-kind": _study(vocabulary_kind),
     "similarity": _study(similarity),
+    "abstract": _study(abstract),
+    "order": _study(order),
     "tradeoff": _study(tradeoff),
 }
 """Every study by name."""

@@ -12,7 +12,7 @@ from efface.benchmark import OBJECTS, judge_for, pictures, unedited_folder
 from efface.concepts import Concept
 from efface.edit import Edit
 from efface.metrics import Seen, see
-from efface.models import load
+from efface.models import DiffusionModel, load
 from efface.protocols import load as load_protocol
 from efface.samples import Samples, generate
 from efface.sensitivity import Moved, picture
@@ -28,16 +28,22 @@ class Lab:
         self.judge: Any = judge_for(self.model, self.protocol)
         self.names: tuple[str, ...] = tuple(self.judge.concept_names)
 
-    def edit(self, method: Any, concepts: Sequence[Concept]) -> Edit:
-        """The edit that a method makes of these concepts; a killed training goes on."""
-        name = type(method).__name__.lower()
-        about = provenance(name, method, self.model, concepts)
+    def edit(
+        self, method: Any, concepts: Sequence[Concept], model: DiffusionModel | None = None
+    ) -> Edit:
+        """The edit that a method makes of these concepts; a killed training goes on.
+
+        Args:
+            model: None: the lab's own.
+        """
+        name, model = type(method).__name__.lower(), model or self.model
+        about = provenance(name, method, model, concepts)
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         folder = self.folder / f"{name}-{concepts[0].name.replace(' ', '-')}-{key}"
         if (folder / "edit.safetensors").exists():
             return Edit.load(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        edit: Edit = method.erase(self.model, concepts, Run(folder, progress=self.progress))
+        edit: Edit = method.erase(model, concepts, Run(folder, progress=self.progress))
         edit.save(folder / "edit.safetensors")
         return edit
 

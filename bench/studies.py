@@ -1,0 +1,32 @@
+"""Write ``docs/studies.md`` from the committed results of ``efface study`` in ``docs/studies``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from efface.studies import STUDIES
+
+DOCS = Path(__file__).parents[1] / "docs"
+HEAD = """# Studies
+
+The paper's experiments and open questions, each one command (`efface study NAME`), on the shipped
+model. Every paragraph and figure is made from the JSON beside it; intervals are 95 %. What holds for
+312 drawn concepts need not hold for a large model.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for name, study in STUDIES.items():
+        path = DOCS / "studies" / f"{name}.json"
+        if path.exists():
+            found = json.loads(path.read_text())
+            parts.append(f"## {name}\n\n*{study.about}*\n\n{study.words(found)}\n")
+            parts.append(f"![{study.about}](studies/{name}.svg)\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    (DOCS / "studies.md").write_text(page())
