@@ -4,16 +4,18 @@ import struct
 
 import pytest
 import torch
-from conftest import CHURCH, QUIET, quick, same_weights, shaken, tiny_pipeline
-from diffusers import StableDiffusionPipeline
+from conftest import CHURCH, QUIET, SD14, quick, same_weights, shaken, tiny_pipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from efface import edit as edit_module
 from efface import training
-from efface.edit import Edit, merge, write
+from efface.edit import Edit, merge, merge_single, write
 from efface.errors import UserError
 from efface.methods import ESD, UCE
 from efface.models import load
+from efface.models.single_file import denoiser_key, vae_key
 from efface.training import Run
 
 
@@ -191,6 +193,71 @@ def test_a_merged_folder_opens_in_stock_diffusers(tiny, tmp_path):
     theirs = torch.stack(list(again.generate(["church"], [0], steps=tiny.steps)))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["merged"]
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+def test_a_single_file_opens_in_stock_diffusers(tokenizer, tmp_path, act):
+    pipe = tiny_pipeline(tokenizer)
+    if act == "gelu":  # Stable Diffusion 2.x: OpenCLIP's names
+        config = CLIPTextConfig(**{**pipe.text_encoder.config.to_dict(), "hidden_act": act})
+        pipe.text_encoder = CLIPTextModel(config)
+    pipe.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", device="cpu")
+    edit = Edit(shaken(model), {"base": model.base})
+    path = merge_single(model, edit, tmp_path / "one.safetensors")
+    stock = StableDiffusionPipeline.from_single_file(
+        path,
+        config=str(tmp_path / "model"),
+        local_files_only=True,
+        safety_checker=None,
+        feature_extractor=None,
+    )
+    own = {**model.denoiser.state_dict(), **edit.weights}
+    assert same_weights(stock.unet.state_dict(), own)
+    assert same_weights(stock.vae.state_dict(), model.vae.state_dict())
+    theirs, ours = stock.text_encoder.state_dict(), model.text_encoder.state_dict()
+    plain = {k.removeprefix("text_model."): w for k, w in theirs.items()}
+    assert same_weights(plain, {k.removeprefix("text_model."): w for k, w in ours.items()})
+    with pytest.raises(UserError, match="exists already"):
+        merge_single(model, edit, path)
+
+
+def test_single_file_names_are_those_of_the_published_checkpoints():
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SD14)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+        )
+    of_unet, of_vae = denoiser_key(unet.config), vae_key(4)
+    names = {of_unet(k) for k in unet.state_dict()} | {of_vae(k) for k in vae.state_dict()}
+    assert len(names) == len(unet.state_dict()) + len(vae.state_dict())
+    for name in (
+        "input_blocks.0.0.weight",
+        "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+        "input_blocks.3.0.op.weight",
+        "input_blocks.4.0.skip_connection.weight",
+        "input_blocks.11.0.out_layers.3.bias",
+        "middle_block.1.proj_in.weight",
+        "output_blocks.2.1.conv.weight",
+        "output_blocks.5.2.conv.weight",
+        "output_blocks.8.2.conv.weight",
+        "output_blocks.11.1.transformer_blocks.0.ff.net.0.proj.weight",
+        "time_embed.2.weight",
+        "out.2.weight",
+        "encoder.down.0.downsample.conv.weight",
+        "encoder.down.1.block.0.nin_shortcut.weight",
+        "encoder.mid.attn_1.proj_out.weight",
+        "decoder.up.3.upsample.conv.weight",
+        "decoder.up.0.block.2.conv2.weight",
+        "decoder.mid.block_2.norm1.weight",
+        "decoder.norm_out.weight",
+        "quant_conv.weight",
+    ):
+        assert name in names, name
 
 
 def test_merging_leaves_the_model_as_it_was(tiny, edit, tmp_path):

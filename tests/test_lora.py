@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from efface.cli import main
 from efface.edit import Edit
 from efface.errors import UserError
-from efface.lora import factorise, save
+from efface.lora import factorise, kohya, save
 from efface.methods import PRESETS, UCE
 
 
@@ -21,14 +21,15 @@ def moved(tiny, words):
     return dataclasses.replace(method, tuning=tuning).erase(tiny, [CHURCH], QUIET)
 
 
+@pytest.mark.parametrize("form", ["peft", "kohya"])
 def test_a_low_rank_edit_loads_exactly_in_a_stock_pipeline_and_unloads(
-    tiny, tiny_folder, words, tmp_path
+    tiny, tiny_folder, words, tmp_path, form
 ):
     pytest.importorskip("peft")
     edit = moved(tiny, words)
     lora = factorise(tiny, edit, 4)
     assert lora.error < 1e-5
-    save(lora, tmp_path / "church.safetensors")
+    save(lora, tmp_path / "church.safetensors", form)
     pipe = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
 
@@ -48,6 +49,17 @@ def test_a_low_rank_edit_loads_exactly_in_a_stock_pipeline_and_unloads(
     merged = picture()
     assert (merged - before).abs().max() > 1e-3
     torch.testing.assert_close(with_lora, merged, rtol=1e-3, atol=1e-4)
+
+
+def test_kohyas_names_carry_alpha_equal_to_the_rank(tiny, words):
+    tensors = factorise(tiny, moved(tiny, words), 4).tensors
+    found = kohya(tensors)
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    assert {f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"} <= set(found)
+    assert len(found) == len(tensors) * 3 // 2
+    for k in found:
+        if k.endswith(".alpha"):
+            assert found[k].item() == len(found[k.replace(".alpha", ".lora_down.weight")])
 
 
 def test_the_error_of_a_rank_is_what_the_singular_values_leave(tiny, words):
@@ -80,6 +92,8 @@ def test_the_command_refuses_a_poor_approximation(tiny_folder, words, tmp_path, 
     assert out.exists()
     assert main(["lora", str(run), str(out), "--rank", "1", "--allow-error", "1"]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert main(["lora", str(run), str(tmp_path / "b.safetensors"), "--form", "koya"]) == 2
+    assert "did you mean 'kohya'" in capsys.readouterr().err
 
 
 def test_a_rank_below_one_is_refused(tiny, words):

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.models import PICKLES, DiffusionModel, refuse_pickle, stored_dtype
+from efface.models import PICKLES, DiffusionModel, original, refuse_pickle, stored_dtype
 
 FORMAT = "efface-edit-1"
 
@@ -216,6 +216,29 @@ def write(path: Path, save: Any) -> None:
     finally:  # also when stopped from the keyboard
         if part.exists():  # not unlink(missing_ok): that raises below a file
             part.unlink()
+
+
+def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
+    """Write one file in the original layout with the edit in it, for A1111 and ComfyUI.
+
+    Args:
+        model: the base, Stable Diffusion 1.x or 2.x, opened from a folder.
+        out: a safetensors file that does not exist yet; stored in the base model's precision.
+
+    Raises:
+        UserError: ``out`` exists, cannot be written, or the edit is not of this model.
+    """
+    edit.check(model)
+    if out.exists():
+        raise UserError(f"{str(out)!r} exists already; name a file that does not.")
+    if model.folder is None:
+        raise UserError(f"{model.name!r} was not opened from a folder: nothing to merge into.")
+    dtype = stored_dtype(model.folder / "unet")
+    with edit.applied(model):
+        tensors = {k: w.to(dtype) for k, w in original(model).items()}
+    about = {"format": "pt", "efface": json.dumps(dict(edit.meta))}
+    write(out, lambda p: save_file(tensors, p, about))
+    return out
 
 
 def merge(model: DiffusionModel, edit: Edit, out: Path, card: str = "") -> Path:

@@ -1,7 +1,8 @@
-"""An edit as a LoRA file in peft's format, which stock diffusers loads."""
+"""An edit as a LoRA file, by peft's names or by kohya's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from efface.edit import Edit, write
-from efface.errors import UserError
+from efface.errors import UserError, pick
 from efface.models import DiffusionModel
 
 
@@ -53,12 +54,35 @@ def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
     return Lora(tensors, (lost / whole) ** 0.5 if whole else 0.0)
 
 
-def save(lora: Lora, path: Path) -> None:
+def kohya(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same factors by kohya's names, with alpha = rank, which all programs read alike."""
+    found = {}
+    for name, w in tensors.items():
+        module, _, side = name.removeprefix("unet.").removesuffix(".weight").rpartition(".")
+        own = f"lora_unet_{module.replace('.', '_')}"
+        found[f"{own}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = w
+        if side == "lora_A":
+            found[f"{own}.alpha"] = torch.tensor(float(len(w)))
+    return found
+
+
+FORMS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "peft": dict,
+    "kohya": kohya,
+}
+"""How a file names the factors."""
+
+
+def save(lora: Lora, path: Path, form: str = "peft") -> None:
     """Write a safetensors file, whole or not at all.
 
+    Args:
+        form: a key of :data:`FORMS`.
+
     Raises:
-        UserError: it exists, or cannot be written.
+        UserError: it exists, cannot be written, or an unknown form.
     """
+    tensors = pick(FORMS, form, "form")(lora.tensors)
     if path.exists():
         raise UserError(f"{str(path)!r} exists already; name a file that does not.")
-    write(path, lambda p: save_file(lora.tensors, p, {"format": "pt"}))
+    write(path, lambda p: save_file(tensors, p, {"format": "pt"}))

@@ -11,9 +11,9 @@ import tyro
 from efface.card import card
 from efface.commands.terminal import first_line, parsed, show
 from efface.concepts import parse
-from efface.edit import Edit, merge
-from efface.errors import UserError
-from efface.lora import factorise
+from efface.edit import Edit, merge, merge_single
+from efface.errors import UserError, pick
+from efface.lora import FORMS, factorise
 from efface.lora import save as save_lora
 from efface.methods import METHODS, PRESETS
 from efface.models import GROUPS, MODELS, load
@@ -119,7 +119,8 @@ class Merge:
     edit: tyro.conf.Positional[Path]
     """A run's folder or an edit file."""
     out: tyro.conf.Positional[Path]
-    """The diffusers folder to be written; must not exist."""
+    """The diffusers folder to be written, or, ending in ``.safetensors``, one file in the original
+    layout for A1111 and ComfyUI; must not exist."""
     model: str = ""
     """The base model; default: the one that the edit was made for."""
 
@@ -130,7 +131,11 @@ def merge_command(args: list[str]) -> int:
     edit = Edit.load(o.edit)
     scores = (o.edit if o.edit.is_dir() else o.edit.parent) / "scores.json"
     found = json.loads(scores.read_text(encoding="utf8")) if scores.exists() else None
-    print(merge(load(o.model or edit.meta["model"]), edit, o.out, card(edit, found)))
+    model = load(o.model or edit.meta["model"])
+    if o.out.suffix == ".safetensors":
+        print(merge_single(model, edit, o.out))
+    else:
+        print(merge(model, edit, o.out, card(edit, found)))
     return 0
 
 
@@ -144,6 +149,8 @@ class LoraOptions:
     """The safetensors file to be written; must not exist."""
     rank: int = 16
     """Rank of the LoRA: exact where the edit's changes have no higher one."""
+    form: str = "peft"
+    """Key names: peft (diffusers), or kohya (A1111, ComfyUI, diffusers)."""
     allow_error: float = 0.1
     """The largest part of the change that may be left out, 0 to 1."""
     model: str = ""
@@ -156,13 +163,14 @@ def lora(args: list[str]) -> int:
     """``efface lora EDIT OUT``."""
     o = parsed(LoraOptions, args, "efface lora")
     edit = Edit.load(o.edit)
+    pick(FORMS, o.form, "form")
     found = factorise(load(o.model or edit.meta["model"]), edit, o.rank)
     if found.error > o.allow_error:
         raise UserError(
             f"a LoRA of rank {o.rank} leaves out {found.error:.1%} of the edit's change: "
             f"give a higher --rank, or --allow-error {found.error:.2f} to write it all the same."
         )
-    save_lora(found, o.out)
+    save_lora(found, o.out, o.form)
     told = {"lora": str(o.out), "rank": o.rank, "left_out": round(found.error, 6)}
     print(json.dumps(told)) if o.json else show(
         [["left out of the change", f"{found.error:.2%}"]], ["LoRA", str(o.out)]

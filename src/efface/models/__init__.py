@@ -11,6 +11,7 @@ from efface.errors import UserError, pick
 from efface.models.attention import watched
 from efface.models.conditioning import Conditioning, mix, stack
 from efface.models.diffusion import Counter, DiffusionModel, Weights
+from efface.models.single_file import original
 from efface.models.stable_diffusion import (
     GROUPS,
     PICKLES,
@@ -33,6 +34,7 @@ __all__ = [
     "group_names",
     "load",
     "mix",
+    "original",
     "refuse_pickle",
     "stack",
     "stored_dtype",
