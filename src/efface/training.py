@@ -311,13 +311,22 @@ def provenance(
     }
 
 
-def make_edit(
-    weights: Mapping[str, Tensor], about: Mapping[str, Any], spent: Counter, began: float
-) -> Edit:
-    """An edit with its costs: counted evaluations, seconds since ``began`` (perf_counter)."""
-    cost = {
-        "forward": spent.forward,
-        "backward": spent.backward,
-        "seconds": round(perf_counter() - began, 2),
-    }
-    return Edit(weights, {**about, "cost": cost})
+class Making:
+    """An edit in the making: opened before the work, so that its costs are known at the end."""
+
+    def __init__(
+        self, method: str, config: Any, model: DiffusionModel, concepts: Sequence[Concept]
+    ) -> None:
+        self.about = provenance(method, config, model, concepts)
+        """What the edit will remember; also the fingerprint of its run."""
+        self.counter, self.before, self.began = model.counter, model.counter.copy(), perf_counter()
+
+    def edit(self, weights: Mapping[str, Tensor]) -> Edit:
+        """The edit with what it cost: counted evaluations, and seconds."""
+        spent = self.counter.since(self.before)
+        cost = {
+            "forward": spent.forward,
+            "backward": spent.backward,
+            "seconds": round(perf_counter() - self.began, 2),
+        }
+        return Edit(weights, {**self.about, "cost": cost})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from efface.errors import UserError
 from efface.latents import Batch, Latents, Words, draw_beside, source_of
 from efface.models import Conditioning, DiffusionModel, stack
 from efface.search import Gumbel, Pools, Random, Search, pools
-from efface.training import Run, Student, Tuning, finetune, make_edit, provenance
+from efface.training import Making, Run, Student, Tuning, finetune
 from efface.vocabulary import Vocabulary, load
 
 
@@ -63,13 +62,9 @@ class AGE:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Train an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
-        about, began, before = (
-            provenance("age", self, model, concepts),
-            perf_counter(),
-            model.counter.copy(),
-        )
+        making = Making("age", self, model, concepts)
         candidates = self.candidates(model, concepts)
-        about["candidates"] = {"words": len(candidates.words), "hash": candidates.digest}
+        making.about["candidates"] = {"words": len(candidates.words), "hash": candidates.digest}
         source = source_of(model, concepts, self.latents, self.tuning.seed, run.progress)
         kept = model.embed(self.keep) if self.keep else None
 
@@ -119,8 +114,8 @@ class AGE:
                 value = value + (student(b.z, b.t, cond) - still).square().mean()
             return value
 
-        weights = finetune(model, loss, self.tuning, run, about, [search])
-        return make_edit(weights, about, model.counter.since(before), began)
+        weights = finetune(model, loss, self.tuning, run, making.about, [search])
+        return making.edit(weights)
 
     def candidates(self, model: DiffusionModel, concepts: Sequence[Concept]) -> Pools:
         """The anchors that each concept may get."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from efface.latents import (
 )
 from efface.models import Conditioning, DiffusionModel, stack
 from efface.search import Exact, Gumbel, Objective, Pools, Random, Search, pools
-from efface.training import Loss, Run, Student, Tuning, finetune, make_edit, provenance
+from efface.training import Loss, Making, Run, Student, Tuning, finetune
 from efface.vocabulary import Vocabulary, load
 
 
@@ -84,16 +83,12 @@ class AP:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Train an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
-        about, began, before = (
-            provenance("ap", self, model, concepts),
-            perf_counter(),
-            model.counter.copy(),
-        )
+        making = Making("ap", self, model, concepts)
         built = self.build(model, concepts, run.progress)
         words = built.candidates
-        about["candidates"] = {"words": len(words.words), "hash": words.digest}
-        weights = finetune(model, built.loss, self.tuning, run, about, [built.search])
-        return make_edit(weights, about, model.counter.since(before), began)
+        making.about["candidates"] = {"words": len(words.words), "hash": words.digest}
+        weights = finetune(model, built.loss, self.tuning, run, making.about, [built.search])
+        return making.edit(weights)
 
     def build(self, model: DiffusionModel, concepts: Sequence[Concept], progress: bool) -> Built:
         """Candidates, latents, search, and the loss that ties them together."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from efface.edit import Edit
 from efface.errors import UserError
 from efface.latents import Latents, Pictures
 from efface.models import Conditioning, DiffusionModel, stack
-from efface.training import Run, Student, Tuning, finetune, make_edit, provenance
+from efface.training import Making, Run, Student, Tuning, finetune
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,7 @@ class CA:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Train an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
-        about, began, before = (
-            provenance("ca", self, model, concepts),
-            perf_counter(),
-            model.counter.copy(),
-        )
+        making = Making("ca", self, model, concepts)
         pictures = Pictures(
             model,
             [c.anchor for c in concepts],
@@ -97,5 +92,5 @@ class CA:
             harm = mse_loss(student(z, t, cond), model.predict(z, t, cond))
             return value + self.preserve * harm
 
-        weights = finetune(model, loss, self.tuning, run, about)
-        return make_edit(weights, about, model.counter.since(before), began)
+        weights = finetune(model, loss, self.tuning, run, making.about)
+        return making.edit(weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from efface.concepts import Concept, check_keep
 from efface.edit import Edit
 from efface.latents import Latents, source_of
 from efface.models import DiffusionModel
-from efface.training import Run, Student, Tuning, finetune, make_edit, provenance
+from efface.training import Making, Run, Student, Tuning, finetune
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,7 @@ class ESD:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Train an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
-        about, began, before = (
-            provenance("esd", self, model, concepts),
-            perf_counter(),
-            model.counter.copy(),
-        )
+        making = Making("esd", self, model, concepts)
         source = source_of(model, concepts, self.latents, self.tuning.seed, run.progress)
         kept = model.embed(self.keep) if self.keep else None
 
@@ -58,8 +53,8 @@ class ESD:
                 student(b.z, b.t, cond), model.predict(b.z, b.t, cond)
             )
 
-        weights = finetune(model, loss, self.tuning, run, about)
-        return make_edit(weights, about, model.counter.since(before), began)
+        weights = finetune(model, loss, self.tuning, run, making.about)
+        return making.edit(weights)
 
 
 PRESETS: dict[str, ESD] = {"lora": ESD(tuning=Tuning(rank=4))}

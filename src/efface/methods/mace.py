@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +16,7 @@ from efface.edit import Edit, write
 from efface.errors import UserError
 from efface.latents import Latents, Pictures
 from efface.models import Conditioning, DiffusionModel, text_maps, watched
-from efface.training import Run, Student, Tuning, finetune, make_edit, provenance
+from efface.training import Making, Run, Student, Tuning, finetune
 from efface.vocabulary import load
 
 
@@ -64,11 +63,7 @@ class MACE:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Make an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
-        about, began, before = (
-            provenance("mace", self, model, concepts),
-            perf_counter(),
-            model.counter.copy(),
-        )
+        making = Making("mace", self, model, concepts)
         prior = self.prior_rows(model, concepts)
         own = {n: w.detach().cpu().double() for n, w in model.parameters().items()}
         maps = text_maps(model.denoiser)
@@ -81,14 +76,14 @@ class MACE:
             if kept is not None and kept.exists():
                 parts.append(load_file(kept))
                 continue
-            parts.append(self.starve(model, c, refined, run, {**about, "part": i}))
+            parts.append(self.starve(model, c, refined, run, {**making.about, "part": i}))
             if kept is not None:
                 write(kept, lambda p, w=parts[-1]: save_file(w, p))
         weights = self.fuse(model, concepts, {n: own[n] for n in maps}, refined, parts, prior)
         for i in range(len(concepts)):
             if run.folder is not None:
                 (run.folder / f"part-{i}.safetensors").unlink(missing_ok=True)
-        return make_edit(weights, about, model.counter.since(before), began)
+        return making.edit(weights)
 
     def prior_rows(self, model: DiffusionModel, concepts: Sequence[Concept]) -> Tensor:
         """Text states (m, D) that should stay, the keep list's scaled up."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from efface.concepts import Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError, pick
 from efface.models import DiffusionModel, text_maps
-from efface.training import Run, make_edit, provenance
+from efface.training import Making, Run
 from efface.vocabulary import load
 
 MAPS = {"v": (".to_v.",), "k": (".to_k.",), "kv": (".to_k.", ".to_v.")}
@@ -63,11 +62,7 @@ class SPEED:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Solve for an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
-        about, began, before = (
-            provenance("speed", self, model, concepts),
-            perf_counter(),
-            model.counter.copy(),
-        )
+        making = Making("speed", self, model, concepts)
         c = text_vectors(model, [n for k in concepts for n in k.names])
         a = text_vectors(model, [k.anchor for k in concepts for _ in k.names])
         words = load(self.vocabulary, model).without(concepts, model.tokenizer).words
@@ -89,8 +84,8 @@ class SPEED:
                 "no direction is free of the preserved words: nothing can be erased; "
                 "raise null, or preserve fewer words."
             )
-        about["free_directions"] = ranks
-        return make_edit(found, about, model.counter.since(before), began)
+        making.about["free_directions"] = ranks
+        return making.edit(found)
 
     def influenced(self, w: Tensor, c: Tensor, a: Tensor, preserved: Tensor) -> Tensor:
         """The preserved vectors (m, D) that the plain erasure moves more than the mean, augmented.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +16,7 @@ from efface.errors import UserError
 from efface.latents import Latents, source_of
 from efface.lowrank import LowRank
 from efface.models import Conditioning, DiffusionModel, group_names, stack
-from efface.training import Run, Student, Tuning, finetune, make_edit, provenance
+from efface.training import Making, Run, Student, Tuning, finetune
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,7 @@ class SPM:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Train an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
-        about, began, before = (
-            provenance("spm", self, model, concepts),
-            perf_counter(),
-            model.counter.copy(),
-        )
+        making = Making("spm", self, model, concepts)
         own = model.parameters()
         base = {k: own[k].detach().float() for k in group_names(model.denoiser, self.tuning.group)}
         gates = []
@@ -66,7 +61,7 @@ class SPM:
             if kept is not None and kept.exists():
                 factors = load_file(kept)
             else:
-                factors = self.adapter(model, c, base, run, {**about, "part": i})
+                factors = self.adapter(model, c, base, run, {**making.about, "part": i})
                 if kept is not None:
                     write(kept, lambda p, w=factors: save_file(w, p))
             gates.append(Gate(c.names, factors))
@@ -77,7 +72,7 @@ class SPM:
         for i in range(len(concepts)):
             if run.folder is not None:
                 (run.folder / f"part-{i}.safetensors").unlink(missing_ok=True)
-        edit = make_edit(weights, about, model.counter.since(before), began)
+        edit = making.edit(weights)
         return Edit(edit.weights, edit.meta, tuple(gates)) if self.gated else edit
 
     def adapter(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 from efface.closed_form import ROWS, solve, text_vectors
 from efface.concepts import Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError, pick
 from efface.models import DiffusionModel, text_maps
-from efface.training import Run, make_edit, provenance
+from efface.training import Making, Run
 from efface.vocabulary import load
 
 
@@ -48,11 +47,7 @@ class UCE:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Solve for an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
-        about, began, before = (
-            provenance("uce", self, model, concepts),
-            perf_counter(),
-            model.counter.copy(),
-        )
+        making = Making("uce", self, model, concepts)
         names = [n for c in concepts for n in c.names]
         anchors = [c.anchor for c in concepts for _ in c.names]
         words = list(self.keep)
@@ -70,4 +65,4 @@ class UCE:
         )
         own = model.parameters()
         weights = {n: (own[n].cpu().double() @ q).float() for n in maps}
-        return make_edit(weights, about, model.counter.since(before), began)
+        return making.edit(weights)
