@@ -9,12 +9,13 @@ from conftest import CHURCH, DOG, QUIET, quick, same_weights
 import efface.methods.speed as speed_module
 from efface.edit import Edit
 from efface.errors import UserError
-from efface.latents import Bank, Latents, Pictures
+from efface.latents import Bank, Latents
 from efface.lowrank import LowRank
 from efface.methods import AGE, CA, MACE, PRESETS, SPEED, SPM
 from efface.methods.mace import refinement_rows, span_of
 from efface.methods.speed import change, fixed_vectors, null_space
 from efface.models import text_maps, watched
+from efface.pictures import Pictures
 from efface.samples import Wanted, draw
 from efface.search import Gumbel, Search
 

@@ -292,54 +292,6 @@ def draw_beside(
     return b, Words(cond, b.z[rows], b.t[rows], rows)
 
 
-class Pictures:
-    """Latents of finished pictures that the frozen model drew, noised anew for every draw.
-
-    They are taken before the autoencoder, which would only blur them.
-    """
-
-    def __init__(
-        self,
-        model: DiffusionModel,
-        prompts: Sequence[str],
-        n: int,
-        config: Latents,
-        seed: int,
-        progress: bool = True,
-    ) -> None:
-        self.model, g = model, torch.Generator().manual_seed(seed)
-        scheduler, span = model.ddim(config.ddim_steps), range(config.ddim_steps)
-        cond = model.embed(prompts)
-        parts = [
-            model.rollout(model.noise(n, g), cond[[i]].repeat(n), scheduler, span, config.cfg).cpu()
-            for i in tqdm(range(len(prompts)), desc="pictures", unit="prompt", disable=not progress)
-        ]
-        self.z0 = torch.cat(parts)
-        """(P·n, C, H, W), prompt by prompt."""
-        self.prompt = torch.arange(len(prompts)).repeat_interleave(n)
-        """Index of the prompt of each."""
-
-    def draw(
-        self, g: torch.Generator, batch: int, chance: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``batch`` noised pictures.
-
-        Args:
-            chance: weights of the timesteps, (T,); None: all alike.
-
-        Returns:
-            z (B, C, H, W), t (B,), and the index of each picture (B,) on the CPU.
-        """
-        row = torch.randint(0, len(self.z0), (batch,), generator=g)
-        if chance is None:
-            chance = torch.ones(len(self.model.alphas))
-        t = torch.multinomial(chance, batch, replacement=True, generator=g)
-        noise = torch.randn(self.z0[row].shape, generator=g)
-        a = self.model.alphas.cpu()[t].view(-1, 1, 1, 1)
-        z = a.sqrt() * self.z0[row] + (1 - a).sqrt() * noise
-        return z.to(self.model.device), t.to(self.model.device), row
-
-
 def source_of(
     model: DiffusionModel,
     concepts: Sequence[Concept],

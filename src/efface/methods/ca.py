@@ -12,8 +12,9 @@ from torch.nn.functional import mse_loss
 from efface.concepts import TEMPLATES, Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError
-from efface.latents import Latents, Pictures
+from efface.latents import Latents
 from efface.models import Conditioning, DiffusionModel, stack
+from efface.pictures import Pictures
 from efface.training import Making, Run, Student, Tuning, finetune
 
 

@@ -14,8 +14,9 @@ from efface.closed_form import solve, text_vectors
 from efface.concepts import TEMPLATES, Concept, check_keep
 from efface.edit import Edit, write
 from efface.errors import UserError
-from efface.latents import Latents, Pictures
+from efface.latents import Latents
 from efface.models import Conditioning, DiffusionModel, text_maps, watched
+from efface.pictures import Pictures
 from efface.training import Making, Run, Student, Tuning, finetune
 from efface.vocabulary import load
 

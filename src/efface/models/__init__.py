@@ -10,7 +10,8 @@ import torch
 from efface.errors import UserError, pick
 from efface.models.attention import watched
 from efface.models.conditioning import Conditioning, mix, stack
-from efface.models.diffusion import Counter, DiffusionModel, Weights
+from efface.models.counter import Counter
+from efface.models.diffusion import DiffusionModel, Weights
 from efface.models.single_file import original
 from efface.models.stable_diffusion import (
     GROUPS,

@@ -17,25 +17,10 @@ from tqdm import tqdm
 
 from efface.errors import UserError
 from efface.models.conditioning import Conditioning, stack
+from efface.models.counter import Counter
 
 Weights = Mapping[str, Tensor]
 """Parameter name -> tensor, laid over the frozen denoiser."""
-
-
-@dataclass
-class Counter:
-    """Evaluations of the denoiser, counted where they happen: a sample through it is one."""
-
-    forward: int = 0
-    backward: int = 0
-
-    def since(self, before: Counter) -> Counter:
-        """What has been counted after ``before``."""
-        return Counter(self.forward - before.forward, self.backward - before.backward)
-
-    def copy(self) -> Counter:
-        """The count as it stands."""
-        return Counter(self.forward, self.backward)
 
 
 @dataclass

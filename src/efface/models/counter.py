@@ -1,0 +1,21 @@
+"""What an erasure costs, in evaluations of the denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Counter:
+    """Evaluations of the denoiser, counted where they happen: a sample through it is one."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def since(self, before: Counter) -> Counter:
+        """What has been counted after ``before``."""
+        return Counter(self.forward - before.forward, self.backward - before.backward)
+
+    def copy(self) -> Counter:
+        """The count as it stands."""
+        return Counter(self.forward, self.backward)
