@@ -21,9 +21,10 @@ from efface.methods import AGE, AP, CA, ESD, MACE, PRESETS, SPEED, SPM, UCE
 from efface.metrics import esr, psr
 from efface.models import load
 from efface.protocols import load as load_protocol
+from efface.runs import Run
 from efface.scores import Score
 from efface.search import Search
-from efface.training import Run, Tuning
+from efface.training import Tuning
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "benchmark.md"

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from efface.concepts import Concept
 from efface.models import ASSETS, DiffusionModel, load
-from efface.training import Run
+from efface.runs import Run
 
 torch.set_num_threads(1)  # tiny models on a busy machine: many times faster
 

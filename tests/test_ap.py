@@ -14,8 +14,9 @@ from efface.latents import Bank, Batch, Latents, Rollouts, draw_beside
 from efface.methods import AGE, AP, ESD
 from efface.methods.ap import PRESETS, preset
 from efface.models import load, mix
+from efface.runs import Run
 from efface.search import Exact, Gumbel, Pools, Random, Search
-from efface.training import Run, Student
+from efface.training import Student
 from efface.vocabulary import Vocabulary, kmeans_1d
 from efface.vocabulary import load as load_vocabulary
 

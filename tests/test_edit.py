@@ -16,7 +16,7 @@ from efface.errors import UserError
 from efface.methods import ESD, UCE
 from efface.models import load
 from efface.models.single_file import denoiser_key, vae_key
-from efface.training import Run
+from efface.runs import Run
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from efface.concepts import Concept
 from efface.methods import AP, ESD, UCE
 from efface.metrics import Judge, esr, psr
 from efface.protocols import load as load_protocol
-from efface.training import Run, Tuning
+from efface.runs import Run
+from efface.training import Tuning
 from efface.vocabulary import shipped
 
 ERASED = "church"

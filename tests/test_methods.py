@@ -14,7 +14,7 @@ from efface.edit import Edit
 from efface.errors import UserError
 from efface.methods import METHODS, PRESETS
 from efface.models import GROUPS, group_names, load
-from efface.training import Run
+from efface.runs import Run
 
 CASES = {name: (name, method()) for name, method in METHODS.items()} | {
     f"{name} {preset}": (name, config)
@@ -323,3 +323,25 @@ def test_an_unknown_weight_group_is_refused_with_a_guess(tiny, words):
     method = dataclasses.replace(method, tuning=dataclasses.replace(method.tuning, group="xatn"))
     with pytest.raises(UserError, match="unknown weight group 'xatn'; did you mean 'xattn'"):
         method.erase(tiny, [CHURCH], QUIET)
+
+
+def test_parts_are_made_once_and_taken_back_by_their_own_run_alone(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"w": torch.full((2,), float(len(made)))}
+
+    run = Run(tmp_path, progress=False)
+    for _ in range(2):
+        assert run.part(0, {"seed": 1}, make)["w"].tolist() == [1, 1]
+    with pytest.raises(UserError, match="unfinished run with other settings"):
+        run.part(0, {"seed": 2}, make)
+    path = tmp_path / "part-0.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match="is damaged"):
+        run.part(0, {"seed": 1}, make)
+    run.forget(1)
+    assert not list(tmp_path.iterdir())
+    assert run.part(0, {"seed": 2}, make)["w"].tolist() == [2, 2]
+    assert Run().part(0, {}, make)["w"].tolist() == [3, 3]

@@ -12,7 +12,7 @@ from conftest import CHURCH, DOG, QUIET, quick
 
 from efface.methods import METHODS
 from efface.models import load
-from efface.training import Run
+from efface.runs import Run
 
 
 def method_of(name, words, accumulate):

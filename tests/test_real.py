@@ -10,7 +10,8 @@ import torch
 from efface.concepts import Concept
 from efface.methods import ESD
 from efface.models import group_names, load
-from efface.training import Run, Tuning
+from efface.runs import Run
+from efface.training import Tuning
 
 
 @pytest.mark.gpu

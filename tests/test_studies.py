@@ -12,6 +12,7 @@ from efface.cli import main
 from efface.concepts import Concept
 from efface.latents import Latents
 from efface.models import watched
+from efface.runs import Run
 from efface.studies import (
     STUDIES,
     Lab,
@@ -25,7 +26,7 @@ from efface.studies import (
     vocabulary_kind,
     vocabulary_size,
 )
-from efface.training import Run, Tuning, finetune
+from efface.training import Tuning, finetune
 
 DOCS = Path(__file__).parents[1] / "docs"
 DONE = sorted((DOCS / "studies").glob("*.json"))

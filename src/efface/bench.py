@@ -25,8 +25,9 @@ from efface.metrics import Seen, table
 from efface.models import DiffusionModel, load
 from efface.protocols import Protocol
 from efface.protocols import load as load_protocol
+from efface.runs import Run
 from efface.search import Search
-from efface.training import Run, Tuning
+from efface.training import Tuning
 
 UNEDITED = "unedited"
 

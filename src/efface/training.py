@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -22,6 +21,7 @@ from efface.errors import UserError
 from efface.lowrank import LowRank
 from efface.models import Conditioning, Counter, DiffusionModel, group_names
 from efface.processes import add_up, join
+from efface.runs import Run, foreign, opened
 
 ADAPTER_LR = 10.0
 """Default learning rate of low-rank adapters, in units of the weights'."""
@@ -60,18 +60,6 @@ class Tuning:
             raise UserError(
                 f"got {self.lr} for lr; a positive number is needed, or 0 for the model's default."
             )
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where a run keeps what it needs to go on after a kill, and who watches it."""
-
-    folder: Path | None = None
-    """Holds the checkpoint; None: nothing is kept."""
-    on_step: Callable[[int, dict[str, float]], None] | None = None
-    """Called after every update with (update, {"loss": …})."""
-    progress: bool = True
-    """Show a bar on stderr."""
 
 
 class Stateful(Protocol):
@@ -259,19 +247,9 @@ class Checkpoint:
         self.start = counter.copy()
         if self.path is None or not self.path.exists():
             return 0
-        try:
-            with safe_open(self.path, "pt") as f:
-                meta = f.metadata() or {}
-                tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, OSError) as e:
-            raise UserError(
-                f"the checkpoint {str(self.path)!r} is damaged ({e}); delete it to start afresh."
-            ) from None
+        tensors, meta = opened(self.path)
         if meta.get("run") != self.fingerprint:
-            raise UserError(
-                f"{str(self.path.parent)!r} holds an unfinished run with other settings; "
-                "give another --out, or delete it to start afresh."
-            )
+            raise foreign(self.path.parent)
         for k, w in self.weights.items():
             w.data.copy_(tensors[f"w/{k}"])
             end = f"/{k}"

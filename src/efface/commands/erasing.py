@@ -23,8 +23,9 @@ from efface.methods import METHODS, PRESETS
 from efface.models import DiffusionModel, load
 from efface.processes import join
 from efface.report import before_after
+from efface.runs import Run
 from efface.sensitivity import prediction
-from efface.training import Run, provenance
+from efface.training import provenance
 from efface.vocabulary import load as load_vocabulary
 
 

@@ -18,7 +18,7 @@ from efface.methods.speed import SPEED
 from efface.methods.spm import SPM
 from efface.methods.uce import UCE
 from efface.models import DiffusionModel
-from efface.training import Run
+from efface.runs import Run
 
 __all__ = [
     "AGE",

@@ -13,8 +13,9 @@ from efface.edit import Edit
 from efface.errors import UserError
 from efface.latents import Batch, Latents, Words, draw_beside, source_of
 from efface.models import Conditioning, DiffusionModel, stack
+from efface.runs import Run
 from efface.search import Gumbel, Pools, Random, Search, pools
-from efface.training import Making, Run, Student, Tuning, finetune
+from efface.training import Making, Student, Tuning, finetune
 from efface.vocabulary import Vocabulary, load
 
 

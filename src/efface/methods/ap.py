@@ -22,8 +22,9 @@ from efface.latents import (
     source_of,
 )
 from efface.models import Conditioning, DiffusionModel, stack
+from efface.runs import Run
 from efface.search import Exact, Gumbel, Objective, Pools, Random, Search, pools
-from efface.training import Loss, Making, Run, Student, Tuning, finetune
+from efface.training import Loss, Making, Student, Tuning, finetune
 from efface.vocabulary import Vocabulary, load
 
 

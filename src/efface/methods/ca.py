@@ -15,7 +15,8 @@ from efface.errors import UserError
 from efface.latents import Latents
 from efface.models import Conditioning, DiffusionModel, stack
 from efface.pictures import Pictures
-from efface.training import Making, Run, Student, Tuning, finetune
+from efface.runs import Run
+from efface.training import Making, Student, Tuning, finetune
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from efface.concepts import Concept, check_keep
 from efface.edit import Edit
 from efface.latents import Latents, source_of
 from efface.models import DiffusionModel
-from efface.training import Making, Run, Student, Tuning, finetune
+from efface.runs import Run
+from efface.training import Making, Student, Tuning, finetune
 
 
 @dataclass(frozen=True)

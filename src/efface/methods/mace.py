@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from efface.closed_form import solve, text_vectors
 from efface.concepts import TEMPLATES, Concept, check_keep
-from efface.edit import Edit, write
+from efface.edit import Edit
 from efface.errors import UserError
 from efface.latents import Latents
 from efface.models import Conditioning, DiffusionModel, text_maps, watched
 from efface.pictures import Pictures
-from efface.training import Making, Run, Student, Tuning, finetune
+from efface.runs import Run
+from efface.training import Making, Student, Tuning, finetune
 from efface.vocabulary import load
 
 
@@ -73,17 +74,10 @@ class MACE:
         refined = {n: own[n] @ q for n in maps}
         parts = []
         for i, c in enumerate(concepts):
-            kept = None if run.folder is None else run.folder / f"part-{i}.safetensors"
-            if kept is not None and kept.exists():
-                parts.append(load_file(kept))
-                continue
-            parts.append(self.starve(model, c, refined, run, {**making.about, "part": i}))
-            if kept is not None:
-                write(kept, lambda p, w=parts[-1]: save_file(w, p))
+            about = {**making.about, "part": i}
+            parts.append(run.part(i, about, partial(self.starve, model, c, refined, run, about)))
         weights = self.fuse(model, concepts, {n: own[n] for n in maps}, refined, parts, prior)
-        for i in range(len(concepts)):
-            if run.folder is not None:
-                (run.folder / f"part-{i}.safetensors").unlink(missing_ok=True)
+        run.forget(len(concepts))
         return making.edit(weights)
 
     def prior_rows(self, model: DiffusionModel, concepts: Sequence[Concept]) -> Tensor:

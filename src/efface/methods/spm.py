@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.concepts import Concept, check_keep
-from efface.edit import Edit, Gate, write
+from efface.edit import Edit, Gate
 from efface.errors import UserError
 from efface.latents import Latents, source_of
 from efface.lowrank import LowRank
 from efface.models import Conditioning, DiffusionModel, group_names, stack
-from efface.training import Making, Run, Student, Tuning, finetune
+from efface.runs import Run
+from efface.training import Making, Student, Tuning, finetune
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,14 @@ class SPM:
         base = {k: own[k].detach().float() for k in group_names(model.denoiser, self.tuning.group)}
         gates = []
         for i, c in enumerate(concepts):
-            kept = None if run.folder is None else run.folder / f"part-{i}.safetensors"
-            if kept is not None and kept.exists():
-                factors = load_file(kept)
-            else:
-                factors = self.adapter(model, c, base, run, {**making.about, "part": i})
-                if kept is not None:
-                    write(kept, lambda p, w=factors: save_file(w, p))
+            about = {**making.about, "part": i}
+            factors = run.part(i, about, partial(self.adapter, model, c, base, run, about))
             gates.append(Gate(c.names, factors))
         weights = {k: w.cpu().clone() for k, w in base.items() if w.ndim >= 2}
         for gate in gates:
             for k in weights:
                 weights[k] += gate.change(k).view_as(weights[k])
-        for i in range(len(concepts)):
-            if run.folder is not None:
-                (run.folder / f"part-{i}.safetensors").unlink(missing_ok=True)
+        run.forget(len(concepts))
         edit = making.edit(weights)
         return Edit(edit.weights, edit.meta, tuple(gates)) if self.gated else edit
 

@@ -10,7 +10,8 @@ from efface.concepts import Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError, pick
 from efface.models import DiffusionModel, text_maps
-from efface.training import Making, Run
+from efface.runs import Run
+from efface.training import Making
 from efface.vocabulary import load
 
 

@@ -14,9 +14,10 @@ from efface.edit import Edit
 from efface.metrics import Seen, see
 from efface.models import DiffusionModel, load
 from efface.protocols import load as load_protocol
+from efface.runs import Run
 from efface.samples import Samples, generate
 from efface.sensitivity import Moved, picture
-from efface.training import Run, provenance
+from efface.training import provenance
 
 
 class Lab:

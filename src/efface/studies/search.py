@@ -15,10 +15,11 @@ from efface.edit import write
 from efface.figures import OTHER, OURS, QUIET, panels, svg
 from efface.latents import Latents
 from efface.methods import AP
+from efface.runs import Run
 from efface.scores import Score, rate, resampled
 from efface.search import Exact, Gumbel, Search
 from efface.studies.lab import Lab
-from efface.training import Run, Student, Tuning, finetune
+from efface.training import Student, Tuning, finetune
 
 SETTINGS: Mapping[str, Search] = {
     "official": Search(
