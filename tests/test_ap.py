@@ -608,10 +608,11 @@ def test_exact_search_draws_every_word_by_its_share_of_all_harm(tiny):
         assert float((drawn[:, None] == mine).any(1).float().min()) == 1
 
 
-def test_exact_search_draws_any_word_while_nothing_is_harmed(tiny):
+@pytest.mark.parametrize("top", [0, 3])
+def test_exact_search_draws_any_word_while_nothing_is_harmed(tiny, top):
     pools = pools_of(tiny, [CHURCH])
     source = Bank(tiny, [CHURCH], Latents(ddim_steps=4, trajectories=2), 0)
-    search = Exact(pools, Search(top=0), tiny, source, 0)
+    search = Exact(pools, Search(top=top), tiny, source, 0)
     search.begin(Student(tiny, {}), 1, seeded())
     assert torch.equal(search.harm, torch.zeros(len(WORDS)))
     drawn = search.draw(torch.tensor([0]), 500, seeded(2)).chosen

@@ -208,6 +208,37 @@ def test_cells_of_different_settings_are_not_put_into_one_row(results):
 
 
 @pytest.mark.usefixtures("_known")
+def test_cells_of_different_judges_are_not_put_into_one_table(results):
+    path = results / "small-1-esd-0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"judge": "another"}))
+    with pytest.raises(UserError, match="differ in one of: protocol, base, judge"):
+        read(results, "small")
+
+
+@pytest.mark.usefixtures("_known")
+def test_what_no_picture_is_of_is_a_dash(results):
+    for path in results.iterdir():
+        row = json.loads(path.read_text())
+        row["hits"].pop("castle")  # the only neighbour
+        path.write_text(json.dumps(row))
+    assert "| – |" in markdown(results, "small").splitlines()[3]
+
+
+def test_bad_input_is_said_once_before_any_work(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    out = ("--out", str(tmp_path / "out"))
+    for args, message in (
+        (["--model", "nosuch", *out], "unknown model"),
+        (["--updates", "0", *out], "got 0 for updates"),
+        (["--out", str(tmp_path / "file")], "cannot make"),
+    ):
+        assert main(["bench", "emoji-objects", "--method", "esd", "--seeds", "1", *args]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("_known")
 def test_places_are_those_of_the_harmonic_mean(results):
     found = read(results, "small")
     place = ranking(found)

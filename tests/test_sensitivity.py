@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import CHURCH, WORDS, shaken
+from conftest import CHURCH, QUIET, WORDS, quick, shaken
 
 from efface.cli import main
 from efface.closed_form import text_vectors
 from efface.edit import Edit
 from efface.errors import UserError
-from efface.methods import UCE
+from efface.methods import SPM, UCE
 from efface.models import text_maps
 from efface.samples import Wanted, generate
 from efface.scores import rank_correlation, ranks
@@ -129,6 +129,19 @@ def test_the_size_of_a_product_either_way(rows):
 def test_closed_form_needs_weights_that_read_text(tiny):
     edit = edit_of(tiny, shaken(tiny, "selfattn"))
     with pytest.raises(UserError, match="changes no weight that reads the text"):
+        closed_form(tiny, edit, WORDS)
+
+
+def test_gates_are_opened_word_by_word(tiny, words):
+    edit = quick(SPM(), words).erase(tiny, [CHURCH], QUIET)
+    assert edit.gates
+    some = ["church", *WORDS[:2]]
+    found = prediction(tiny, edit, some, latents=2, progress=False)
+    for i, word in enumerate(some):
+        open_for_it = edit_of(tiny, edit.on(tiny, word))
+        alone = prediction(tiny, open_for_it, [word], latents=2, progress=False)
+        torch.testing.assert_close(found.draws[:, [i]], alone.draws, rtol=1e-3, atol=1e-9)
+    with pytest.raises(UserError, match="has gates"):
         closed_form(tiny, edit, WORDS)
 
 

@@ -71,7 +71,7 @@ LABELS = {
     UNEDITED: "unedited",
     "esd": "ESD",
     "esd-null": 'ESD, "" preserved',
-    "ap-random": "ESD, random pool words preserved",
+    "ap-random": "AP, random words instead of the search",
     "ap": "**AP, ours**",
     "ap-paper": "AP, the paper's formulas",
     "ap-official": "AP, as the authors' code",
@@ -268,8 +268,19 @@ def run_all(cells: Sequence[Cell], out: Path, work: Path, ray: str | None = None
 
     Returns:
         The cells that failed twice.
+
+    Raises:
+        UserError: a model, judge, protocol or setting or folder that cannot be.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    for cell in {(c.protocol, c.model): c for c in cells}.values():
+        Opened(cell)  # what cannot be opened is said once, before any work
+    for cell in cells:
+        cell.config()
+    for folder in (out, work):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise UserError(f"cannot make {str(folder)!r}: {e.strerror}.") from None
     if ray is not None:
         return on_ray(cells, out, work, ray)
     failed = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from efface.bench import LABELS, UNEDITED
+from efface.errors import UserError
 from efface.scores import Score
 from efface.sensitivity import Moved
 from efface.tables import read, score
@@ -60,6 +61,8 @@ class Mark(NamedTuple):
 def marks(out: Path, protocol: str) -> list[Mark]:
     """Every method's ESR-1, and its PSR-1 as percent of the unedited model's."""
     found = read(out, protocol)
+    if UNEDITED not in found:
+        raise UserError(f"no cell of the unedited model in {str(out)!r}: run it with the others.")
     whole = score(found[UNEDITED], "preserved", 1, protocol).value / 100
     result = []
     for name, rows in found.items():

@@ -29,7 +29,8 @@ class Search:
     """``exact``: score every candidate on shared latents. ``gumbel``: the paper's relaxed search by
     gradient ascent (arXiv:2410.15618, section 3.3). ``random``: any candidate, the control."""
     refresh: int = 30
-    """exact: updates between two scorings."""
+    """exact: updates between two scorings; the first, before anything is harmed, finds nothing, so
+    that until the second any candidate is drawn."""
     probes: int = 3
     """exact: latents that candidates are scored on, one a scoring, in turn."""
     memory: float = 0.5
@@ -182,6 +183,8 @@ class Exact(Random):
         self.calls += 1
 
     def _odds(self, harm: Tensor) -> Tensor:
+        if not harm.any():  # as long as nothing is harmed, any candidate
+            return torch.ones_like(harm)
         if not self.config.top:
             return harm + harm.max() * 1e-6 + torch.finfo(harm.dtype).tiny
         worst = harm.topk(min(self.config.top, len(harm))).indices

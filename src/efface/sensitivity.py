@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ class Moved:
         """A word's harm, with an interval over the draws."""
         return resampled(self.draws[:, word], torch.arange(len(self.draws)))
 
+    @property
+    def few(self) -> bool:
+        """Whether the draws are too few for an interval: it would be their range at most."""
+        return len(self.draws) < 4
+
     def stability(self) -> Score | None:
         """Rank correlation of the words between the two halves of the draws; None: one draw."""
         if len(self.draws) < 2:
@@ -81,7 +87,8 @@ def prediction(
 ) -> Moved:
     """How much the predicted noise changed: 100 ‖ε' - ε‖² / ‖ε‖² on latents that all words share.
 
-    Each latent is a step of an unconditional trajectory of its own of the base model; the steps
+    An edit with gates is looked at word by word, with its gates as each opens them. A latent is
+    a step of an unconditional trajectory of its own of the base model; the steps
     are spread evenly over the noise levels.
 
     Args:
@@ -91,6 +98,7 @@ def prediction(
     Source: the instrument of arXiv:2410.15618, section 3.2, with several latents instead of one.
     """
     weights, scheduler, steps = edit.on(model), model.ddim(20), 20
+    batch = 1 if edit.gates else batch
     kept: dict[int, Tensor] = {}
     model.rollout(
         model.noise(latents, torch.Generator().manual_seed(seed)),
@@ -101,14 +109,15 @@ def prediction(
         visit=lambda i, z, e0, e1: kept.update({i: z}),
     )
     at = [(k * steps + steps // 2) // latents for k in range(latents)]
-    rows = model.embed(words)
     batch = batch or max(8, 8192 // (model.latent_shape[1] * model.latent_shape[2]))
     draws = torch.zeros(latents, len(words))
     bar = tqdm(total=latents * len(words), desc="prediction", unit="word", disable=not progress)
-    for k, step in enumerate(at):
-        for i in range(0, len(words), batch):
-            cond = rows[slice(i, i + batch)]
-            n = len(cond)
+    for i in range(0, len(words), batch):
+        cond = model.embed(words[i : i + batch])
+        n = len(cond)
+        if edit.gates:
+            weights = edit.on(model, words[i])
+        for k, step in enumerate(at):
             z, t = kept[step][k].expand(n, -1, -1, -1), scheduler.timesteps[step].expand(n)
             before, after = model.predict(z, t, cond), model.predict(z, t, cond, weights)
             far = (after - before).square().sum((1, 2, 3)) / before.square().sum((1, 2, 3))
@@ -135,8 +144,13 @@ def closed_form(
         cache: folder where the text states of long lists are kept.
 
     Raises:
-        UserError: the edit changes no weight that reads the text.
+        UserError: the edit changes no weight that reads the text, or has gates.
     """
+    if edit.gates:
+        raise UserError(
+            "this edit has gates that each prompt opens in its own way, which the closed form does "
+            "not see: use the instrument 'prediction' or 'picture'."
+        )
     maps = [n for n in text_maps(model.denoiser) if n in edit.weights]
     if not maps:
         raise UserError(
@@ -210,9 +224,10 @@ def text_states(
     for some, rows in parts:
         states[torch.tensor(some, device=model.device)] = rows
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = {"states": states.cpu().contiguous()}
-        write(path, lambda p: save_file(kept, p))
+        with suppress(OSError, UserError):  # a cache only
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, lambda p: save_file(kept, p))
     return states
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from efface.protocols import load
 from efface.scores import Score, paired_difference, rate
 
 Row = Mapping[str, Any]
+COMMON = ("protocol", "base", "judge", "sampler")
+"""What all cells of a table share."""
 
 
 def read(out: Path, protocol: str) -> dict[str, list[Row]]:
@@ -24,10 +26,18 @@ def read(out: Path, protocol: str) -> dict[str, list[Row]]:
     Raises:
         UserError: none are there.
     """
+    name = load(protocol).name
+    stem = Path(protocol).stem
     rows: list[Row] = [
-        json.loads(p.read_text(encoding="utf8")) for p in sorted(out.glob(f"{protocol}-*.json"))
+        json.loads(p.read_text(encoding="utf8")) for p in sorted(out.glob(f"{stem}-*.json"))
     ]
-    rows = [r for r in rows if r["protocol"].split()[0] == protocol]
+    rows = [r for r in rows if r["protocol"].split()[0] == name]
+    common = {json.dumps([r.get(k) for k in COMMON]) for r in rows}
+    if len(common) > 1:
+        raise UserError(
+            f"the cells in {str(out)!r} differ in one of: {', '.join(COMMON)}; "
+            "run the benchmark again, which makes the old ones anew."
+        )
     if not rows:
         raise UserError(f"no result of the protocol {protocol!r} in {str(out)!r}.")
     found = {m: [r for r in rows if r["method"] == m] for m in LABELS}
@@ -41,11 +51,11 @@ def read(out: Path, protocol: str) -> dict[str, list[Row]]:
 
 
 def settings(row: Row) -> str:
-    """A cell's method settings but for the seed, and what its pictures were made and judged by."""
+    """A cell's method settings but for the seed."""
     config = dict(row.get("config") or {})
     if "tuning" in config:
         config["tuning"] = {**config["tuning"], "seed": None}
-    return json.dumps([config, *(row.get(k) for k in ("base", "judge", "sampler"))], sort_keys=True)
+    return json.dumps(config, sort_keys=True)
 
 
 class Hits:
@@ -106,12 +116,12 @@ def harmonic(rows: Sequence[Row], base: Sequence[Row], protocol: str) -> float:
 def ranking(found: Mapping[str, Sequence[Row]], draws: int = 500) -> dict[str, Score]:
     """Each method's place by harmonic mean of ESR-1 and PSR-1 (1 is best), with a 95 % interval.
 
-    The bootstrap draws whole concepts, the same ones for all methods.
+    On the first split, which all have. The bootstrap draws whole concepts, the same ones for all methods.
     """
     cells = [r for n, rows in found.items() if n != UNEDITED for r in rows]
     if not cells:
         return {}
-    split, erased = min((r["split"], tuple(r["erased"])) for r in cells)  # places are of one split
+    split, erased = min((r["split"], tuple(r["erased"])) for r in cells)
     names = list(dict.fromkeys(r["method"] for r in cells if r["split"] == split))
     rates: dict[str, tuple[Tensor, Tensor]] = {}
     for n in names:
@@ -173,7 +183,7 @@ def markdown(out: Path, protocol: str) -> str:
             ("neighbours", 1),
         ):
             whole = concepts == "erased" and name == UNEDITED
-            row.append("–" if whole else str(score(rows, concepts, k, protocol)))
+            row.append("–" if whole else said(score, rows, concepts, k, protocol))
         row.append(f"{harmonic(rows, base, protocol):.1f}" if base and name != UNEDITED else "–")
         row.append(place_of(place[name]) if name in place else "–")
         lines.append(f"| {' | '.join([*row, *costs(rows)])} |")
@@ -189,11 +199,19 @@ def markdown(out: Path, protocol: str) -> str:
         for name, rows in found.items():
             if name not in ("ap", UNEDITED):
                 far = [
-                    str(difference(ours, rows, 1, protocol, c))
+                    said(difference, ours, rows, 1, protocol, c)
                     for c in ("erased", "preserved", "neighbours")
                 ]
                 lines.append(f"| {' | '.join([LABELS[name], *far])} |")
     return "\n".join(lines)
+
+
+def said(ask: Callable[..., Score], *args: Any) -> str:
+    """A score in words; a dash where no picture has one."""
+    try:
+        return str(ask(*args))
+    except ValueError:
+        return "–"
 
 
 def place_of(s: Score) -> str:

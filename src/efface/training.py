@@ -223,7 +223,7 @@ class Checkpoint:
         self.path = None if folder is None else folder / self.NAME
         self.fingerprint = json.dumps(fingerprint, sort_keys=True)
         self.weights, self.adam, self.stateful = weights, adam, stateful
-        self.start = Counter()
+        self.start, self.began = Counter(), perf_counter()
 
     def save(self, update: int, spent: Counter) -> None:
         """Keep the state after ``update`` updates, and what they cost."""
@@ -238,6 +238,7 @@ class Checkpoint:
         cost = {
             "forward": spent.forward - self.start.forward,
             "backward": spent.backward - self.start.backward,
+            "seconds": round(spent.seconds - self.start.seconds + perf_counter() - self.began, 2),
         }
         meta = {"update": str(update), "run": self.fingerprint, "cost": json.dumps(cost)}
         write(self.path, lambda p: save_file(tensors, p, meta))
@@ -265,6 +266,7 @@ class Checkpoint:
         cost = json.loads(meta["cost"])
         counter.forward += cost["forward"]
         counter.backward += cost["backward"]
+        counter.seconds += cost["seconds"]
         return int(meta["update"])
 
     def done(self) -> None:
@@ -305,6 +307,6 @@ class Making:
         cost = {
             "forward": spent.forward,
             "backward": spent.backward,
-            "seconds": round(perf_counter() - self.began, 2),
+            "seconds": round(spent.seconds + perf_counter() - self.began, 2),
         }
         return Edit(weights, {**self.about, "cost": cost})

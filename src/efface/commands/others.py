@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -168,7 +169,8 @@ def lora(args: list[str]) -> int:
     if found.error > o.allow_error:
         raise UserError(
             f"a LoRA of rank {o.rank} leaves out {found.error:.1%} of the edit's change: "
-            f"give a higher --rank, or --allow-error {found.error:.2f} to write it all the same."
+            f"give a higher --rank, or --allow-error {math.ceil(100 * found.error) / 100:g} to "
+            "write it all the same."
         )
     save_lora(found, o.out, o.form)
     told = {"lora": str(o.out), "rank": o.rank, "left_out": round(found.error, 6)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from efface.concepts import Concept, parse
 from efface.edit import Edit, write
 from efface.errors import UserError, pick
 from efface.figures import sensitivity as figure
-from efface.models import DiffusionModel, load
+from efface.models import DiffusionModel, load, text_maps
 from efface.protocols import load as load_protocol
 from efface.samples import generate
 from efface.sensitivity import (
@@ -34,6 +35,9 @@ from efface.sensitivity import (
 )
 from efface.vocabulary import Vocabulary
 from efface.vocabulary import load as load_vocabulary
+
+MANY = 2000
+"""Words above which nobody waits for the prediction instrument unasked."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,13 @@ class Sensitivity:
     """The edit that stands for the real one before it exists: closed-form, or steps."""
     instrument: tuple[str, ...] = ()
     """prediction, closed-form or picture (again for more); the first one ranks. Default:
-    prediction, and closed-form where the edit allows it."""
+    prediction and closed-form where the edit allows it; for thousands of words closed-form
+    alone."""
     vocabulary: str = "auto"
     """Which words: auto, names, tags, tokens, or the path of a word list."""
-    latents: int = 4
+    latents: int = 8
     """prediction: latents that all words share."""
-    pictures: int = 2
+    pictures: int = 4
     """picture: pictures of each word, before and after."""
     clip: str = ""
     """picture: a CLIP by path or hub id; default: the shipped tiny one, for emoji."""
@@ -84,7 +89,9 @@ def sensitivity(args: list[str]) -> int:
         raise UserError(
             f"the vocabulary ({words.source}) holds {len(words)} other words; 3 or more."
         )
-    found = [looked(name, o, model, edit, words) for name in instruments(o, model, edit)]
+    found = [
+        looked(name, o, model, edit, words) for name in instruments(o, model, edit, len(words))
+    ]
     told = summary(o, edit, concepts, found)
     out = o.out or (Path(o.run) if Path(o.run).is_dir() and o.run else None)
     if out is not None:
@@ -123,12 +130,13 @@ def opened(o: Sensitivity) -> tuple[DiffusionModel, Edit, list[Concept]]:
     return model, pick(PROXIES, o.proxy, "proxy")().erase(model, concepts), concepts
 
 
-def instruments(o: Sensitivity, model: DiffusionModel, edit: Edit) -> Sequence[str]:
+def instruments(o: Sensitivity, model: DiffusionModel, edit: Edit, words: int) -> Sequence[str]:
     """Those asked for; else the two that need no pictures, where they apply."""
     if o.instrument:
         return tuple(dict.fromkeys(o.instrument))
-    reads = any(".attn2." in n for n in edit.weights)
-    return ("prediction", "closed-form") if reads else ("prediction",)
+    if edit.gates or not any(n in edit.weights for n in text_maps(model.denoiser)):
+        return ("prediction",)
+    return ("closed-form",) if words > MANY else ("prediction", "closed-form")
 
 
 def looked(
@@ -198,11 +206,17 @@ def tell(found: Sequence[Moved], told: dict[str, Any], top: int) -> None:
     """Table and words on stdout."""
     first, rest = found[0], found[1:]
     place = [{m.words[w]: k for k, w in enumerate(m.order(), 1)} for m in rest]
+    plain = first.few  # too few draws for an interval
+
+    def harm(i: int) -> str:
+        return f"{float(first.harm[i]):.2f}" if plain else first.score(i).said(2)
+
     rows = [
-        [str(k), first.words[i], first.score(i).said(2), *(str(p[first.words[i]]) for p in place)]
+        [str(k), first.words[i], harm(i), *(str(p[first.words[i]]) for p in place)]
         for k, i in enumerate(first.order()[:top], 1)
     ]
-    show(rows, ["rank", "word", f"{first.unit} [95 %]", *(f"rank by {m.instrument}" for m in rest)])
+    unit = first.unit if plain else f"{first.unit} [95 %]"
+    show(rows, ["rank", "word", unit, *(f"rank by {m.instrument}" for m in rest)])
     print()
     for m in found:
         stable = m.stability()
@@ -211,5 +225,6 @@ def tell(found: Sequence[Moved], told: dict[str, Any], top: int) -> None:
     for names, s in told["agreement"].items():
         print(f"agreement {names}: {s['value']:.2f} [{s['low']:.2f}, {s['high']:.2f}]")
     when = "will be" if told["before_the_edit"] else "is"
-    flags = " ".join(f"--keep {json.dumps(w) if ' ' in w else w}" for w in told["keep"])
-    print(f"Harmed most {when}: {', '.join(told['keep'])}. To protect them: {flags}")
+    flags = " ".join(f"--keep {shlex.quote(w)}" for w in told["keep"])
+    if told["keep"]:
+        print(f"Harmed most {when}: {', '.join(told['keep'])}. To protect them: {flags}")

@@ -11,11 +11,17 @@ class Counter:
 
     forward: int = 0
     backward: int = 0
+    seconds: float = 0.0
+    """What earlier processes of a resumed run took."""
 
     def since(self, before: Counter) -> Counter:
         """What has been counted after ``before``."""
-        return Counter(self.forward - before.forward, self.backward - before.backward)
+        return Counter(
+            self.forward - before.forward,
+            self.backward - before.backward,
+            self.seconds - before.seconds,
+        )
 
     def copy(self) -> Counter:
         """The count as it stands."""
-        return Counter(self.forward, self.backward)
+        return Counter(self.forward, self.backward, self.seconds)

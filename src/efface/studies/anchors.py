@@ -33,13 +33,14 @@ def run(
     def choices(seed: int) -> list[grid.Choice]:
         g = torch.Generator().manual_seed(seed)
         some = others[int(torch.randint(0, len(others), (), generator=g))]
+        worst = replace(base, search=replace(BASE.search, top=1, refresh=10))
         return [
             grid.Choice("nothing", replace(base, preserve=0.0)),
             grid.Choice("the null prompt", replace(base, exclude_erased=False), ("",)),
             grid.Choice("a neutral word", base, ("a picture",)),
             grid.Choice("one random word", base, (some,)),
             grid.Choice("the most similar words", base, nearest),
-            grid.Choice("the most harmed word", replace(base, search=replace(BASE.search, top=1))),
+            grid.Choice("the most harmed word", worst),
             grid.Choice("any word", base),
             grid.Choice("any, by its share of harm", replace(base, search=BASE.search)),
         ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from efface.benchmark import OBJECTS, judge_for, pictures, unedited_folder
 from efface.concepts import Concept
 from efface.edit import Edit
+from efface.errors import UserError
 from efface.metrics import Seen, see
 from efface.models import DiffusionModel, load
 from efface.protocols import load as load_protocol
@@ -38,15 +39,26 @@ class Lab:
             model: None: the lab's own.
         """
         name, model = type(method).__name__.lower(), model or self.model
-        about = provenance(name, method, model, concepts)
-        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-        folder = self.folder / f"{name}-{concepts[0].name.replace(' ', '-')}-{key}"
+        folder = self.place(name, provenance(name, method, model, concepts))
         if (folder / "edit.safetensors").exists():
             return Edit.load(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         edit: Edit = method.erase(model, concepts, Run(folder, progress=self.progress))
         edit.save(folder / "edit.safetensors")
         return edit
+
+    def place(self, name: str, about: Mapping[str, Any]) -> Path:
+        """A folder for what depends on ``about`` alone, made where it is missing.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        folder = self.folder / f"{name}-{key}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise UserError(f"cannot make {str(folder)!r}: {e.strerror}.") from None
+        return folder
 
     def samples(self, edit: Edit | None, names: Sequence[str], n: int, first: int = 0) -> Samples:
         """``n`` pictures of each concept, from seed ``first`` on; None: the unedited model's."""

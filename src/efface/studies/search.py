@@ -19,7 +19,7 @@ from efface.runs import Run
 from efface.scores import Score, rate, resampled
 from efface.search import Exact, Gumbel, Search
 from efface.studies.lab import Lab
-from efface.training import Student, Tuning, finetune
+from efface.training import Student, Tuning, finetune, provenance
 
 SETTINGS: Mapping[str, Search] = {
     "official": Search(
@@ -77,28 +77,27 @@ def run(
     rows = []
     for name, config in SETTINGS.items():
         for size in sizes:
-            path = lab.folder / f"search-{name}-{size}-{updates}-{every}-{probes}-{erased}.json"
+            tuning = Tuning(updates=updates, batch=4)
+            method = AP(
+                eta=1.0,
+                search=config,
+                pool_size=size,
+                latents=Latents(trajectories=4),
+                tuning=tuning,
+            )
+            about = provenance("ap", method, lab.model, [Concept(erased)])
+            path = lab.place("search", {**about, "every": every, "probes": probes}) / "looks.json"
             if not path.exists():
-                row = {
-                    "settings": name,
-                    "size": size,
-                    **watched(lab, config, size, updates, every, probes, erased),
-                }
-                text = json.dumps(row)
-                lab.folder.mkdir(parents=True, exist_ok=True)
+                row = watched(lab, method, erased, every, probes)
+                text = json.dumps({"settings": name, "size": size, **row})
                 write(path, lambda p, t=text: p.write_text(t, encoding="utf8"))
             rows.append(json.loads(path.read_text(encoding="utf8")))
     return {**lab.about(), "erased": erased, "updates": updates, "probes": probes, "rows": rows}
 
 
-def watched(
-    lab: Lab, config: Search, size: int, updates: int, every: int, probes: int, erased: str
-) -> dict[str, Any]:
+def watched(lab: Lab, method: AP, erased: str, every: int, probes: int) -> dict[str, Any]:
     """One training; what the search found, and what both searches cost per update."""
-    tuning = Tuning(updates=updates, batch=4)
-    method = AP(
-        eta=1.0, search=config, pool_size=size, latents=Latents(trajectories=4), tuning=tuning
-    )
+    tuning, size = method.tuning, method.pool_size
     built = method.build(lab.model, [Concept(erased)], lab.progress)
     search = built.search
     assert isinstance(search, Gumbel)
@@ -109,10 +108,10 @@ def watched(
     before = lab.model.counter.copy()
     finetune(lab.model, built.loss, tuning, Run(progress=lab.progress), {}, [search, watcher])
     spent = lab.model.counter.since(before)
-    looked = (updates // every) * probes * size
+    looked = (tuning.updates // every) * probes * size
     return {
         "looks": watcher.rows,
-        "forward_per_update": round((spent.forward - looked) / updates, 2),
+        "forward_per_update": round((spent.forward - looked) / tuning.updates, 2),
         "exact_per_look": probes * size,
     }
 

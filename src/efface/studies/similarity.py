@@ -37,7 +37,7 @@ def run(
         edit = lab.edit(ESD(tuning=Tuning(updates=updates)), [Concept(name)])
         edits.append(edit)
         others = [w for w in lab.names if w != name]
-        proxies = {k: make().erase(lab.model, [Concept(name)]) for k, make in PROXIES.items()}
+        proxies = {k: lab.edit(make(), [Concept(name)]) for k, make in PROXIES.items()}
         signed = cosines(lab.model, [name], others)[0]
         told = {
             "harm: picture": lab.lost(edit, others, n).harm,
@@ -48,7 +48,7 @@ def run(
             "picture features": seen_alike(lab, name, others, n),
             "attention overlap": overlap(lab.model, name, others),
             "closed form, of a UCE edit": closed_form(
-                lab.model, UCE().erase(lab.model, [Concept(name)]), others, progress=False
+                lab.model, lab.edit(UCE(), [Concept(name)]), others, progress=False
             ).harm,
             **{
                 f"prediction, of {k}": prediction(lab.model, p, others, 4, progress=False).harm
