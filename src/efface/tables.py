@@ -116,7 +116,8 @@ def harmonic(rows: Sequence[Row], base: Sequence[Row], protocol: str) -> float:
 def ranking(found: Mapping[str, Sequence[Row]], draws: int = 500) -> dict[str, Score]:
     """Each method's place by harmonic mean of ESR-1 and PSR-1 (1 is best), with a 95 % interval.
 
-    On the first split, which all have. The bootstrap draws whole concepts, the same ones for all methods.
+    On the first split, which all have. The bootstrap draws whole concepts, the same ones for all
+    methods.
     """
     cells = [r for n, rows in found.items() if n != UNEDITED for r in rows]
     if not cells:
