@@ -135,7 +135,7 @@ def closed_form(
     cache: Path | None = None,
     progress: bool = True,
 ) -> Moved:
-    """How much what the layers read of a word changed: 100 |ΔW e| / |W e|, without the denoiser.
+    """How much what the layers read of a word changed: 100 ``|ΔW e| / |W e|``, without the denoiser.
 
     A draw is a cross-attention layer, its keys and values together; e is the text state of the
     word's last token.
@@ -176,7 +176,7 @@ def closed_form(
 
 
 def _size(w: Tensor, e: Tensor) -> Tensor:
-    """|W e| for many e, (K,), by eᵀ(WᵀW)e where that is the smaller product."""
+    """``|W e|`` for many e, (K,), by eᵀ(WᵀW)e where that is the smaller product."""
     if w.shape[0] <= w.shape[1]:
         return torch.cat([(part @ w.T).norm(dim=1) for part in e.split(8192)])
     gram = w.T @ w
