@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from efface.concepts import Concept
 from efface.edit import Edit
 from efface.methods import UCE
-from efface.models import DiffusionModel, load, text_maps
+from efface.models import DiffusionModel, StableDiffusion, load
 from efface.sensitivity import closed_form, prediction, text_states
 
 HERE = Path(__file__).parent
@@ -49,14 +49,23 @@ def large(tokenizer: object) -> DiffusionModel:
     torch.manual_seed(0)
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD14)
-    for name in ("conv_in.weight", *text_maps(unet)):
+    for name in ("conv_in.weight", *StableDiffusion.text_maps(unet)):
         module, _, leaf = name.rpartition(".")
         shape = unet.get_submodule(module)._parameters[leaf].shape
         own = nn.Parameter(torch.randn(shape) / shape[-1] ** 0.5, requires_grad=False)
         unet.get_submodule(module)._parameters[leaf] = own
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     return DiffusionModel(
-        "sd14-size", tokenizer, CLIPTextModel(TEXT), unet, nn.Identity(), scheduler, "random"
+        "sd14-size",
+        StableDiffusion(),
+        {
+            "tokenizer": tokenizer,
+            "text_encoder": CLIPTextModel(TEXT),
+            "unet": unet,
+            "vae": load("emoji").vae,
+            "scheduler": scheduler,
+        },
+        "random",
     )
 
 
@@ -66,9 +75,7 @@ def ranked() -> dict[str, float | int]:
     model = large(small.tokenizer)
     own = model.parameters()
     g = torch.Generator().manual_seed(0)
-    weights = {
-        n: own[n] + 0.01 * torch.randn(own[n].shape, generator=g) for n in text_maps(model.denoiser)
-    }
+    weights = {n: own[n] + 0.01 * torch.randn(own[n].shape, generator=g) for n in model.text_maps()}
     edit = Edit(weights, {"base": "random"})
     vocabulary = model.tokenizer.get_vocab()
     words = [model.tokenizer.decode([i]) for i in sorted(vocabulary.values())]

@@ -66,12 +66,10 @@ def quick(method, words, updates=2):
 
 def shaken(model, group="xattn", by=0.2, seed=0):
     """Weights of a group, moved at random: what a training may come to."""
-    from efface.models import group_names
-
     g, own = torch.Generator().manual_seed(seed), model.parameters()
     return {
         k: own[k] + by * own[k].std() * torch.randn(own[k].shape, generator=g)
-        for k in group_names(model.denoiser, group)
+        for k in model.group(group)
     }
 
 

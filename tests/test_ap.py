@@ -21,6 +21,11 @@ from efface.vocabulary import Vocabulary, kmeans_1d
 from efface.vocabulary import load as load_vocabulary
 
 
+def ratio(abar):
+    """What an error of the noise is as one of the clean latent."""
+    return float((1 - abar) / abar)
+
+
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -28,18 +33,27 @@ def seeded(seed=0):
 # -- where the latents come from ---------------------------------------------------------------
 
 
+def stock_ddim(model, steps):
+    """diffusers' DDIM of a model's noise schedule, in the setting of the authors of ESD and AP."""
+    own = {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+    config = {**model.scheduler.config, **own, "timestep_spacing": "leading"}
+    scheduler = DDIMScheduler.from_config(config)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
 @pytest.mark.parametrize("steps", [50, 7])
 def test_our_ddim_step_is_that_of_diffusers(tiny, steps):
-    scheduler, g = tiny.ddim(steps), seeded()
-    for t in scheduler.timesteps:
+    ours, stock, g = tiny.schedule(steps), stock_ddim(tiny, steps), seeded()
+    assert torch.equal(ours.timesteps, stock.timesteps)
+    for i, t in enumerate(stock.timesteps):
         z, eps = (torch.randn(2, 4, 4, 4, generator=g) for _ in range(2))
-        slow = scheduler.step(eps, t, z, eta=0.0).prev_sample
-        mine = tiny._ddim_step(z, eps, int(t), scheduler)
-        torch.testing.assert_close(mine, slow, rtol=1e-5, atol=1e-5)
+        slow = stock.step(eps, t, z, eta=0.0).prev_sample
+        torch.testing.assert_close(ours.step(z, eps, i), slow, rtol=1e-5, atol=1e-5)
 
 
 def test_a_rollout_is_that_of_diffusers_with_guidance(tiny):
-    scheduler, cond = tiny.ddim(6), tiny.embed(["church", "dog"])
+    scheduler, cond = stock_ddim(tiny, 6), tiny.embed(["church", "dog"])
     null, weights = tiny.embed(["", ""]), shaken(tiny)
     start = tiny.noise(2, seeded())
     for w in (None, weights):
@@ -47,14 +61,14 @@ def test_a_rollout_is_that_of_diffusers_with_guidance(tiny):
         for t in scheduler.timesteps[1:5]:
             e0, e1 = (tiny.predict(z, t.expand(2), c, w) for c in (null, cond))
             z = scheduler.step(e0 + 3.0 * (e1 - e0), t, z).prev_sample
-        mine = tiny.rollout(start, cond, scheduler, range(1, 5), 3.0, w)
+        mine = tiny.rollout(start, cond, tiny.schedule(6), range(1, 5), 3.0, w)
         torch.testing.assert_close(mine, z, rtol=1e-5, atol=1e-5)
 
 
 def test_official_stopping_points(tiny):
     """k of 50: 50 - k steps, at most 49, the first timestep skipped; t up to 19 above 20k."""
     source = Rollouts(tiny, [CHURCH], Latents("student", ddim_steps=50, aligned=False))
-    times = source.scheduler.timesteps.tolist()
+    times = source.schedule.timesteps.tolist()
     assert times == list(range(981, 0, -20))
     offsets, steps = {}, {}
     for seed in range(1500):
@@ -63,7 +77,7 @@ def test_official_stopping_points(tiny):
         offsets.setdefault(k, set()).add(draw.t - 20 * k)
         steps[k] = len(draw.span)
         assert draw.span == range(1, 1 + min(50 - k, 49))
-        assert draw.abar == float(tiny.alphas[20 * k + 1])
+        assert draw.weight == ratio(tiny.process.alphas[20 * k + 1])
         assert times[draw.span[0]] == 961
         reached = times[draw.span[-1]] - 20  # of the latent that comes out
         if k >= 2:
@@ -84,8 +98,8 @@ def test_aligned_stopping_points(tiny):
         k = len(draw.span)
         seen.add(k)
         assert draw.span == range(k)
-        assert draw.t == source.scheduler.timesteps[k]
-        assert draw.abar == float(tiny.alphas[draw.t])
+        assert draw.t == source.schedule.timesteps[k]
+        assert draw.weight == ratio(tiny.process.alphas[draw.t])
     assert seen == set(range(50))
 
 
@@ -106,14 +120,14 @@ def test_predictions_that_come_with_the_latents_are_the_models_own(tiny, source)
         for got, prompt in ((b.e_concept, name), (b.e_anchor, anchors[name])):
             slow = tiny.predict(z, t, tiny.embed([prompt]))
             torch.testing.assert_close(got[[i]], slow, rtol=1e-4, atol=1e-5)
-        assert float(b.abar[i]) == pytest.approx(float(tiny.alphas[b.t[i]]))
+        assert float(b.weight[i]) == pytest.approx(ratio(tiny.process.alphas[b.t[i]]))
 
 
 def test_the_bank_holds_whole_trajectories_from_pure_noise(tiny):
     bank = Bank(tiny, [CHURCH], Latents(ddim_steps=5, trajectories=2), seed=4)
     noise = tiny.noise(2, seeded(4))
     assert torch.equal(bank.z[:, 0], noise)
-    last = tiny.rollout(noise, tiny.embed(["church"] * 2), tiny.ddim(5), range(4), 3.0)
+    last = tiny.rollout(noise, tiny.embed(["church"] * 2), tiny.schedule(5), range(4), 3.0)
     torch.testing.assert_close(bank.z[:, 4], last, rtol=1e-5, atol=1e-5)
 
 
@@ -125,7 +139,7 @@ def test_the_students_latents_come_from_the_student(tiny):
     seed = next(s for s in range(50) if student.begin(seeded(s), 2)[1].span)
     _, how = student.begin(seeded(seed), 2)
     b = student.draw(seeded(seed), 2, weights)
-    slow = tiny.rollout(how.noise, b.concept, tiny.ddim(4), how.span, 3.0, weights)
+    slow = tiny.rollout(how.noise, b.concept, tiny.schedule(4), how.span, 3.0, weights)
     assert torch.equal(b.z, slow)
     assert not torch.allclose(frozen.draw(seeded(seed), 2, weights).z, slow, atol=1e-4)
 
@@ -174,7 +188,7 @@ def test_words_on_latents_of_their_own_come_from_the_batchs_noise(tiny):
     b, beside = draw_beside(source, seeded(seed), 2, weights, lambda which: words, own=True)
     apart = [how.noise[0], how.noise[1], how.noise[0]]
     for i, noise in enumerate(apart):
-        slow = tiny.rollout(noise[None], words[[i]], tiny.ddim(4), how.span, 3.0, weights)
+        slow = tiny.rollout(noise[None], words[[i]], tiny.schedule(4), how.span, 3.0, weights)
         torch.testing.assert_close(beside.z[[i]], slow, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(b.z, source.draw(seeded(seed), 2, weights).z, rtol=1e-4, atol=1e-5)
     assert beside.rows.tolist() == [0, 1, 0]
@@ -193,7 +207,7 @@ def test_comparing_pictures_is_comparing_noise_times_the_weight():
     x0 = [(z - (1 - a).sqrt() * eps) / a.sqrt() for eps in (one, two)]
     pictures = (x0[0] - x0[1]).square().mean((1, 2, 3))
     noise = (one - two).square().mean((1, 2, 3))
-    batch = Batch(z, None, None, None, None, None, abar)
+    batch = Batch(z, None, None, None, None, None, (1 - abar) / abar)
     weight = AP(x0_weighting=True)._weighting(batch)
     torch.testing.assert_close(weight * noise, pictures, rtol=1e-10, atol=0)
     assert torch.equal(AP()._weighting(batch), torch.ones(50, dtype=torch.float64))
@@ -275,7 +289,7 @@ def test_official_updates_equal_the_pseudo_code(tiny, words):
     logits = torch.full((1, size), 1.0 / size, requires_grad=True)
     opt = torch.optim.Adam(trained.values(), lr=lr)
     opt_pi = torch.optim.Adam([logits], lr=1e-2)
-    scheduler, alphas = tiny.ddim(steps), tiny.scheduler.alphas_cumprod
+    scheduler, alphas = stock_ddim(tiny, steps), tiny.scheduler.alphas_cumprod
     null, concept = tiny.embed([""]).states, tiny.embed(["church"]).states
 
     def eps(net, z, t, c):

@@ -14,7 +14,7 @@ from efface.lowrank import LowRank
 from efface.methods import AGE, CA, MACE, PRESETS, SPEED, SPM
 from efface.methods.mace import refinement_rows, span_of
 from efface.methods.speed import change, fixed_vectors, null_space
-from efface.models import text_maps, watched
+from efface.models import watched
 from efface.pictures import Pictures
 from efface.samples import Wanted, draw
 from efface.search import Gumbel, Search
@@ -72,11 +72,11 @@ def test_pictures_are_noised_to_their_timestep(tiny):
     pictures = Pictures(tiny, ["church", "dog"], 3, Latents(ddim_steps=2), 0, progress=False)
     assert pictures.z0.shape == (6, *tiny.latent_shape)
     assert pictures.prompt.tolist() == [0, 0, 0, 1, 1, 1]
-    only = torch.zeros(len(tiny.alphas))
+    only = torch.zeros(len(tiny.process.alphas))
     only[500] = 1
     z, t, row = pictures.draw(seeded(), 2000, only)
     assert (t == 500).all()
-    a = tiny.alphas[500]
+    a = tiny.process.alphas[500]
     noise = (z - a.sqrt() * pictures.z0[row]) / (1 - a).sqrt()
     assert noise.mean().abs() < 0.02
     assert noise.std() == pytest.approx(1, abs=0.02)
@@ -178,7 +178,7 @@ def test_what_is_watched_is_the_attention_that_the_layer_computes(tiny):
     done, values = [], []
     hooks = [m.register_forward_hook(lambda m, _, out: done.append((m, out))) for m in layers]
     hooks += [m.to_v.register_forward_hook(lambda _, __, out: values.append(out)) for m in layers]
-    with watched(tiny.denoiser) as seen:
+    with watched(tiny) as seen:
         tiny.predict(z, t, cond)
     for hook in hooks:
         hook.remove()
@@ -188,7 +188,7 @@ def test_what_is_watched_is_the_attention_that_the_layer_computes(tiny):
         heads = v.unflatten(2, (layer.heads, -1)).transpose(1, 2)
         again = (attention @ heads).transpose(1, 2).flatten(2)
         torch.testing.assert_close(layer.to_out[0](again), out, rtol=1e-4, atol=1e-5)
-    with watched(tiny.denoiser) as seen:
+    with watched(tiny) as seen:
         pass
     tiny.predict(z, t, cond)
     assert not seen  # nothing is left behind
@@ -209,7 +209,7 @@ def test_refinement_pairs_the_words_behind_the_concept(tiny):
 
 def test_fusion_is_the_least_squares_solution(tiny, words):
     method = quick(MACE(), words)
-    maps = text_maps(tiny.denoiser)
+    maps = tiny.text_maps()
     own = {n: tiny.parameters()[n].double() for n in maps}
     g = seeded(2)
     refined, one, two = (
@@ -247,7 +247,7 @@ def test_the_concept_is_looked_at_less(tiny, words):
     z, t, cond = tiny.noise(8, seeded()), torch.full((8,), 300), tiny.embed(["church"] * 8)
 
     def looked(weights):
-        with watched(tiny.denoiser) as seen, torch.no_grad():
+        with watched(tiny) as seen, torch.no_grad():
             tiny.predict(z, t, cond, weights)
         return float(torch.stack([a[..., where].mean() for a in seen]).mean())
 

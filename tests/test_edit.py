@@ -215,7 +215,7 @@ def test_a_single_file_opens_in_stock_diffusers(tokenizer, tmp_path, act):
     own = {**model.denoiser.state_dict(), **edit.weights}
     assert same_weights(stock.unet.state_dict(), own)
     assert same_weights(stock.vae.state_dict(), model.vae.state_dict())
-    theirs, ours = stock.text_encoder.state_dict(), model.text_encoder.state_dict()
+    theirs, ours = stock.text_encoder.state_dict(), model.parts["text_encoder"].state_dict()
     plain = {k.removeprefix("text_model."): w for k, w in theirs.items()}
     assert same_weights(plain, {k.removeprefix("text_model."): w for k, w in ours.items()})
     with pytest.raises(UserError, match="exists already"):

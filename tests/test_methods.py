@@ -13,7 +13,7 @@ from efface.concepts import Concept
 from efface.edit import Edit
 from efface.errors import UserError
 from efface.methods import METHODS, PRESETS
-from efface.models import GROUPS, group_names, load
+from efface.models import StableDiffusion, load
 from efface.runs import Run
 
 CASES = {name: (name, method()) for name, method in METHODS.items()} | {
@@ -91,7 +91,7 @@ def test_the_base_model_is_left_alone(made):
 def chosen(method, denoiser):
     """The weights that a method says it changes."""
     tuning = getattr(method, "tuning", None)
-    names = group_names(denoiser, tuning.group if tuning else "kv")
+    names = StableDiffusion.group(denoiser, tuning.group if tuning else "kv")
     if tuning and tuning.rank:
         own = dict(denoiser.named_parameters())
         return {n for n in names if own[n].ndim >= 2}
@@ -163,12 +163,12 @@ def test_defaults_survive_json(name):
         assert rebuilt(METHODS[name], plain(method)) == method
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", StableDiffusion.groups)
 def test_every_weight_group_can_be_trained(tiny, words, group):
     method = quick(METHODS["esd"](), words, updates=2)
     method = dataclasses.replace(method, tuning=dataclasses.replace(method.tuning, group=group))
     edit = method.erase(tiny, [CHURCH], QUIET)
-    assert set(edit.weights) == set(group_names(tiny.denoiser, group))
+    assert set(edit.weights) == set(tiny.group(group))
 
 
 # -- killed and started again ------------------------------------------------------------------

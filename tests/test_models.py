@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from efface.errors import UserError
 from efface.methods import ESD
-from efface.models import GROUPS, Conditioning, group_names, load, mix, stack, text_maps
+from efface.models import Conditioning, StableDiffusion, load, mix, stack
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -210,7 +210,7 @@ def test_a_hub_model_that_cannot_be_fetched_is_one_line(monkeypatch, tmp_path):
 
 def test_weight_groups_of_a_small_unet(tiny):
     named = list(tiny.parameters())
-    groups = {g: set(group_names(tiny.denoiser, g)) for g in GROUPS}
+    groups = {g: set(tiny.group(g)) for g in StableDiffusion.groups}
     assert groups["full"] == set(named)
     assert groups["xattn"] == {n for n in named if ".attn2." in n}
     assert groups["selfattn"] == {n for n in named if ".attn1." in n}
@@ -220,7 +220,7 @@ def test_weight_groups_of_a_small_unet(tiny):
     assert {n.partition(".")[0] for n in left} == {"conv_norm_out", "conv_out", "time_embedding"}
     assert any("time_emb_proj" in n for n in groups["noxattn"])
     assert all(groups.values())
-    assert set(text_maps(tiny.denoiser)) == groups["kv"]
+    assert set(tiny.text_maps()) == groups["kv"]
     own = tiny.parameters()
     assert all(own[n].shape[1] == 16 for n in groups["kv"])
 
@@ -229,16 +229,19 @@ def test_weight_groups_of_stable_diffusion_14_have_the_known_sizes():
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD14)
     own = dict(unet.named_parameters())
-    size = {g: sum(own[n].numel() for n in group_names(unet, g)) for g in GROUPS}
+    size = {
+        g: sum(own[n].numel() for n in StableDiffusion.group(unet, g))
+        for g in StableDiffusion.groups
+    }
     assert size["full"] == 859_520_964
     assert size["xattn"] == 43_962_560
     assert size["noxattn"] == 813_495_680
-    assert len(text_maps(unet)) == 32
+    assert len(StableDiffusion.text_maps(unet)) == 32
 
 
 def test_an_unknown_group_gets_a_guess(tiny):
     with pytest.raises(UserError, match="unknown weight group 'noxatn'; did you mean 'noxattn'"):
-        group_names(tiny.denoiser, "noxatn")
+        tiny.group("noxatn")
 
 
 # -- embed -------------------------------------------------------------------------------------
@@ -328,7 +331,7 @@ def test_a_picture_does_not_depend_on_those_beside_it(tiny):
     ],
 )
 def test_the_same_seed_gives_the_same_picture_under_every_scheduler(tiny, monkeypatch, scheduler):
-    monkeypatch.setattr(tiny, "scheduler", scheduler.from_config(tiny.scheduler.config))
+    monkeypatch.setitem(tiny.parts, "scheduler", scheduler.from_config(tiny.scheduler.config))
     torch.manual_seed(0)
     first = pictures(tiny, ["dog", "dog"], [5, 6])
     torch.manual_seed(1)

@@ -9,7 +9,7 @@ import torch
 
 from efface.concepts import Concept
 from efface.methods import ESD
-from efface.models import group_names, load
+from efface.models import load
 from efface.runs import Run
 from efface.training import Tuning
 
@@ -38,4 +38,4 @@ def test_real_weights_load_and_can_be_erased_from(name, prediction):
     method = ESD(tuning=Tuning(updates=2, batch=1))
     method = replace(method, latents=replace(method.latents, ddim_steps=4, trajectories=1))
     edit = method.erase(model, [Concept("Van Gogh")], Run(progress=False))
-    assert set(edit.weights) == set(group_names(model.denoiser, "xattn"))
+    assert set(edit.weights) == set(model.group("xattn"))

@@ -11,7 +11,6 @@ from efface.closed_form import text_vectors
 from efface.edit import Edit
 from efface.errors import UserError
 from efface.methods import SPM, UCE
-from efface.models import text_maps
 from efface.samples import Wanted, generate
 from efface.scores import rank_correlation, ranks
 from efface.sensitivity import (
@@ -75,12 +74,12 @@ def test_prediction_by_hand(tiny, edit):
     g = torch.Generator().manual_seed(5)
     start, null = tiny.noise(2, g), tiny.embed(["", ""])
     tiny.rollout(
-        start, null, tiny.ddim(20), range(20), 1.0, visit=lambda i, z, e0, e1: path.append(z)
+        start, null, tiny.schedule(20), range(20), 1.0, visit=lambda i, z, e0, e1: path.append(z)
     )
     found = prediction(tiny, edit, ["red cow"], latents=2, seed=5, progress=False)
     cond = tiny.embed(["red cow"])
     for k, step in enumerate((5, 15)):
-        z, t = path[step][[k]], tiny.ddim(20).timesteps[[step]]
+        z, t = path[step][[k]], tiny.schedule(20).timesteps[[step]]
         before, after = tiny.predict(z, t, cond), tiny.predict(z, t, cond, edit.weights)
         far = 100 * (after - before).square().sum() / before.square().sum()
         assert float(found.draws[k]) == pytest.approx(float(far), rel=1e-3)
@@ -88,7 +87,7 @@ def test_prediction_by_hand(tiny, edit):
 
 def test_text_states_are_those_of_the_last_word_without_the_padding(tiny):
     words = ["cow", "a very long red house", "sun", "extraterrestrial", "cow house"]
-    slow = text_vectors(tiny, words).float()
+    slow = text_vectors(tiny, words).float()[:, None]
     torch.testing.assert_close(text_states(tiny, words, progress=False), slow, rtol=1e-4, atol=1e-5)
 
 
@@ -96,7 +95,7 @@ def test_text_states_of_long_lists_are_kept(tiny, tmp_path, monkeypatch):
     words = [f"{a} {b}" for a in range(64) for b in range(64)]
     first = text_states(tiny, words, tmp_path, progress=False)
     (kept,) = (tmp_path / "text").iterdir()
-    monkeypatch.setattr(tiny.text_encoder, "forward", None)  # is not asked again
+    monkeypatch.setattr(tiny.parts["text_encoder"], "forward", None)  # is not asked again
     assert torch.equal(text_states(tiny, words, tmp_path, progress=False), first)
     monkeypatch.undo()
     kept.write_bytes(kept.read_bytes()[:100])
@@ -105,7 +104,7 @@ def test_text_states_of_long_lists_are_kept(tiny, tmp_path, monkeypatch):
 
 def test_closed_form_is_that_of_one_word_and_layer_at_a_time(tiny, edit):
     found, own = closed_form(tiny, edit, WORDS, progress=False), tiny.parameters()
-    maps = text_maps(tiny.denoiser)
+    maps = tiny.text_maps()
     layers = list(dict.fromkeys(n.rsplit(".", 2)[0] for n in maps))
     assert len(found.draws) == len(layers) > 1
     for i, word in enumerate(WORDS[:5]):

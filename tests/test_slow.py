@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from efface.latents import Latents
 from efface.methods import ESD
-from efface.models import DiffusionModel, group_names
+from efface.models import DiffusionModel, StableDiffusion
 from efface.training import Tuning
 
 pytestmark = pytest.mark.slow
@@ -42,11 +42,14 @@ def test_one_update_at_full_size_fits_into_24_gb_and_moves_cross_attention_only(
     torch.manual_seed(0)
     model = DiffusionModel(
         "random",
-        tokenizer,
-        CLIPTextModel(config),
-        UNet2DConditionModel(**SD14),
-        small.vae,
-        small.scheduler,
+        StableDiffusion(),
+        {
+            "tokenizer": tokenizer,
+            "text_encoder": CLIPTextModel(config),
+            "unet": UNet2DConditionModel(**SD14),
+            "vae": small.vae,
+            "scheduler": small.scheduler,
+        },
         base="random",
     )
 
@@ -56,7 +59,7 @@ def test_one_update_at_full_size_fits_into_24_gb_and_moves_cross_attention_only(
     before = sums()
     method = ESD(latents=Latents(ddim_steps=1, trajectories=1), tuning=Tuning(updates=1, batch=1))
     edit = method.erase(model, [CHURCH], QUIET)
-    assert set(edit.weights) == set(group_names(model.denoiser, "xattn"))
+    assert set(edit.weights) == set(model.group("xattn"))
     assert all(".attn2." in k for k in edit.weights)
     assert sum(w.numel() for w in edit.weights.values()) == 43_962_560
     own = model.parameters()

@@ -136,10 +136,10 @@ def test_attention_overlap_is_that_of_one_word_at_a_time(tiny):
     found = similarity.overlap(tiny, "church", ["church", *words], latents=1)
     assert float(found[0]) == pytest.approx(1, abs=1e-5)
     z = tiny.noise(1, torch.Generator().manual_seed(0))
-    t = torch.tensor([int(0.3 * len(tiny.alphas))])
+    t = torch.tensor([int(0.3 * len(tiny.process.alphas))])
     maps = {}
     for word, at in (("church", 1), ("red cow", 2), ("sun", 1)):
-        with torch.no_grad(), watched(tiny.denoiser) as seen:
+        with torch.no_grad(), watched(tiny) as seen:
             tiny.predict(z, t, tiny.embed([word]))
         each = [a[0, :, :, at].mean(0) for a in seen]
         maps[word] = torch.cat([x / x.norm() for x in each])

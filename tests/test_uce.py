@@ -4,9 +4,8 @@ import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET
 
-from efface.closed_form import last_subject, solve
+from efface.closed_form import solve
 from efface.methods import UCE
-from efface.models import text_maps
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,7 @@ def test_every_map_of_the_model_gets_the_same_q(tiny, rows):
         1.0,
         0.5,
     )
-    own, maps = tiny.parameters(), text_maps(tiny.denoiser)
+    own, maps = tiny.parameters(), tiny.text_maps()
     assert set(edit.weights) == set(maps)
     assert maps
     for name in maps:
@@ -98,7 +97,7 @@ def test_every_map_of_the_model_gets_the_same_q(tiny, rows):
 def test_the_subject_is_the_last_word_before_the_end_token(tiny):
     prompts = ["", "dog", "a big red dog", "word " * 40]
     ids = tiny.tokenizer(prompts, padding="max_length", truncation=True).input_ids
-    assert last_subject(tiny, prompts).tolist() == [
+    assert tiny.last_word(prompts)[:, 0].tolist() == [
         row.index(tiny.tokenizer.eos_token_id) - 1 for row in ids
     ]
 

@@ -18,11 +18,11 @@ def text_vectors(model: DiffusionModel, prompts: Sequence[str], rows: str = "sub
     """The text states that stand for prompts, double, on the CPU.
 
     Args:
-        rows: ``subject``: the state of a prompt's last word, one a prompt; ``all``: every state,
-            prompt by prompt.
+        rows: ``subject``: the states of a prompt's last word, one a text encoder; ``all``: every
+            state, prompt by prompt.
 
     Returns:
-        (n, D) for ``subject``, (n·L, D) for ``all``.
+        (n·r, D) for ``subject``, (n·L, D) for ``all``.
 
     Raises:
         UserError: an unknown choice of rows.
@@ -31,16 +31,7 @@ def text_vectors(model: DiffusionModel, prompts: Sequence[str], rows: str = "sub
     states = model.embed(prompts).states.cpu().double()  # (n, L, D)
     if rows == "all":
         return states.flatten(0, 1)
-    return states[torch.arange(len(prompts)), last_subject(model, prompts)]
-
-
-def last_subject(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
-    """Position of each prompt's last word, (n,); the start token for the null prompt."""
-    limit = model.tokenizer.model_max_length
-    lengths = [
-        min(len(model.tokenizer(p, add_special_tokens=False).input_ids), limit - 2) for p in prompts
-    ]
-    return torch.tensor(lengths)
+    return states[torch.arange(len(prompts))[:, None], model.last_word(prompts)].flatten(0, 1)
 
 
 def solve(

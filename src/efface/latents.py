@@ -71,11 +71,11 @@ class Batch(NamedTuple):
     concept: Conditioning
     """The erased concept of each row, encoded."""
     e_concept: Tensor
-    """ε of the frozen model for it, (B, C, H, W)."""
+    """What the frozen model predicts for it, (B, C, H, W)."""
     e_anchor: Tensor
-    """ε of the frozen model for its anchor, (B, C, H, W)."""
-    abar: Tensor
-    """ᾱ that belongs to the latents, (B,)."""
+    """What the frozen model predicts for its anchor, (B, C, H, W)."""
+    weight: Tensor
+    """What a squared error of a prediction is as one of the clean latent, (B,)."""
 
     def goal(self, eta: float) -> Tensor:
         """What the erased concept is to predict: the anchor, pushed away from the concept.
@@ -107,8 +107,8 @@ class Draw(NamedTuple):
 
     noise: Tensor
     span: range
-    t: int
-    abar: float
+    t: float
+    weight: float
 
 
 class Encoded(NamedTuple):
@@ -149,8 +149,8 @@ class Bank:
         self.encoded = encode(model, concepts)
         n = config.trajectories
         g = torch.Generator().manual_seed(seed)
-        scheduler = model.ddim(config.ddim_steps)
-        self.t: Tensor = scheduler.timesteps.cpu()
+        schedule = model.schedule(config.ddim_steps)
+        self.t: Tensor = schedule.timesteps.cpu()
         kept: list[tuple[Tensor, Tensor, Tensor]] = []
         for row in tqdm(
             range(len(self.encoded.of)), desc="bank of latents", unit="prompt", disable=not progress
@@ -162,12 +162,12 @@ class Bank:
                 path.append((z.cpu(), e0.cpu(), e1.cpu()))
 
             span = range(config.ddim_steps)
-            model.rollout(model.noise(n, g), cond, scheduler, span, config.cfg, visit=visit)
+            model.rollout(model.noise(n, g), cond, schedule, span, config.cfg, visit=visit)
             z, e0, e1 = (torch.stack(x, 1) for x in zip(*path, strict=True))  # (n, S, C, H, W)
             kept.append((z, self._anchored(model, row, concepts, z, e0), e1))
         self.z, self.e_anchor, self.e_concept = (torch.cat(x) for x in zip(*kept, strict=True))
         self.row = torch.arange(len(self.encoded.of)).repeat_interleave(n)
-        self.abar = model.alphas.cpu()[self.t].float()
+        self.weight = model.process.weight(schedule.timesteps).cpu()
         self.model = model
 
     def _anchored(
@@ -196,7 +196,7 @@ class Bank:
             self.encoded.concept[row.to(to)],
             self.e_concept[path, step].to(to),
             self.e_anchor[path, step].to(to),
-            self.abar[step].to(to),
+            self.weight[step].to(to),
         )
 
 
@@ -206,7 +206,7 @@ class Rollouts:
     def __init__(self, model: DiffusionModel, concepts: Sequence[Concept], config: Latents) -> None:
         self.model, self.config = model, config
         self.encoded = encode(model, concepts)
-        self.scheduler = model.ddim(config.ddim_steps)
+        self.schedule = model.schedule(config.ddim_steps)
 
     def stop(self, g: torch.Generator, batch: int) -> Draw:
         """Start noise, and where the rollout stops.
@@ -214,19 +214,21 @@ class Rollouts:
         Aligned: i of S steps, i uniform on 0..S-1, told the timestep that is reached. Otherwise the
         released code's
         way (2303.07345 and 2410.15618): k uniform on 0..S-1; from pure noise the first timestep is
-        skipped; S - k
-        steps, at most S - 1; told a timestep uniform on [20k, 20k + 19]; ᾱ of 20k + 1 (for S = 50).
+        skipped; S - k steps, at most S - 1; told a timestep uniform on [20k, 20k + 19]; weighted as
+        20k + 1 (for S = 50).
         """
         s, noise = self.config.ddim_steps, self.model.noise(batch, g)
         k = int(torch.randint(0, s, (1,), generator=g))
         if self.config.aligned:
-            t = int(self.scheduler.timesteps[k])
-            return Draw(noise, range(k), t, float(self.model.alphas[t]))
-        width = len(self.model.alphas) // s
+            told = self.schedule.timesteps[k]
+            return Draw(noise, range(k), told.item(), self._weight(told))
+        width = self.model.process.times // s
         t = width * k + int(torch.randint(0, width, (1,), generator=g))
-        return Draw(
-            noise, range(1, 1 + min(s - k, s - 1)), t, float(self.model.alphas[width * k + 1])
-        )
+        weight = self._weight(torch.tensor(width * k + 1))
+        return Draw(noise, range(1, 1 + min(s - k, s - 1)), t, weight)
+
+    def _weight(self, t: Tensor) -> float:
+        return float(self.model.process.weight(t.view(1)))
 
     def begin(self, g: torch.Generator, batch: int) -> tuple[Tensor, Draw]:
         """A random erased name for each row, (B,), and where all their rollouts stop."""
@@ -256,7 +258,7 @@ class Rollouts:
     ) -> Tensor:
         used = weights if self.config.source == "student" else None
         plain = None if used is None else {k: w.detach() for k, w in used.items()}
-        return self.model.rollout(noise, cond, self.scheduler, draw.span, self.config.cfg, plain)
+        return self.model.rollout(noise, cond, self.schedule, draw.span, self.config.cfg, plain)
 
     def _batch(self, row: Tensor, draw: Draw, z: Tensor) -> Batch:
         to = self.model.device
@@ -267,8 +269,8 @@ class Rollouts:
                 torch.cat([z, z]), torch.cat([t, t]), stack([concept, anchor])
             )
         e_concept, e_anchor = pair.chunk(2)
-        abar = torch.full((len(z),), draw.abar, device=to)
-        return Batch(z, t, self.encoded.of[row], concept, e_concept, e_anchor, abar)
+        weight = torch.full((len(z),), draw.weight, device=to)
+        return Batch(z, t, self.encoded.of[row], concept, e_concept, e_anchor, weight)
 
 
 def draw_beside(

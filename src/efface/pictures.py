@@ -28,10 +28,10 @@ class Pictures:
         progress: bool = True,
     ) -> None:
         self.model, g = model, torch.Generator().manual_seed(seed)
-        scheduler, span = model.ddim(config.ddim_steps), range(config.ddim_steps)
+        schedule, span = model.schedule(config.ddim_steps), range(config.ddim_steps)
         cond = model.embed(prompts)
         parts = [
-            model.rollout(model.noise(n, g), cond[[i]].repeat(n), scheduler, span, config.cfg).cpu()
+            model.rollout(model.noise(n, g), cond[[i]].repeat(n), schedule, span, config.cfg).cpu()
             for i in tqdm(range(len(prompts)), desc="pictures", unit="prompt", disable=not progress)
         ]
         self.z0 = torch.cat(parts)
@@ -52,9 +52,8 @@ class Pictures:
         """
         row = torch.randint(0, len(self.z0), (batch,), generator=g)
         if chance is None:
-            chance = torch.ones(len(self.model.alphas))
+            chance = torch.ones(self.model.process.times)
         t = torch.multinomial(chance, batch, replacement=True, generator=g)
         noise = torch.randn(self.z0[row].shape, generator=g)
-        a = self.model.alphas.cpu()[t].view(-1, 1, 1, 1)
-        z = a.sqrt() * self.z0[row] + (1 - a).sqrt() * noise
+        z = self.model.process.noised(self.z0[row], noise, t)
         return z.to(self.model.device), t.to(self.model.device), row

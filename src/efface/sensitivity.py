@@ -20,7 +20,7 @@ from efface.errors import UserError
 from efface.latents import Latents
 from efface.methods import ESD, UCE
 from efface.metrics.clip import load as load_clip
-from efface.models import DiffusionModel, text_maps
+from efface.models import DiffusionModel
 from efface.samples import Samples
 from efface.scores import Score, rank_correlation, resampled
 from efface.training import Tuning
@@ -97,13 +97,13 @@ def prediction(
 
     Source: the instrument of arXiv:2410.15618, section 3.2, with several latents instead of one.
     """
-    weights, scheduler, steps = edit.on(model), model.ddim(20), 20
+    weights, schedule, steps = edit.on(model), model.schedule(20), 20
     batch = 1 if edit.gates else batch
     kept: dict[int, Tensor] = {}
     model.rollout(
         model.noise(latents, torch.Generator().manual_seed(seed)),
-        model.embed([""] * latents),
-        scheduler,
+        model.null(latents),
+        schedule,
         range(steps),
         1.0,
         visit=lambda i, z, e0, e1: kept.update({i: z}),
@@ -118,7 +118,7 @@ def prediction(
         if edit.gates:
             weights = edit.on(model, words[i])
         for k, step in enumerate(at):
-            z, t = kept[step][k].expand(n, -1, -1, -1), scheduler.timesteps[step].expand(n)
+            z, t = kept[step][k].expand(n, -1, -1, -1), schedule.timesteps[step].expand(n)
             before, after = model.predict(z, t, cond), model.predict(z, t, cond, weights)
             far = (after - before).square().sum((1, 2, 3)) / before.square().sum((1, 2, 3))
             draws[k, i : i + batch] = 100 * far.cpu()
@@ -135,10 +135,10 @@ def closed_form(
     cache: Path | None = None,
     progress: bool = True,
 ) -> Moved:
-    """How much what the layers read of a word changed: 100 ``|ΔW e| / |W e|``, without the denoiser.
+    """How much what the layers read of a word changed: 100 ``|ΔW e| / |W e|``.
 
-    A draw is a cross-attention layer, its keys and values together; e is the text state of the
-    word's last token.
+    A draw is a layer that reads the text (of cross-attention: keys and values together); e is the
+    text state of the word's last token, of all text encoders together.
 
     Args:
         cache: folder where the text states of long lists are kept.
@@ -151,7 +151,7 @@ def closed_form(
             "this edit has gates that each prompt opens in its own way, which the closed form does "
             "not see: use the instrument 'prediction' or 'picture'."
         )
-    maps = [n for n in text_maps(model.denoiser) if n in edit.weights]
+    maps = [n for n in model.text_maps() if n in edit.weights]
     if not maps:
         raise UserError(
             "this edit changes no weight that reads the text (keys and values of cross-attention): "
@@ -160,12 +160,13 @@ def closed_form(
     edit.check(model)
     own, layers = model.parameters(), dict.fromkeys(n.rsplit(".", 2)[0] for n in maps)
     e = text_states(model, words, cache, progress).float()
+    rows = e.flatten(0, 1)
     draws = []
     for layer in tqdm(layers, desc="closed form", unit="layer", disable=not progress):
         both = [n for n in maps if n.rsplit(".", 2)[0] == layer]
         base = torch.cat([own[n].float() for n in both])
         change = torch.cat([edit.weights[n].to(base) - own[n].float() for n in both])
-        far = [_size(change, e), _size(base, e)]
+        far = [_size(w, rows).view(e.shape[:2]).norm(dim=1) for w in (change, base)]
         draws.append(100 * far[0] / far[1])
     return Moved(
         f"closed form ({len(layers)} layers)",
@@ -187,53 +188,44 @@ def _size(w: Tensor, e: Tensor) -> Tensor:
 def text_states(
     model: DiffusionModel, words: Sequence[str], cache: Path | None = None, progress: bool = True
 ) -> Tensor:
-    """The text encoder's state of every word's last token, (K, D).
+    """The text encoders' states of every word's last token, (K, r, D): one each of r encoders.
 
-    The encoder is causal, so that nothing behind that token is computed: words go through it in
-    order of their length, without padding.
+    Words go through them in order of their length, so that little padding is computed.
 
     Args:
-        cache: a folder; lists of 4,000 words or more are kept there by a hash of the encoder and
+        cache: a folder; lists of 4,000 words or more are kept there by a hash of the encoders and
             the words.
     """
     path = None
     if cache is not None and len(words) >= 4000:
         digest = hashlib.sha256("\n".join(words).encode())
-        for name, w in model.text_encoder.named_parameters():
-            digest.update(name.encode())
-            digest.update(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for encoder in model.family.limits(model.parts):
+            for name, w in model.parts[encoder].named_parameters():
+                digest.update(name.encode())
+                digest.update(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         path = cache / "text" / f"{digest.hexdigest()[:16]}.safetensors"
         try:
             return load_file(path)["states"].to(model.device)
         except (OSError, SafetensorError):
             pass
-    limit, start = model.tokenizer.model_max_length, model.tokenizer.bos_token_id
-    ids = [[start, *i][: limit - 1] for i in _tokens(model.tokenizer, words)]
-    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    ids = model.tokenizer(list(words), add_special_tokens=False).input_ids
+    order = sorted(range(len(words)), key=lambda i: len(ids[i]))
     parts = []
     bar = tqdm(total=len(ids), desc="text states", unit="word", disable=not progress)
-    while by_length:
-        length = len(ids[by_length[0]])
-        some = [i for i in by_length[:512] if len(ids[i]) == length]
-        by_length = by_length[len(some) :]
-        x = torch.tensor([ids[i] for i in some], device=model.device)
-        parts.append((some, model.text_encoder(x)[0][:, -1].to(model.dtype)))
+    for i in range(0, len(order), 512):
+        some = [words[k] for k in order[i : i + 512]]
+        found = model.family.word_states(model.parts, some, model.device)
+        parts.append(found.to(model.dtype))
         bar.update(len(some))
     bar.close()
-    states = torch.empty(len(ids), parts[0][1].shape[1], dtype=model.dtype, device=model.device)
-    for some, rows in parts:
-        states[torch.tensor(some, device=model.device)] = rows
+    states = torch.empty((len(ids), *parts[0].shape[1:]), dtype=model.dtype, device=model.device)
+    states[torch.tensor(order, device=model.device)] = torch.cat(parts)
     if path is not None:
         kept = {"states": states.cpu().contiguous()}
         with suppress(OSError, UserError):  # a cache only
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, lambda p: save_file(kept, p))
     return states
-
-
-def _tokens(tokenizer: Any, words: Sequence[str]) -> list[list[int]]:
-    found: list[list[int]] = tokenizer(list(words), add_special_tokens=False).input_ids
-    return found
 
 
 def picture(before: Samples, after: Samples, clip: str = "") -> Moved:

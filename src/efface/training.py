@@ -19,7 +19,7 @@ from efface.concepts import Concept
 from efface.edit import Edit, write
 from efface.errors import UserError
 from efface.lowrank import LowRank
-from efface.models import Conditioning, Counter, DiffusionModel, group_names
+from efface.models import Conditioning, Counter, DiffusionModel
 from efface.processes import add_up, join
 from efface.runs import Run, foreign, opened
 
@@ -129,7 +129,7 @@ def finetune(
         checkpoint.
     """
     own = model.parameters() if start is None else start
-    names = group_names(model.denoiser, tuning.group)
+    names = model.group(tuning.group)
     if not names:
         raise UserError(f"the weight group {tuning.group!r} is empty in {model.name!r}.")
     base = {k: own[k].detach().to(model.device).float() for k in names}

@@ -17,7 +17,7 @@ from efface.errors import UserError, pick
 from efface.lora import FORMS, factorise
 from efface.lora import save as save_lora
 from efface.methods import METHODS, PRESETS
-from efface.models import GROUPS, MODELS, load
+from efface.models import FAMILIES, MODELS, load
 from efface.samples import Wanted
 from efface.samples import generate as generate_samples
 from efface.vocabulary import load as load_vocabulary
@@ -211,7 +211,7 @@ def methods(args: list[str]) -> int:
         ["method", "is", "presets"],
     )
     print(
-        f"\nweight groups: {', '.join(GROUPS)}\n"
+        "\nweight groups: " + "; ".join(f"{f.name}: {', '.join(f.groups)}" for f in FAMILIES) + "\n"
         "efface erase METHOD --help shows a method's settings."
     )
     return 0

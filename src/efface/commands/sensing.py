@@ -19,7 +19,7 @@ from efface.concepts import Concept, parse
 from efface.edit import Edit, write
 from efface.errors import UserError, pick
 from efface.figures import sensitivity as figure
-from efface.models import DiffusionModel, load, text_maps
+from efface.models import DiffusionModel, load
 from efface.protocols import load as load_protocol
 from efface.samples import generate
 from efface.sensitivity import (
@@ -134,7 +134,7 @@ def instruments(o: Sensitivity, model: DiffusionModel, edit: Edit, words: int) -
     """Those asked for; else the two that need no pictures, where they apply."""
     if o.instrument:
         return tuple(dict.fromkeys(o.instrument))
-    if edit.gates or not any(n in edit.weights for n in text_maps(model.denoiser)):
+    if edit.gates or not any(n in edit.weights for n in model.text_maps()):
         return ("prediction",)
     return ("closed-form",) if words > MANY else ("prediction", "closed-form")
 
@@ -164,8 +164,8 @@ def similarity(
     model: DiffusionModel, concepts: Sequence[Concept], words: Vocabulary
 ) -> list[float]:
     """The largest cosine of each word's text state to an erased concept's."""
-    mine = text_states(model, [c.name for c in concepts]).float()
-    others = text_states(model, words.words, cache_folder()).float()
+    mine = text_states(model, [c.name for c in concepts]).float().flatten(1)
+    others = text_states(model, words.words, cache_folder()).float().flatten(1)
     near = (
         torch.nn.functional.normalize(others, dim=1) @ torch.nn.functional.normalize(mine, dim=1).T
     )

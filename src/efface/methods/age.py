@@ -70,7 +70,7 @@ class AGE:
         kept = model.embed(self.keep) if self.keep else None
 
         def weigh(b: Batch) -> Tensor:
-            return (1 - b.abar) / b.abar if self.x0_weighting else torch.ones_like(b.abar)
+            return b.weight if self.x0_weighting else torch.ones_like(b.weight)
 
         def climbed(student: Student, b: Batch, words: Words) -> Tensor:
             """How far the concept is from this anchor, and how much the anchor is harmed."""

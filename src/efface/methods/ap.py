@@ -167,7 +167,7 @@ class AP:
         return harm
 
     def _weighting(self, b: Batch) -> Tensor:
-        return (1 - b.abar) / b.abar if self.x0_weighting else torch.ones_like(b.abar)
+        return b.weight if self.x0_weighting else torch.ones_like(b.weight)
 
 
 PRESETS: dict[str, AP] = {

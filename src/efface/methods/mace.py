@@ -15,7 +15,7 @@ from efface.concepts import TEMPLATES, Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError
 from efface.latents import Latents
-from efface.models import Conditioning, DiffusionModel, text_maps, watched
+from efface.models import Conditioning, DiffusionModel, watched
 from efface.pictures import Pictures
 from efface.runs import Run
 from efface.training import Making, Student, Tuning, finetune
@@ -68,7 +68,7 @@ class MACE:
         making = Making("mace", self, model, concepts)
         prior = self.prior_rows(model, concepts)
         own = {n: w.detach().cpu().double() for n, w in model.parameters().items()}
-        maps = text_maps(model.denoiser)
+        maps = model.text_maps()
         rest, instead = refinement_rows(model, concepts)
         q = solve(rest, instead, prior, 1.0, self.prior, self.ridge)
         refined = {n: own[n] @ q for n in maps}
@@ -109,7 +109,7 @@ class MACE:
         cond = [model.embed(p) for p in prompts]
         where = [[span_of(model, t, n) for t in TEMPLATES[concept.kind]] for n in concept.names]
         masks = self.masks(model, pictures, cond, where)
-        t = torch.arange(len(model.alphas), dtype=torch.float32)
+        t = torch.arange(model.process.times, dtype=torch.float32)
         focal = (0.05 * (t - 200)).sigmoid() - (0.05 * (t - 400)).sigmoid()
         chance = focal.clamp(min=1e-6) if self.focal else None
 
@@ -118,7 +118,7 @@ class MACE:
             name = int(pictures.prompt[rows[:1]])
             rows = torch.where(pictures.prompt[rows] == name, rows, rows[:1])
             template = int(torch.randint(0, len(prompts[name]), (), generator=g))
-            with watched(model.denoiser) as seen:
+            with watched(model) as seen:
                 student(z, t, cond[name][[template]].repeat(len(z)))
             mine = masks[rows].to(z.device)
             value = torch.zeros((), device=z.device)
@@ -149,17 +149,16 @@ class MACE:
         found = []
         g = torch.Generator().manual_seed(self.tuning.seed)
         for z0, name in zip(pictures.z0, pictures.prompt.tolist(), strict=True):
-            t = int(0.3 * len(model.alphas))
-            a = model.alphas[t]
+            t = torch.tensor([int(0.3 * model.process.times)], device=model.device)
             noise = torch.randn(z0.shape, generator=g).to(model.device)
-            z = a.sqrt() * z0.to(model.device) + (1 - a).sqrt() * noise
-            with watched(model.denoiser) as seen:
-                model.predict(z[None], torch.tensor([t], device=z.device), cond[name][[0]])
+            z = model.process.noised(z0[None].to(model.device), noise[None], t)
+            with watched(model) as seen:
+                model.predict(z, t, cond[name][[0]])
             maps = []
             for attention in seen:
                 side = int(attention.shape[2] ** 0.5)
                 plain = attention[..., where[name][0]].sum(3).mean(1).view(1, 1, side, side)
-                maps.append(interpolate(plain, size=z.shape[1:], mode="bilinear"))
+                maps.append(interpolate(plain, size=z.shape[2:], mode="bilinear"))
             m = torch.cat(maps).mean((0, 1))
             found.append((m > (m.min() + m.max()) / 2).float().cpu())
         return torch.stack(found)

@@ -12,7 +12,7 @@ from efface.closed_form import text_vectors
 from efface.concepts import Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError, pick
-from efface.models import DiffusionModel, text_maps
+from efface.models import DiffusionModel
 from efface.runs import Run
 from efface.training import Making
 from efface.vocabulary import load
@@ -72,7 +72,7 @@ class SPEED:
         own = model.parameters()
         found, ranks = {}, []
         preserved = text_vectors(model, words)
-        for name in text_maps(model.denoiser):
+        for name in model.text_maps():
             if not any(part in name for part in MAPS[self.maps]):
                 continue
             w = own[name].cpu().double()

@@ -15,7 +15,7 @@ from efface.edit import Edit, Gate
 from efface.errors import UserError
 from efface.latents import Latents, source_of
 from efface.lowrank import LowRank
-from efface.models import Conditioning, DiffusionModel, group_names, stack
+from efface.models import Conditioning, DiffusionModel, stack
 from efface.runs import Run
 from efface.training import Making, Student, Tuning, finetune
 
@@ -55,7 +55,7 @@ class SPM:
         check_keep(concepts, self.keep)
         making = Making("spm", self, model, concepts)
         own = model.parameters()
-        base = {k: own[k].detach().float() for k in group_names(model.denoiser, self.tuning.group)}
+        base = {k: own[k].detach().float() for k in model.group(self.tuning.group)}
         gates = []
         for i, c in enumerate(concepts):
             about = {**making.about, "part": i}

@@ -9,7 +9,7 @@ from efface.closed_form import ROWS, solve, text_vectors
 from efface.concepts import Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError, pick
-from efface.models import DiffusionModel, text_maps
+from efface.models import DiffusionModel
 from efface.runs import Run
 from efface.training import Making
 from efface.vocabulary import load
@@ -54,7 +54,7 @@ class UCE:
         words = list(self.keep)
         if self.vocabulary:
             words += load(self.vocabulary, model).without(concepts, model.tokenizer).words
-        maps = text_maps(model.denoiser)
+        maps = model.text_maps()
         keep = text_vectors(model, list(dict.fromkeys(words)), self.rows) if words else None
         q = solve(
             text_vectors(model, names, self.rows),

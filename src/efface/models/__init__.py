@@ -12,34 +12,35 @@ from efface.models.attention import watched
 from efface.models.conditioning import Conditioning, mix, stack
 from efface.models.counter import Counter
 from efface.models.diffusion import DiffusionModel, Weights
+from efface.models.family import Family, last_subject
+from efface.models.folder import PICKLES, refuse_pickle, stored_dtype
+from efface.models.folder import load as load_folder
+from efface.models.process import Schedule
 from efface.models.single_file import original
-from efface.models.stable_diffusion import (
-    GROUPS,
-    PICKLES,
-    group_names,
-    refuse_pickle,
-    stored_dtype,
-    text_maps,
-)
-from efface.models.stable_diffusion import load as load_stable_diffusion
+from efface.models.stable_diffusion import StableDiffusion
+
+FAMILIES: tuple[type[Family], ...] = (StableDiffusion,)
+"""The families that can be opened."""
 
 __all__ = [
-    "GROUPS",
+    "FAMILIES",
     "MODELS",
     "PICKLES",
     "Conditioning",
     "Counter",
     "DiffusionModel",
+    "Family",
+    "Schedule",
     "Shipped",
+    "StableDiffusion",
     "Weights",
-    "group_names",
+    "last_subject",
     "load",
     "mix",
     "original",
     "refuse_pickle",
     "stack",
     "stored_dtype",
-    "text_maps",
     "watched",
 ]
 
@@ -72,7 +73,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load(
-    name_or_path: str | Path, dtype: str = "fp32", device: str | None = None
+    name_or_path: str | Path, dtype: str = "fp32", device: str | None = None, size: int = 0
 ) -> DiffusionModel:
     """Open a model: a shipped name, a local diffusers folder, or a hub id.
 
@@ -81,6 +82,7 @@ def load(
             Hugging Face hub.
         dtype: ``fp32``, ``fp16`` or ``bf16``; what is trained stays fp32.
         device: a torch device; None: CUDA, else MPS, else the CPU.
+        size: side of a picture in pixels; 0: what the model was made for.
 
     Raises:
         UserError: unknown name, dtype or device, or a model that cannot be read (see the family's
@@ -90,7 +92,7 @@ def load(
     where = pick_device(device)
     if name in MODELS:
         shipped = MODELS[name]
-        model = load_stable_diffusion(shipped.folder, name, precision, where)
+        model = load_folder(shipped.folder, name, FAMILIES, precision, where, size)
         model.steps, model.guidance, model.lr = shipped.steps, shipped.guidance, shipped.lr
         return model
     path = Path(name).expanduser()
@@ -101,10 +103,10 @@ def load(
             f"{name!r} is a single file; efface reads diffusers folders (with model_index.json)."
         )
     if path.is_dir():
-        return load_stable_diffusion(path, name, precision, where)
+        return load_folder(path, name, FAMILIES, precision, where, size)
     if name.count("/") != 1 or path.parent.exists():
         pick(MODELS, name, "model (no such folder either)")
-    return load_stable_diffusion(download(name), name, precision, where)
+    return load_folder(download(name), name, FAMILIES, precision, where, size)
 
 
 def download(hub_id: str) -> Path:

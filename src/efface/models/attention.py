@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from efface.errors import UserError
+from efface.models.diffusion import DiffusionModel
 
 
 @contextmanager
-def watched(denoiser: nn.Module) -> Iterator[list[Tensor]]:
+def watched(model: DiffusionModel) -> Iterator[list[Tensor]]:
     """Collect the cross-attention of every evaluation inside the block, differentiable.
 
     Yields:
@@ -22,9 +23,12 @@ def watched(denoiser: nn.Module) -> Iterator[list[Tensor]]:
     Raises:
         UserError: a denoiser without cross-attention blocks.
     """
-    layers = [m for n, m in denoiser.named_modules() if n.endswith(".attn2")]
-    if not layers:
-        raise UserError("this model has no cross-attention blocks to look at.")
+    if not model.family.crosses:
+        raise UserError(
+            f"{model.family.name} has no cross-attention blocks, where one could see what looks at "
+            "which word."
+        )
+    layers = [m for n, m in model.denoiser.named_modules() if n.endswith(".attn2")]
     seen: list[Tensor] = []
     hooks = []
     for layer in layers:

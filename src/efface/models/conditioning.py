@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,30 +11,39 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts, a row each; every field of a family that has it shares the first axis."""
+    """Encoded prompts, a row each; every field that a family has shares the first axis."""
 
     states: Tensor
-    """Hidden states of the text encoder, (B, L, D)."""
+    """Hidden states of the text encoders, (B, L, D)."""
+    pooled: Tensor | None = None
+    """One vector for the whole prompt, (B, P), in families that have one."""
 
     def __len__(self) -> int:
         return len(self.states)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """The same change made to every field."""
+        return Conditioning(
+            change(self.states), None if self.pooled is None else change(self.pooled)
+        )
+
     def __getitem__(self, index: Tensor | Sequence[int] | slice) -> Conditioning:
         """The rows at ``index``, in that order."""
-        return Conditioning(self.states[index])
+        return self.each(lambda x: x[index])
 
     def repeat(self, n: int) -> Conditioning:
-        """Each row ``n`` times in a row: (B·n, L, D)."""
-        return Conditioning(self.states.repeat_interleave(n, 0))
+        """Each row ``n`` times in a row: (B·n, …)."""
+        return self.each(lambda x: x.repeat_interleave(n, 0))
 
     def detach(self) -> Conditioning:
         """The same numbers without a gradient."""
-        return Conditioning(self.states.detach())
+        return self.each(torch.Tensor.detach)
 
 
 def stack(parts: Sequence[Conditioning]) -> Conditioning:
     """Several conditionings one after the other."""
-    return Conditioning(torch.cat([p.states for p in parts]))
+    pooled = [p.pooled for p in parts if p.pooled is not None]
+    return Conditioning(torch.cat([p.states for p in parts]), torch.cat(pooled) if pooled else None)
 
 
 def mix(weights: Tensor, rows: Conditioning) -> Conditioning:
@@ -47,4 +56,4 @@ def mix(weights: Tensor, rows: Conditioning) -> Conditioning:
     Returns:
         B encoded prompts.
     """
-    return Conditioning(torch.einsum("bk,kld->bld", weights, rows.states))
+    return rows.each(lambda x: torch.einsum("bk,k...->b...", weights, x))

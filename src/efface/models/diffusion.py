@@ -18,6 +18,8 @@ from tqdm import tqdm
 from efface.errors import UserError
 from efface.models.conditioning import Conditioning, stack
 from efface.models.counter import Counter
+from efface.models.family import Family
+from efface.models.process import Process, Schedule, process_of
 
 Weights = Mapping[str, Tensor]
 """Parameter name -> tensor, laid over the frozen denoiser."""
@@ -28,69 +30,95 @@ class DiffusionModel:
     """The parts of a diffusers pipeline, frozen, and what can be asked of them.
 
     The denoiser is never copied: an edited model is this one with some of its weights laid over
-    (``weights=`` in every verb). Predictions are always the noise ε, whatever the model was trained
-    to predict.
+    (``weights=`` in every verb). Predictions are the noise ε, whatever the denoiser gives out, or
+    the velocity in flow models (:class:`~efface.models.process.Process`).
     """
 
     name: str
     """What it was loaded from."""
-    tokenizer: Any
-    text_encoder: nn.Module
-    denoiser: nn.Module
-    vae: Any
-    scheduler: Any
-    """The model's own diffusers scheduler; :meth:`generate` uses it, rollouts use DDIM with the
-    same schedule."""
+    family: Family
+    """What differs between families."""
+    parts: dict[str, Any]
+    """Components by diffusers' names: denoiser, ``vae``, ``scheduler``, text encoders and
+    tokenizers."""
     base: str
     """Hash of the denoiser's weights as stored: what an edit remembers of its base."""
     steps: int = 50
     """Default sampling steps."""
     guidance: float = 7.5
-    """Default scale of classifier-free guidance."""
+    """Default scale of guidance."""
     lr: float = 1e-5
     """Default learning rate of a fine-tuning."""
     folder: Path | None = None
     """The diffusers folder that it was opened from."""
+    size: int = 0
+    """Side of a picture in pixels; 0: what the model was made for."""
     counter: Counter = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        for part in (self.text_encoder, self.denoiser, self.vae):
-            part.eval().requires_grad_(False)
-        self.denoiser.register_forward_hook(self._count)
-        self.alphas: Tensor = self.scheduler.alphas_cumprod.float().to(self.device)
-        """ᾱ of the training timesteps, (T,), fp32."""
+        for part in self.parts.values():
+            if isinstance(part, nn.Module):
+                part.eval().requires_grad_(False)
+        if self.size % (2 * self.shrink):
+            raise UserError(
+                f"got {self.size} pixels; the side of a picture must be a multiple of "
+                f"{2 * self.shrink}."
+            )
+        tokens = self.family.tokens(self.latent_shape)
+        self.process: Process = process_of(
+            self.scheduler, tokens, self.family.from_one, self.device
+        )
+        """How noise is added, and what predictions are."""
+        self.guides = self.family.guides(self.denoiser)
+        """``cfg``, ``embedded`` or ``none``: how guidance works."""
+        self._null: Conditioning | None = None
 
-    def _count(self, _module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        n = len(args[0])
-        self.counter.forward += n
-        sample = output[0] if isinstance(output, tuple) else output.sample
-        if sample.requires_grad:
-            sample.register_hook(lambda _: self._count_backward(n))
+    @property
+    def denoiser(self) -> Any:
+        """The UNet or transformer."""
+        return self.parts[self.family.denoiser]
 
-    def _count_backward(self, n: int) -> None:
-        self.counter.backward += n
+    @property
+    def vae(self) -> Any:
+        """The autoencoder."""
+        return self.parts["vae"]
+
+    @property
+    def scheduler(self) -> Any:
+        """The model's own diffusers scheduler, which :meth:`generate` uses."""
+        return self.parts["scheduler"]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the first text encoder."""
+        return self.parts[next(iter(self.family.encoders.values()))]
 
     @property
     def device(self) -> torch.device:
         """Where the denoiser lives."""
-        return next(self.denoiser.parameters()).device
+        return next(self.denoiser.parameters()).device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
         """The denoiser's precision."""
-        return next(self.denoiser.parameters()).dtype
+        return next(self.denoiser.parameters()).dtype  # type: ignore[no-any-return]
+
+    @property
+    def shrink(self) -> int:
+        """Pixels of a picture to one of a latent."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent."""
-        config: Any = self.denoiser.config
-        return (config.in_channels, config.sample_size, config.sample_size)
+        c, h, w = self.family.latent_shape(self.parts)
+        side = self.size // self.shrink
+        return (c, side, side) if side else (c, h, w)
 
     @property
     def picture_size(self) -> tuple[int, int]:
         """Width and height of a picture, in pixels."""
-        up = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return (self.latent_shape[2] * up, self.latent_shape[1] * up)
+        return (self.latent_shape[2] * self.shrink, self.latent_shape[1] * self.shrink)
 
     # -- embed ---------------------------------------------------------------------------------
 
@@ -108,67 +136,94 @@ class DiffusionModel:
         parts = []
         few = len(prompts) < 4000
         for i in tqdm(range(0, len(prompts), batch), desc="embed", disable=few):
-            ids = self.tokenizer(
-                list(prompts[i : i + batch]),
-                padding="max_length",
-                truncation=True,
-                max_length=self.tokenizer.model_max_length,
-                return_tensors="pt",
-            ).input_ids
-            states = self.text_encoder(ids.to(self.device))[0]
-            parts.append(Conditioning(states.to(self.dtype)))
+            some = self.family.encode(self.parts, prompts[i : i + batch], self.device)
+            parts.append(some.each(lambda x: x.to(self.dtype)))
         return stack(parts)
 
+    def null(self, n: int) -> Conditioning:
+        """The null prompt, ``n`` times; encoded once."""
+        if self._null is None:
+            self._null = self.embed([""])
+        return self._null.repeat(n)
+
     def warn_long(self, prompts: Sequence[str]) -> None:
-        """Warn of prompts that the tokenizer cuts, and say what is cut."""
-        limit = self.tokenizer.model_max_length
+        """Warn of prompts that are cut, and say what no text encoder sees."""
+        limits = self.family.limits(self.parts)
+        encoder, limit = max(limits.items(), key=lambda x: x[1])
+        tokenizer = self.parts[self.family.encoders[encoder]]
         for prompt in prompts:
             if len(prompt) <= limit - 2:
                 continue  # a token is at least one character
-            ids = self.tokenizer(prompt, add_special_tokens=False).input_ids
+            ids = tokenizer(prompt, add_special_tokens=False).input_ids
             if len(ids) > limit - 2:
-                lost = self.tokenizer.decode(ids[limit - 2 :])
+                lost = tokenizer.decode(ids[limit - 2 :])
                 warnings.warn(
                     f"the prompt is longer than {limit} tokens; cut off: {lost!r}", stacklevel=3
                 )
 
+    def last_word(self, prompts: Sequence[str]) -> Tensor:
+        """Positions of each prompt's last word among its states, (n, r): once an encoder."""
+        return self.family.last_word(self.parts, prompts)
+
     # -- predict -------------------------------------------------------------------------------
 
     def predict(
-        self, z: Tensor, t: Tensor, cond: Conditioning, weights: Weights | None = None
+        self,
+        z: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        weights: Weights | None = None,
+        guidance: float = 1.0,
     ) -> Tensor:
-        """The noise that the model sees in a latent.
+        """What the model predicts for a latent: its noise, or its velocity in flow models.
 
         Without ``weights`` this is the frozen model and no gradient is kept for it, except through
         ``cond``.
 
         Args:
             z: noisy latents, (B, C, H, W).
-            t: training timesteps, (B,) integers.
+            t: training timesteps, (B,).
             cond: B encoded prompts.
             weights: laid over the denoiser's own; gradients reach them.
+            guidance: the number that denoisers with embedded guidance are told; 1 in training.
 
         Returns:
-            ε, (B, C, H, W), in fp32.
+            The prediction, (B, C, H, W), in fp32.
         """
-        args = (z.to(self.dtype), t, cond.states.to(self.dtype))
+        inputs = self.family.inputs(
+            self.denoiser,
+            z.to(self.dtype),
+            t,
+            cond.each(lambda x: x.to(self.dtype)),
+            guidance,
+            self.picture_size,
+        )
+        inputs["return_dict"] = False
         if weights:
             cast = {k: w.to(self.dtype) for k, w in weights.items()}
-            out = functional_call(self.denoiser, cast, args, {"return_dict": False})[0]
+            out = functional_call(self.denoiser, cast, (), inputs)[0]
         else:
-            out = self.denoiser(*args, return_dict=False)[0]
-        return self._as_noise(out.float(), z.float(), t)
+            out = self.denoiser(**inputs)[0]
+        n = len(z)
+        self.counter.forward += n
+        if out.requires_grad:
+            out.register_hook(lambda _: self._count_backward(n))
+        return self.process.read(self.family.output(out.float(), z), z.float(), t)
 
-    def _as_noise(self, out: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
-            return out
-        a = self.alphas[t.long()].view(-1, 1, 1, 1)
-        if kind == "v_prediction":  # arXiv:2202.00512, appendix D: v = sqrt(a) eps - sqrt(1-a) x0
-            return a.sqrt() * out + (1 - a).sqrt() * z
-        raise UserError(
-            f"models that predict {kind!r} are not supported; epsilon and v_prediction are."
-        )
+    def _count_backward(self, n: int) -> None:
+        self.counter.backward += n
+
+    def guided(
+        self, z: Tensor, t: Tensor, cond: Conditioning, guidance: float, weights: Weights | None
+    ) -> Tensor:
+        """The prediction with guidance, as the model has it; a scale of 1 leaves it out."""
+        if self.guides != "cfg":
+            return self.predict(z, t, cond, weights, guidance)
+        if guidance == 1:
+            return self.predict(z, t, cond, weights)
+        both = stack([self.null(len(z)), cond])
+        e0, e1 = self.predict(torch.cat([z, z]), torch.cat([t, t]), both, weights).chunk(2)
+        return e0 + guidance * (e1 - e0)
 
     # -- rollout -------------------------------------------------------------------------------
 
@@ -176,70 +231,52 @@ class DiffusionModel:
         """``n`` start latents from N(0, I), (n, C, H, W)."""
         return torch.randn((n, *self.latent_shape), generator=generator).to(self.device)
 
-    def ddim(self, steps: int) -> Any:
-        """A DDIM scheduler of this model's noise schedule, ``steps`` leading timesteps plus one."""
-        from diffusers import DDIMScheduler
-
-        self.check_steps(steps, len(self.alphas) - 1)  # the offset of 1 needs a timestep of room
-        config = {
-            **self.scheduler.config,
-            "steps_offset": 1,
-            "set_alpha_to_one": False,
-            "clip_sample": False,
-            "timestep_spacing": "leading",
-        }
-        scheduler = DDIMScheduler.from_config(config)
-        scheduler.set_timesteps(steps, device=self.device)
-        return scheduler
+    def schedule(self, steps: int) -> Schedule:
+        """A deterministic rollout of this model's noise schedule."""
+        self.check_steps(steps, self.process.times - 1)  # DDIM's offset needs a timestep of room
+        return self.process.schedule(steps, self.device)
 
     @torch.no_grad()
     def rollout(
         self,
         z: Tensor,
         cond: Conditioning,
-        scheduler: Any,
+        schedule: Schedule,
         span: range,
         guidance: float,
         weights: Weights | None = None,
         visit: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """Partly denoise latents by deterministic DDIM with classifier-free guidance.
+        """Partly denoise latents by deterministic steps with guidance.
 
         Args:
             z: latents at the first timestep of ``span``, (B, C, H, W).
             cond: B encoded prompts.
-            scheduler: of :meth:`ddim`.
+            schedule: of :meth:`schedule`.
             span: indices into its timesteps to be stepped through, in order.
             guidance: scale; 1 leaves the null prompt out.
             weights: laid over the denoiser's own.
-            visit: called before each step with (index, latents, ε of the null prompt, ε of
-                ``cond``).
+            visit: called before each step with (index, latents, prediction for the null prompt,
+                prediction for ``cond``).
 
         Returns:
             The latents after the last step.
         """
-        null = self.embed([""] * len(z))
-        both = stack([null, cond])
+        both = stack([self.null(len(z)), cond]) if visit is not None else cond
         for i in span:
-            t = scheduler.timesteps[i]
-            many = t.expand(2 * len(z))
-            if guidance == 1 and visit is None:
-                eps = self.predict(z, many[: len(z)], cond, weights)
+            t = schedule.timesteps[i].expand(len(z))
+            if visit is None:
+                guess = self.guided(z, t, cond, guidance, weights)
             else:
-                e0, e1 = self.predict(torch.cat([z, z]), many, both, weights).chunk(2)
-                if visit is not None:
-                    visit(i, z, e0, e1)
-                eps = e0 + guidance * (e1 - e0)
-            z = self._ddim_step(z, eps, int(t), scheduler)
+                pair = self.predict(torch.cat([z, z]), torch.cat([t, t]), both, weights)
+                e0, e1 = pair.chunk(2)
+                visit(i, z, e0, e1)
+                guess = e0 + guidance * (e1 - e0)
+                if self.guides != "cfg":
+                    told = self.guides == "embedded" and guidance != 1
+                    guess = self.predict(z, t, cond, weights, guidance) if told else e1
+            z = schedule.step(z, guess, i)
         return z
-
-    def _ddim_step(self, z: Tensor, eps: Tensor, t: int, scheduler: Any) -> Tensor:
-        """One deterministic DDIM step on ε (arXiv:2010.02502, equation 12)."""
-        before = t - len(self.alphas) // scheduler.num_inference_steps
-        a = self.alphas[t]
-        b = self.alphas[before if before >= 0 else 0]
-        x0 = (z - (1 - a).sqrt() * eps) / a.sqrt()
-        return b.sqrt() * x0 + (1 - b).sqrt() * eps
 
     # -- generate ------------------------------------------------------------------------------
 
@@ -290,7 +327,7 @@ class DiffusionModel:
 
     def check_steps(self, steps: int, most: int = 0) -> None:
         """Refuse a number of steps that the noise schedule cannot give."""
-        most = most or len(self.alphas)
+        most = most or self.process.times
         if not 1 <= steps <= most:
             raise UserError(f"got {steps} sampling steps; 1 to {most} are possible.")
 
@@ -302,35 +339,39 @@ class DiffusionModel:
         guidance: float,
         weights: Weights | None,
     ) -> Tensor:
-        scheduler = type(self.scheduler).from_config(
-            {**self.scheduler.config, "prediction_type": "epsilon"}
-        )
-        scheduler.set_timesteps(steps, device=self.device)
-        both = stack([self.embed([""] * len(draws)), cond])
+        scheduler = self.process.sampler(self.scheduler, steps, self.device)
         noise = [torch.randn((1, *self.latent_shape), generator=g) for g in draws]
-        z = torch.cat(noise).to(self.device) * scheduler.init_noise_sigma
+        z = torch.cat(noise).to(self.device) * getattr(scheduler, "init_noise_sigma", 1.0)
         drawing = "generator" in signature(scheduler.step).parameters  # ancestral solvers draw
         options = {"generator": list(draws)} if drawing else {}
+        scale = getattr(scheduler, "scale_model_input", lambda z, _: z)
         for t in scheduler.timesteps:
-            x = scheduler.scale_model_input(z, t)
-            if guidance == 1:
-                eps = self.predict(x, t.expand(len(z)), cond, weights)
-            else:
-                e0, e1 = self.predict(torch.cat([x, x]), t.expand(2 * len(z)), both, weights).chunk(
-                    2
-                )
-                eps = e0 + guidance * (e1 - e0)
-            z = scheduler.step(eps, t, z, return_dict=False, **options)[0]
-        return z  # type: ignore[no-any-return]
+            guess = self.guided(scale(z, t), t.expand(len(z)), cond, guidance, weights)
+            z = scheduler.step(guess, t, z, return_dict=False, **options)[0]
+        return z
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, C, H, W) as pictures (B, 3, 8H, 8W) in [0, 1], fp32, on the CPU."""
-        scaled = (z / self.vae.config.scaling_factor).to(next(self.vae.parameters()).dtype)
+        config = self.vae.config
+        plain = z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        scaled = plain.to(next(self.vae.parameters()).dtype)
         x: Tensor = self.vae.decode(scaled, return_dict=False)[0].float()
         return ((x + 1) / 2).clamp(0, 1).cpu()
 
     # -- weights -------------------------------------------------------------------------------
+
+    def group(self, name: str) -> list[str]:
+        """Names of the parameters in a weight group.
+
+        Raises:
+            UserError: no such group.
+        """
+        return self.family.group(self.denoiser, name)
+
+    def text_maps(self) -> list[str]:
+        """Names of the weights (out, D) that read text states and nothing else."""
+        return self.family.text_maps(self.denoiser)
 
     def parameters(self) -> dict[str, Tensor]:
         """The denoiser's own weights by name, frozen."""

@@ -136,10 +136,10 @@ def original(model: DiffusionModel) -> dict[str, Tensor]:
         found[f"first_stage_model.{name}"] = w
     text = {
         k.removeprefix("text_model."): w
-        for k, w in model.text_encoder.state_dict().items()
+        for k, w in model.parts["text_encoder"].state_dict().items()
         if "position_ids" not in k
     }
-    config: Any = model.text_encoder.config
+    config: Any = model.parts["text_encoder"].config
     if config.hidden_act == "gelu":  # OpenCLIP's
         found |= {f"cond_stage_model.model.{k}": w for k, w in open_clip(text).items()}
     else:

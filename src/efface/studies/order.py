@@ -76,7 +76,8 @@ def edited(model: DiffusionModel, weights: Mapping[str, torch.Tensor]) -> Diffus
     kind: Any = type(model.denoiser)
     denoiser = kind.from_config(model.denoiser.config).to(model.device)
     denoiser.load_state_dict({**model.denoiser.state_dict(), **weights})
-    return replace(model, denoiser=denoiser, base=f"{model.base}+{Edit(weights).digest}")
+    parts = {**model.parts, model.family.denoiser: denoiser}
+    return replace(model, parts=parts, base=f"{model.base}+{Edit(weights).digest}")
 
 
 def agreements(found: Mapping[str, Any]) -> dict[str, Score]:

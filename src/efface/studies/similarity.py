@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from efface.closed_form import last_subject
 from efface.concepts import Concept
 from efface.figures import OTHER, QUIET, panels, svg
 from efface.methods import ESD, UCE
@@ -64,7 +63,8 @@ def run(
 def cosines(model: DiffusionModel, names: Sequence[str], words: Sequence[str]) -> Tensor:
     """Cosines of the text states of last words, (names, words)."""
     one, two = (
-        normalize(text_states(model, w, progress=False).float(), dim=1) for w in (names, words)
+        normalize(text_states(model, w, progress=False).float().flatten(1), dim=1)
+        for w in (names, words)
     )
     return (one @ two.T).cpu()
 
@@ -92,13 +92,13 @@ def overlap(
 ) -> Tensor:
     """Cosine of where the denoiser looks at the words, over all layers, on shared noise."""
     z = model.noise(latents, torch.Generator().manual_seed(0))
-    t = torch.linspace(0.3, 0.9, latents).mul(len(model.alphas)).long().to(model.device)
+    t = torch.linspace(0.3, 0.9, latents).mul(model.process.times).long().to(model.device)
 
     def maps(some: Sequence[str]) -> Tensor:
-        cond, at = model.embed(some), last_subject(model, some)
+        cond, at = model.embed(some), model.last_word(some)[:, 0]
         found = []
         for k in range(latents):
-            with watched(model.denoiser) as seen:
+            with watched(model) as seen:
                 model.predict(z[[k]].expand(len(some), -1, -1, -1), t[[k]].expand(len(some)), cond)
             rows = torch.arange(len(some))
             found += [normalize(a[rows, :, :, at].mean(1), dim=1) for a in seen]

@@ -1,0 +1,172 @@
+"""What differs between families of models, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from efface.errors import pick
+from efface.models.conditioning import Conditioning
+
+Parts = Mapping[str, Any]
+"""Components of a diffusers pipeline by name, those that a family has."""
+
+
+class Family(ABC):
+    """A family: conditioning, the denoiser's call, weight groups, and what reads the text."""
+
+    name: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]
+    """diffusers' pipeline classes."""
+    denoiser: ClassVar[str] = "transformer"
+    """Which component denoises."""
+    encoders: ClassVar[Mapping[str, str]]
+    """Text encoder -> its tokenizer; the first one's tokens are what a word is."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Text encoders that may be left out."""
+    groups: ClassVar[Mapping[str, str]]
+    """Weight group -> regular expression of its parameters' names."""
+    reads: ClassVar[str]
+    """Regular expression of the weights (out, D) that read text states and nothing else, which
+    closed-form methods edit."""
+    crosses: ClassVar[bool] = False
+    """Whether there are cross-attention blocks (``attn2``), where one can see what looks at what
+    word."""
+    from_one: ClassVar[bool] = False
+    """Whether sampling spreads σ evenly from 1."""
+    steps: ClassVar[int] = 28
+    """Default sampling steps."""
+    guidance: ClassVar[float] = 7.0
+    """Default scale of guidance."""
+    untold: ClassVar[str] = ""
+    """What closed-form and text-only edits do not reach in this family; "": nothing."""
+
+    def __init__(self, index: Mapping[str, Any] | None = None) -> None:
+        self.index = dict(index or {})
+        """The pipeline's own settings (``model_index.json``)."""
+
+    def guides(self, denoiser: nn.Module) -> str:
+        """How guidance works: ``cfg``, ``embedded`` (the denoiser is told a number) or ``none``."""
+        return "cfg"
+
+    @abstractmethod
+    def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
+        """Encode prompts, a row each."""
+
+    @abstractmethod
+    def inputs(
+        self,
+        denoiser: nn.Module,
+        z: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        guidance: float,
+        pixels: tuple[int, int],
+    ) -> dict[str, Any]:
+        """The denoiser's arguments.
+
+        Args:
+            z: latents, (B, C, H, W).
+            t: timesteps, (B,).
+            guidance: for denoisers that are told one.
+            pixels: width and height of the picture.
+        """
+
+    def output(self, out: Tensor, z: Tensor) -> Tensor:
+        """The denoiser's output in the shape of the latents."""
+        return out
+
+    def latent_shape(self, parts: Parts) -> tuple[int, int, int]:
+        """(C, H, W) of the family's own picture size."""
+        config = parts[self.denoiser].config
+        return (config.in_channels, config.sample_size, config.sample_size)
+
+    def tokens(self, shape: tuple[int, int, int]) -> int:
+        """Image tokens of latents, for schedules that depend on them."""
+        return shape[1] * shape[2] // 4
+
+    def limits(self, parts: Parts) -> dict[str, int]:
+        """Longest prompt of each text encoder that is there, in tokens."""
+        return {
+            encoder: parts[tokenizer].model_max_length
+            for encoder, tokenizer in self.encoders.items()
+            if parts.get(encoder) is not None
+        }
+
+    def last_word(self, parts: Parts, prompts: Sequence[str]) -> Tensor:
+        """Positions of each prompt's last word among the states, (n, r): once for each encoder."""
+        tokenizer = parts[next(iter(self.encoders.values()))]
+        return last_subject(tokenizer, prompts)[:, None]
+
+    def word_states(self, parts: Parts, words: Sequence[str], device: torch.device) -> Tensor:
+        """States of every word's last token, (n, r, D): one of each of r text encoders."""
+        states = self.encode(parts, words, device).states
+        at = self.last_word(parts, words).to(states.device)
+        return states[torch.arange(len(states), device=states.device)[:, None], at]
+
+    @classmethod
+    def group(cls, denoiser: nn.Module, group: str) -> list[str]:
+        """Names of the denoiser's parameters in a weight group.
+
+        Raises:
+            UserError: no such group.
+        """
+        rule = re.compile(pick(cls.groups, group, "weight group"))
+        return [n for n, _ in denoiser.named_parameters() if rule.search(n)]
+
+    @classmethod
+    def text_maps(cls, denoiser: nn.Module) -> list[str]:
+        """Names of the weights (out, D) that read text states and nothing else."""
+        rule = re.compile(cls.reads)
+        return [n for n, _ in denoiser.named_parameters() if rule.search(n)]
+
+
+def tokenized(tokenizer: Any, prompts: Sequence[str], length: int, device: Any) -> Tensor:
+    """Token numbers (B, L), padded to ``length`` and cut there."""
+    ids: Tensor = tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=length,
+        return_tensors="pt",
+    ).input_ids
+    return ids.to(device)
+
+
+def causal(
+    encoder: nn.Module, tokenizer: Any, words: Sequence[str], layer: int, device: Any
+) -> Tensor:
+    """A CLIP's state of every word's last token, (n, D); what lies behind it is not computed.
+
+    Args:
+        layer: of the hidden states, from the end; 0: the output after the final norm.
+    """
+    longest, start = tokenizer.model_max_length, tokenizer.bos_token_id
+    ids = [
+        torch.tensor([start, *i][: longest - 1])
+        for i in tokenizer(list(words), add_special_tokens=False).input_ids
+    ]
+    x = pad_sequence(ids, batch_first=True).to(device)  # causal: what is behind does not count
+    found = encoder(x, output_hidden_states=bool(layer))
+    states: Tensor = found.hidden_states[layer] if layer else found[0]
+    last = torch.tensor([len(i) - 1 for i in ids], device=states.device)
+    return states[torch.arange(len(ids), device=states.device), last]
+
+
+def last_subject(tokenizer: Any, prompts: Sequence[str], longest: int = 0) -> Tensor:
+    """Position of each prompt's last token, (n,); of the start token for the null prompt.
+
+    Args:
+        longest: tokens of a prompt at most; 0: what the tokenizer says.
+    """
+    limit = longest or tokenizer.model_max_length
+    lengths = [
+        min(len(tokenizer(p, add_special_tokens=False).input_ids), limit - 2) for p in prompts
+    ]
+    return torch.tensor(lengths)

@@ -1,0 +1,215 @@
+"""Opening a diffusers folder: what it is, whether it is whole, and its components."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from efface.errors import UserError
+from efface.models.diffusion import DiffusionModel
+from efface.models.family import Family
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model")
+
+
+def load(
+    folder: Path,
+    name: str,
+    families: Sequence[type[Family]],
+    dtype: torch.dtype,
+    device: torch.device,
+    size: int = 0,
+) -> DiffusionModel:
+    """Open a diffusers folder.
+
+    Args:
+        folder: holds ``model_index.json`` and its components' folders.
+        name: what the user called it.
+        families: what it may be.
+        size: side of a picture in pixels; 0: the model's own.
+
+    Raises:
+        UserError: not such a folder, another architecture, pickled weights, broken files, or NaN in
+        the weights.
+    """
+    index = read_json(folder / "model_index.json", "this is no diffusers model folder")
+    kind = index.get("_class_name")
+    family = next((f for f in families if kind in f.pipelines), None)
+    if family is None:
+        known = ", ".join(p for f in families for p in f.pipelines)
+        raise UserError(f"{name!r} is a {kind}; efface reads {known}.")
+    modules = [family.denoiser, "vae", *family.encoders]
+    there = {part: present(index, part) for part in modules}
+    for part in modules:
+        if there[part]:
+            check_files(folder / part)
+        elif part not in family.optional:
+            raise UserError(f"{name!r} has no {part}, which {family.name} cannot do without.")
+    tokenizers = {t for e, t in family.encoders.items() if there[e]}
+    for part in sorted(tokenizers):
+        if not any((folder / part / f).exists() for f in VOCABULARIES):
+            raise UserError(f"no tokenizer (vocab.json, merges.txt) in {str(folder / part)!r}.")
+    parts: dict[str, Any] = {
+        part: open_component(folder / part, index[part], dtype) for part in modules if there[part]
+    }
+    for part in sorted(tokenizers):
+        parts[part] = open_tokenizer(folder / part, index[part][1])
+    config = read_json(folder / "scheduler" / "scheduler_config.json", "the model has no scheduler")
+    parts["scheduler"] = pick_scheduler(config).from_config(config)
+    for part in modules:
+        if there[part]:
+            check_finite(parts[part], folder / part)
+            parts[part].to(device)
+    own = family(index)
+    return DiffusionModel(
+        name,
+        own,
+        parts,
+        hash_files(folder / family.denoiser),
+        steps=own.steps,
+        guidance=own.guidance,
+        folder=folder,
+        size=size,
+    )
+
+
+def present(index: dict[str, Any], part: str) -> bool:
+    """Whether a pipeline has a component."""
+    found = index.get(part)
+    return isinstance(found, list) and len(found) == 2 and found[1] is not None
+
+
+def open_component(folder: Path, what: Sequence[str], dtype: torch.dtype) -> nn.Module:
+    """A network of diffusers or transformers, by its library's and its class's name."""
+    library, kind = what
+    import diffusers
+    import transformers
+
+    source: Any = transformers if library == "transformers" else diffusers
+    cls = getattr(source, kind, None)
+    if cls is None:
+        raise UserError(f"{str(folder)!r} is a {kind}, unknown to {library} {source.__version__}.")
+    if library == "transformers":
+        return open_part(cls, folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    return open_part(cls, folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+
+
+def open_tokenizer(folder: Path, kind: str) -> Any:
+    """A tokenizer of transformers, by its class's name."""
+    import transformers
+
+    cls = getattr(transformers, kind, None)
+    if cls is None:
+        raise UserError(
+            f"{str(folder)!r} is a {kind}, unknown to transformers {transformers.__version__}."
+        )
+    return cls.from_pretrained(folder, local_files_only=True)
+
+
+def pick_scheduler(config: dict[str, Any]) -> Any:
+    """The diffusers scheduler class that a config names."""
+    import diffusers
+
+    name = config.get("_class_name", "")
+    if not name.endswith("Scheduler") or not hasattr(diffusers, name):
+        raise UserError(
+            f"the model's scheduler {name!r} is unknown to diffusers {diffusers.__version__}."
+        )
+    return getattr(diffusers, name)
+
+
+def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    """A JSON file, or one line that says what is missing."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
+    except OSError:
+        raise UserError(f"{otherwise}: no {path.name} in {str(path.parent)!r}.") from None
+    except ValueError as e:
+        raise UserError(f"{str(path)!r} is no JSON: {e}.") from None
+    return found
+
+
+def check_files(folder: Path) -> None:
+    """Refuse missing and pickled weights before anything is opened."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = next((p for p in sorted(folder.glob("*")) if p.suffix in PICKLES), None)
+    if pickled is not None:
+        refuse_pickle(pickled)
+    raise UserError(
+        f"no *.safetensors in {str(folder)!r}: "
+        "the download is incomplete, or this is no model folder."
+    )
+
+
+def refuse_pickle(path: Path) -> None:
+    """A pickle runs whatever code its author put in: never opened."""
+    raise UserError(
+        f"{str(path)!r} is a pickle, which can run any code when opened; "
+        "only safetensors are read. "
+        "Convert it on a machine you can lose, or download the model's safetensors."
+    )
+
+
+def open_part(cls: Any, folder: Path, **options: Any) -> nn.Module:
+    """``from_pretrained`` that refuses files which do not fill the architecture exactly.
+
+    Raises:
+        UserError: unreadable or truncated file, missing, unexpected or misshapen tensors.
+    """
+    import safetensors
+
+    try:
+        found: tuple[nn.Module, dict[str, Any]] = cls.from_pretrained(
+            folder, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as e:
+        reason = " ".join(str(e).split())
+        raise UserError(
+            f"cannot open {str(folder)!r}: truncated, damaged or another architecture "
+            f"({reason[:300]})"
+        ) from None
+    module, info = found
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        wrong = [k for k in info.get(what, ()) if "position_ids" not in str(k)]
+        if wrong:
+            raise UserError(
+                f"{str(folder)!r} holds another architecture than its config.json says: "
+                f"{len(wrong)} {what.replace('_', ' ')}, first {sorted(map(str, wrong))[0]!r}."
+            )
+    return module
+
+
+def check_finite(module: nn.Module, folder: Path) -> None:
+    """Refuse weights with NaN or infinity, naming the first tensor that has one."""
+    for name, w in module.named_parameters():
+        if not torch.isfinite(w).all():
+            raise UserError(
+                f"the weights in {str(folder)!r} are damaged: {name!r} holds NaN or infinity."
+            )
+
+
+def hash_files(folder: Path) -> str:
+    """First 16 hex digits of the SHA-256 over a folder's safetensors files, by name."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as f:
+            while block := f.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The precision that a folder's safetensors are stored in (of their first tensor)."""
+    from safetensors import safe_open
+
+    with safe_open(sorted(folder.glob("*.safetensors"))[0], "pt") as f:
+        first: torch.Tensor = f.get_tensor(next(iter(f.keys())))
+    return first.dtype
