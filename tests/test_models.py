@@ -143,8 +143,8 @@ def test_weights_that_are_not_finite_are_refused(folder, part, bad):
 
 
 def test_other_pipelines_are_refused(folder):
-    reconfigure(folder / "model_index.json", _class_name="FluxPipeline")
-    with pytest.raises(UserError, match="is a FluxPipeline; efface reads StableDiffusionPipeline"):
+    reconfigure(folder / "model_index.json", _class_name="KandinskyPipeline")
+    with pytest.raises(UserError, match="is a KandinskyPipeline; efface reads StableDiffusionPip"):
         load(folder, device="cpu")
 
 

@@ -25,9 +25,9 @@ Made with efface {version} from `{model}` (hash `{base}`) by the method `{method
 weights of the denoiser were changed, so that prompts for {concepts} no longer draw that.
 
 ```python
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained(path)
+pipe = DiffusionPipeline.from_pretrained(path)
 ```
 {scores}
 ## Limits

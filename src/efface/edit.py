@@ -233,7 +233,7 @@ def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
         raise UserError(f"{str(out)!r} exists already; name a file that does not.")
     if model.folder is None:
         raise UserError(f"{model.name!r} was not opened from a folder: nothing to merge into.")
-    dtype = stored_dtype(model.folder / "unet")
+    dtype = stored_dtype(model.folder / model.family.denoiser)
     with edit.applied(model):
         tensors = {k: w.to(dtype) for k, w in original(model).items()}
     about = {"format": "pt", "efface": json.dumps(dict(edit.meta))}
@@ -260,14 +260,15 @@ def merge(model: DiffusionModel, edit: Edit, out: Path, card: str = "") -> Path:
     if model.folder is None:
         raise UserError(f"{model.name!r} was not opened from a folder: nothing to merge into.")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    dtype = stored_dtype(model.folder / "unet")
+    own = model.family.denoiser
+    dtype = stored_dtype(model.folder / own)
     try:
-        shutil.copytree(model.folder, part, ignore=shutil.ignore_patterns("unet"))
-        (part / "unet").mkdir()
-        shutil.copy(model.folder / "unet" / "config.json", part / "unet")
+        shutil.copytree(model.folder, part, ignore=shutil.ignore_patterns(own))
+        (part / own).mkdir()
+        shutil.copy(model.folder / own / "config.json", part / own)
         with edit.applied(model):
             state = {k: v.to(dtype).contiguous() for k, v in model.denoiser.state_dict().items()}
-            weights = part / "unet" / "diffusion_pytorch_model.safetensors"
+            weights = part / own / "diffusion_pytorch_model.safetensors"
             save_file(state, weights, {"format": "pt"})
         (part / "efface.json").write_text(json.dumps(dict(edit.meta), indent=1) + "\n")
         if card:

@@ -15,7 +15,7 @@ from efface.concepts import TEMPLATES, Concept, check_keep
 from efface.edit import Edit
 from efface.errors import UserError
 from efface.latents import Latents
-from efface.models import Conditioning, DiffusionModel, watched
+from efface.models import Conditioning, DiffusionModel, check_crosses, watched
 from efface.pictures import Pictures
 from efface.runs import Run
 from efface.training import Making, Student, Tuning, finetune
@@ -65,6 +65,7 @@ class MACE:
     def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
         """Make an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
+        check_crosses(model)
         making = Making("mace", self, model, concepts)
         prior = self.prior_rows(model, concepts)
         own = {n: w.detach().cpu().double() for n, w in model.parameters().items()}

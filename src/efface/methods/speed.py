@@ -72,9 +72,9 @@ class SPEED:
         own = model.parameters()
         found, ranks = {}, []
         preserved = text_vectors(model, words)
-        for name in model.text_maps():
-            if not any(part in name for part in MAPS[self.maps]):
-                continue
+        maps = model.text_maps()
+        attention = [n for n in maps if any(part in n for part in MAPS[self.maps])]
+        for name in attention or maps:
             w = own[name].cpu().double()
             some = self.influenced(w, c, a, preserved)
             free = null_space(torch.cat([some, kept]), self.null)

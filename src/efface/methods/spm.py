@@ -86,7 +86,7 @@ class SPM:
             b = source.draw(g, self.tuning.batch, student.weights)
             value = mse_loss(student(b.z, b.t, b.concept), b.goal(self.eta))
             n = self.anchors
-            cond = random_states(b.concept.states[:1], n, g)
+            cond = random_like(b.concept[:1], n, g)
             if kept is not None:
                 word = torch.randint(0, len(kept), (1,), generator=g).to(b.z.device)
                 cond = stack([cond, kept[word]])
@@ -99,12 +99,17 @@ class SPM:
         return {k: w.detach().cpu().contiguous() for k, w in adapters.factors.items()}
 
 
-def random_states(like: Tensor, n: int, g: torch.Generator) -> Conditioning:
-    """``n`` random text states with about the norm of ``like`` (1, L, D).
+def random_like(cond: Conditioning, n: int, g: torch.Generator) -> Conditioning:
+    """``n`` random conditionings with about the norm of ``cond``, a single one.
 
     Source: arXiv:2312.16145, section 3.2: norm times U(0.8, 1.2).
     """
-    x = torch.randn((n, *like.shape[1:]), generator=g).to(like.device)
-    kappa = 0.8 + 0.4 * torch.rand(n, 1, 1, generator=g).to(like.device)
-    length = like.float().flatten(1).norm() / x.flatten(1).norm(dim=1).view(n, 1, 1)
-    return Conditioning((kappa * length * x).to(like.dtype))
+
+    def draw(like: Tensor) -> Tensor:
+        x = torch.randn((n, *like.shape[1:]), generator=g).to(like.device)
+        ones = (n, *[1] * (like.ndim - 1))
+        kappa = 0.8 + 0.4 * torch.rand(ones, generator=g).to(like.device)
+        length = like.float().flatten(1).norm() / x.flatten(1).norm(dim=1).view(ones)
+        return (kappa * length * x).to(like.dtype)
+
+    return cond.each(draw)

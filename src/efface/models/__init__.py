@@ -8,18 +8,26 @@ from pathlib import Path
 import torch
 
 from efface.errors import UserError, pick
-from efface.models.attention import watched
+from efface.models.attention import check_crosses, watched
 from efface.models.conditioning import Conditioning, mix, stack
 from efface.models.counter import Counter
 from efface.models.diffusion import DiffusionModel, Weights
 from efface.models.family import Family, last_subject
+from efface.models.flux import Flux
 from efface.models.folder import PICKLES, refuse_pickle, stored_dtype
 from efface.models.folder import load as load_folder
 from efface.models.process import Schedule
+from efface.models.sd3 import StableDiffusion3
+from efface.models.sdxl import StableDiffusionXL
 from efface.models.single_file import original
 from efface.models.stable_diffusion import StableDiffusion
 
-FAMILIES: tuple[type[Family], ...] = (StableDiffusion,)
+FAMILIES: tuple[type[Family], ...] = (
+    StableDiffusion,
+    StableDiffusionXL,
+    StableDiffusion3,
+    Flux,
+)
 """The families that can be opened."""
 
 __all__ = [
@@ -30,10 +38,14 @@ __all__ = [
     "Counter",
     "DiffusionModel",
     "Family",
+    "Flux",
     "Schedule",
     "Shipped",
     "StableDiffusion",
+    "StableDiffusion3",
+    "StableDiffusionXL",
     "Weights",
+    "check_crosses",
     "last_subject",
     "load",
     "mix",

@@ -12,6 +12,19 @@ from efface.errors import UserError
 from efface.models.diffusion import DiffusionModel
 
 
+def check_crosses(model: DiffusionModel) -> None:
+    """Refuse a model without cross-attention blocks.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not model.family.crosses:
+        raise UserError(
+            f"{model.family.name} has no cross-attention blocks, where one could see what looks at "
+            "which word: choose another method."
+        )
+
+
 @contextmanager
 def watched(model: DiffusionModel) -> Iterator[list[Tensor]]:
     """Collect the cross-attention of every evaluation inside the block, differentiable.
@@ -23,11 +36,7 @@ def watched(model: DiffusionModel) -> Iterator[list[Tensor]]:
     Raises:
         UserError: a denoiser without cross-attention blocks.
     """
-    if not model.family.crosses:
-        raise UserError(
-            f"{model.family.name} has no cross-attention blocks, where one could see what looks at "
-            "which word."
-        )
+    check_crosses(model)
     layers = [m for n, m in model.denoiser.named_modules() if n.endswith(".attn2")]
     seen: list[Tensor] = []
     hooks = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,22 @@ from efface.models.conditioning import Conditioning
 
 Parts = Mapping[str, Any]
 """Components of a diffusers pipeline by name, those that a family has."""
+
+
+TWO_STREAM: Mapping[str, str] = MappingProxyType(
+    {
+        "xattn": r"^transformer_blocks\..*\.attn\.(add_[qkv]_proj|to_add_out|norm_added)",
+        "kv": r"^transformer_blocks\..*\.attn\.add_[kv]_proj\.",
+        "selfattn": r"^transformer_blocks\..*\.attn2?\.(to_[qkv]|to_out|norm_[qk])\.",
+        "text": r"^transformer_blocks\..*\.(ff_context\.|norm1_context\.|"
+        r"attn\.(add_[qkv]_proj|to_add_out|norm_added))",
+        "transformer": r"transformer_blocks\.",
+        "full": "",
+    }
+)
+"""Weight groups where text and picture tokens have weights of their own and attend to each other:
+``xattn`` is the text tokens' attention, ``selfattn`` the picture tokens', ``text`` all that only
+text tokens pass."""
 
 
 class Family(ABC):
@@ -137,6 +154,20 @@ def tokenized(tokenizer: Any, prompts: Sequence[str], length: int, device: Any) 
         return_tensors="pt",
     ).input_ids
     return ids.to(device)
+
+
+def penultimate(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """A CLIP's states before its last layer (B, L, D), and its first output (pooled, if it is)."""
+    out = encoder(ids, output_hidden_states=True)
+    return out.hidden_states[-2], out[0]
+
+
+def sentencepiece_last(tokenizer: Any, prompts: Sequence[str], longest: int) -> Tensor:
+    """Position of each prompt's last token, (n,), in T5: no start token, one at the end."""
+    lengths = [
+        min(len(tokenizer(p, add_special_tokens=False).input_ids), longest - 1) for p in prompts
+    ]
+    return torch.tensor([max(n - 1, 0) for n in lengths])
 
 
 def causal(

@@ -1,0 +1,103 @@
+"""FLUX.1 dev and schnell: double and single stream blocks, packed latents, a straight flow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from efface.models.conditioning import Conditioning
+from efface.models.family import TWO_STREAM, Family, Parts, sentencepiece_last, tokenized
+
+SIDE = 128
+"""Side of a latent of FLUX's own picture size."""
+
+
+class Flux(Family):
+    """FLUX.1 dev and schnell.
+
+    In the single-stream blocks the same matrices see text and picture tokens: the group ``single``
+    holds them, and no group can tell there what reads the text.
+    """
+
+    name = "FLUX.1"
+    pipelines = ("FluxPipeline",)
+    encoders: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+    )
+    groups: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **TWO_STREAM,
+            "single": r"^single_transformer_blocks\.",
+            "noxattn": r"^(?!norm_out\.|proj_out\.|time_text_embed\.)(?!.*\.attn\.(add_|to_add_out|"
+            r"norm_added))",
+        }
+    )
+    reads = r"^context_embedder\.weight$"
+    untold = "the pooled text vector of CLIP, which modulates every block"
+    from_one = True
+    steps, guidance = 28, 3.5
+
+    def guides(self, denoiser: nn.Module) -> str:
+        """FLUX.1-dev is told a number; schnell has no guidance."""
+        config: Any = denoiser.config
+        return "embedded" if config.guidance_embeds else "none"
+
+    def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
+        """T5's states, and CLIP's pooled vector."""
+        clip, length = parts["tokenizer"], self.longest(parts)
+        ids = tokenized(clip, prompts, clip.model_max_length, device)
+        pooled = parts["text_encoder"](ids).pooler_output
+        states = parts["text_encoder_2"](tokenized(parts["tokenizer_2"], prompts, length, device))
+        return Conditioning(states[0], pooled)
+
+    def longest(self, parts: Parts) -> int:
+        """Tokens that T5 reads: schnell was made for fewer."""
+        most = 512 if self.guides(parts["transformer"]) == "embedded" else 256
+        return min(most, int(parts["tokenizer_2"].model_max_length))
+
+    def limits(self, parts: Parts) -> dict[str, int]:
+        """What is cut is what T5 does not see; CLIP gives a summary only."""
+        return {**super().limits(parts), "text_encoder_2": self.longest(parts)}
+
+    def last_word(self, parts: Parts, prompts: Sequence[str]) -> Tensor:
+        """Positions among T5's states."""
+        return sentencepiece_last(parts["tokenizer_2"], prompts, self.longest(parts))[:, None]
+
+    def latent_shape(self, parts: Parts) -> tuple[int, int, int]:
+        """Before packing: each token is 2x2 latents."""
+        return (parts["transformer"].config.in_channels // 4, SIDE, SIDE)
+
+    def inputs(
+        self,
+        denoiser: nn.Module,
+        z: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        guidance: float,
+        pixels: tuple[int, int],
+    ) -> dict[str, Any]:
+        """Packed latents, σ, states, the pooled vector, positions, and the guidance it is told."""
+        b, c, h, w = z.shape
+        packed = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        told = z.new_full((b,), guidance, dtype=torch.float32)
+        rows = torch.arange(h // 2, device=z.device).repeat_interleave(w // 2)
+        columns = torch.arange(w // 2, device=z.device).repeat(h // 2)
+        at = torch.stack([torch.zeros_like(rows), rows, columns], 1)
+        return {
+            "hidden_states": packed.reshape(b, h * w // 4, 4 * c),
+            "timestep": t / 1000,
+            "guidance": told if self.guides(denoiser) == "embedded" else None,
+            "pooled_projections": cond.pooled,
+            "encoder_hidden_states": cond.states,
+            "txt_ids": z.new_zeros(cond.states.shape[1], 3),
+            "img_ids": at.to(z.dtype),
+        }
+
+    def output(self, out: Tensor, z: Tensor) -> Tensor:
+        """Unpacked."""
+        b, c, h, w = z.shape
+        return out.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)

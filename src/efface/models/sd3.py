@@ -1,0 +1,97 @@
+"""Stable Diffusion 3 and 3.5: a two-stream transformer, three text encoders, a straight flow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from efface.models.conditioning import Conditioning
+from efface.models.family import (
+    TWO_STREAM,
+    Family,
+    Parts,
+    last_subject,
+    penultimate,
+    sentencepiece_last,
+    tokenized,
+)
+
+CLIPS: Mapping[str, str] = MappingProxyType(
+    {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+)
+T5_TOKENS = 256
+
+
+class StableDiffusion3(Family):
+    """Stable Diffusion 3 and 3.5 (arXiv:2403.03206); T5 may be left out."""
+
+    name = "Stable Diffusion 3 / 3.5"
+    pipelines = ("StableDiffusion3Pipeline",)
+    encoders: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {**CLIPS, "text_encoder_3": "tokenizer_3"}
+    )
+    optional = frozenset({"text_encoder_3"})
+    groups: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **TWO_STREAM,
+            "noxattn": r"^(?!norm_out\.|proj_out\.|time_text_embed\.)(?!.*\.attn\.(add_|to_add_out|"
+            r"norm_added))",
+        }
+    )
+    reads = r"^context_embedder\.weight$"
+    untold = "the pooled text vector, which modulates every block"
+    steps, guidance = 28, 7.0
+
+    def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
+        """CLIP's states, padded to T5's width, then T5's or zeros; both pooled vectors."""
+        found = []
+        for encoder, tokenizer in CLIPS.items():
+            own = parts[tokenizer]
+            ids = tokenized(own, prompts, own.model_max_length, device)
+            found.append(penultimate(parts[encoder], ids))
+        states = torch.cat([s for s, _ in found], 2)
+        pooled = torch.cat([p for _, p in found], 1)
+        width = parts["transformer"].config.joint_attention_dim
+        long = parts.get("text_encoder_3")
+        if long is None:
+            also = states.new_zeros(len(prompts), T5_TOKENS, width)
+        else:
+            also = long(tokenized(parts["tokenizer_3"], prompts, T5_TOKENS, device))[0]
+        states = pad(states, (0, width - states.shape[2]))
+        return Conditioning(torch.cat([states, also.to(states.dtype)], 1), pooled)
+
+    def limits(self, parts: Parts) -> dict[str, int]:
+        """T5 reads more than CLIP."""
+        own = super().limits(parts)
+        return {**own, **({"text_encoder_3": T5_TOKENS} if "text_encoder_3" in own else {})}
+
+    def last_word(self, parts: Parts, prompts: Sequence[str]) -> Tensor:
+        """Positions among CLIP's states, and behind them among T5's."""
+        clip = parts["tokenizer"]
+        at = [last_subject(clip, prompts)]
+        if parts.get("text_encoder_3") is not None:
+            long = sentencepiece_last(parts["tokenizer_3"], prompts, T5_TOKENS)
+            at.append(clip.model_max_length + long)
+        return torch.stack(at, 1)
+
+    def inputs(
+        self,
+        denoiser: nn.Module,
+        z: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        guidance: float,
+        pixels: tuple[int, int],
+    ) -> dict[str, Any]:
+        """Latents, timesteps, states and the pooled vector."""
+        return {
+            "hidden_states": z,
+            "timestep": t,
+            "encoder_hidden_states": cond.states,
+            "pooled_projections": cond.pooled,
+        }
