@@ -1,5 +1,6 @@
 """Every family against diffusers' own pipelines of tiny random networks, and its full size."""
 
+import shutil
 import warnings
 
 import diffusers as D
@@ -7,14 +8,19 @@ import pytest
 import torch
 from conftest import QUIET, WORDS, quick, same_weights
 from families import TINY, build
+from safetensors.torch import load_file, save_file
 
 from efface.concepts import Concept
-from efface.edit import Edit, merge
+from efface.edit import Edit, merge, merge_single
 from efface.errors import UserError
 from efface.latents import Latents
+from efface.lora import factorise
+from efface.lora import save as save_lora
 from efface.methods import AGE, AP, CA, ESD, MACE, SPEED, SPM, UCE
 from efface.methods.ap import PRESETS
 from efface.models import FAMILIES, load, watched
+from efface.models.one_file import lay
+from efface.models.standard import STANDARD
 from efface.sensitivity import closed_form, prediction
 from efface.training import Tuning
 
@@ -122,8 +128,8 @@ def test_the_prompt_matters_and_rows_do_not_mix(family):
     ids=["esd", "ap", "ap-gumbel", "uce", "speed", "age", "ca"],
 )
 def test_methods_erase_in_every_family(family, method, words, tmp_path):
-    """Erase, save, load; the pictures of a stock pipeline with the edit in it change."""
-    _, pipeline, model = family
+    """Erase, save, load: pictures change, and change back when the edit is taken off."""
+    _, _, model = family
     edit = tiny_method(method, words).erase(model, [CAT], QUIET)
     assert all(torch.isfinite(w).all() for w in edit.weights.values())
     own = model.parameters()
@@ -177,7 +183,7 @@ def test_sensitivity_looks_into_every_family(family, words):
 
 
 def test_cross_attention_is_looked_at_only_where_there_is_some(family, words):
-    name, _, model = family
+    _, _, model = family
     if model.family.crosses:
         z = model.noise(1, torch.Generator().manual_seed(0))
         with watched(model) as seen:
@@ -367,3 +373,174 @@ def test_every_family_has_the_common_groups(family_class):
     common = {"xattn", "kv", "selfattn", "noxattn", "transformer", "full"}
     assert common <= set(family_class.groups)
     assert Tuning().group in family_class.groups
+
+
+# -- files that other programs load ------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
+
+
+def beside(model, path):
+    """A single file's diffusers folder, without the weights that the file holds."""
+    folder = path.with_suffix("")
+    inside = ("unet", "vae", "text_encoder*") if model.family.denoiser == "unet" else ()
+    gone = ["*.safetensors"] if inside else []
+    shutil.copytree(model.folder, folder, ignore=shutil.ignore_patterns(*gone))
+
+
+def test_a_single_file_comes_back_as_it_was(family, words, tmp_path, cache):
+    name, _, model = family
+    edit = tiny_method(ESD(), words).erase(model, [CAT], QUIET)
+    path = merge_single(model, edit, tmp_path / "one.safetensors")
+    beside(model, path)
+    if "flux" in name:  # diffusers' reader knows FLUX's own width only
+        return
+    again = load(path, device="cpu")
+    own = {**model.denoiser.state_dict(), **edit.weights}
+    assert same_weights(again.denoiser.state_dict(), own)
+    torch.testing.assert_close(ours(again), ours(model, edit.on(model)), rtol=0, atol=1e-5)
+    assert load(path, device="cpu").folder == again.folder  # converted once
+    assert not [p for p in (tmp_path / "cache" / "single").iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("what", ["misses", "has besides"])
+def test_a_single_file_with_missing_or_extra_keys_is_refused(family, what, tmp_path, cache):
+    _, _, model = family
+    path = merge_single(model, Edit({}, {"base": model.base}), tmp_path / "one.safetensors")
+    beside(model, path)
+    tensors = load_file(path)
+    key = next(k for k in tensors if "bias" in k)
+    if what == "misses":
+        del tensors[key]
+    else:
+        tensors[f"{key}2"] = tensors[key].clone()
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=rf"it {what} 1 keys, first '{key}"):
+        load(path, device="cpu")
+    assert not (tmp_path / "cache" / "single").exists() or not list(
+        (tmp_path / "cache" / "single").iterdir()
+    )
+
+
+def test_single_files_of_transformers_have_the_published_names():
+    for name, size, known in (
+        (
+            "StableDiffusion3Pipeline",
+            {"num_layers": 2, "qk_norm": "rms_norm", "dual_attention_layers": (0,)},
+            {
+                "joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536),
+                "joint_blocks.0.x_block.attn2.ln_k.weight": (64,),
+                "joint_blocks.0.context_block.attn.qkv.bias": (4608,),
+                "joint_blocks.0.context_block.mlp.fc2.weight": (1536, 6144),
+                "joint_blocks.1.context_block.adaLN_modulation.1.weight": (3072, 1536),
+                "pos_embed": (1, 36864, 1536),
+                "x_embedder.proj.weight": (1536, 16, 2, 2),
+                "y_embedder.mlp.0.weight": (1536, 2048),
+                "final_layer.adaLN_modulation.1.weight": (3072, 1536),
+                "context_embedder.weight": (1536, 4096),
+            },
+        ),
+        (
+            "FluxPipeline",
+            {"num_layers": 1, "num_single_layers": 1},
+            {
+                "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+                "double_blocks.0.txt_attn.norm.query_norm.scale": (128,),
+                "double_blocks.0.txt_mlp.2.weight": (3072, 12288),
+                "double_blocks.0.img_mod.lin.weight": (18432, 3072),
+                "single_blocks.0.linear1.weight": (21504, 3072),
+                "single_blocks.0.linear2.weight": (3072, 15360),
+                "single_blocks.0.modulation.lin.weight": (9216, 3072),
+                "single_blocks.0.norm.key_norm.scale": (128,),
+                "guidance_in.in_layer.weight": (3072, 256),
+                "vector_in.out_layer.bias": (3072,),
+                "txt_in.weight": (3072, 4096),
+                "img_in.weight": (3072, 64),
+                "final_layer.linear.weight": (64, 3072),
+            },
+        ),
+    ):
+        cls, settings, *_ = FULL[name]
+        with torch.device("meta"):
+            denoiser = cls(**{**settings, **size})
+        kind = next(f for f in FAMILIES if name in f.pipelines)
+        found = kind().original({"transformer": denoiser})
+        shapes = {k: tuple(w.shape) for k, w in found.items()}
+        assert known.items() <= shapes.items()
+        stray = ("transformer_blocks", "to_q", "norm1", "ff.", "time_text_embed")
+        assert not [k for k in shapes if any(s in k for s in stray)]
+        wanted = sum(w.numel() for w in denoiser.state_dict().values())
+        assert sum(w.numel() for w in found.values()) == wanted
+
+
+@pytest.mark.parametrize("kind", STANDARD)
+def test_the_standard_architectures_are_the_published_ones(kind, tmp_path):
+    given = STANDARD[kind]
+    lay(tmp_path, given, v=True)
+    config = dict(given["unet/config.json"])
+    with torch.device("meta"):
+        unet = D.UNet2DConditionModel.from_config(config)
+    known = {"sd1": 859_520_964, "sd2": 865_910_724, "sdxl": 2_567_463_684}
+    assert sum(p.numel() for p in unet.parameters()) == known[kind]
+    from transformers import CLIPTokenizer
+
+    for name in given["model_index.json"]:
+        if name.startswith("tokenizer"):
+            own = CLIPTokenizer.from_pretrained(tmp_path / name)
+            assert own("", padding="max_length").input_ids[-1] in (0, 49407)
+            assert own.model_max_length == 77
+
+
+def test_the_shipped_model_goes_into_one_file_and_comes_back_alone(emoji, tmp_path, cache):
+    path = merge_single(emoji, Edit({}, {"base": emoji.base}), tmp_path / "emoji.safetensors")
+    again = load(path, device="cpu")
+    assert same_weights(again.denoiser.state_dict(), emoji.denoiser.state_dict())
+    one, two = (
+        next(m.generate(["church, noto style"], [0], steps=4, guidance=4.0)) for m in (again, emoji)
+    )
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+
+
+def test_files_that_are_no_checkpoint_are_refused(tmp_path, cache):
+    save_file({"some.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"no checkpoint that efface knows .* 'some\.weight'"):
+        load(tmp_path / "x.safetensors")
+    (tmp_path / "y.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="truncated or damaged"):
+        load(tmp_path / "y.safetensors")
+    save_file({"double_blocks.0.x": torch.zeros(2)}, tmp_path / "z.safetensors")
+    with pytest.raises(UserError, match="holds the transformer of a FluxPipeline alone"):
+        load(tmp_path / "z.safetensors")
+
+
+@pytest.mark.parametrize("form", ["peft", "kohya"])
+def test_a_lora_loads_in_a_stock_pipeline_scales_and_unloads(family, form, words, tmp_path):
+    pytest.importorskip("peft")
+    _, pipeline, model = family
+    method = tiny_method(ESD(tuning=Tuning(rank=2, lr=0.05)), words)
+    edit = method.erase(model, [CAT], QUIET)
+    lora = factorise(model, edit, 2)
+    assert lora.error < 1e-5
+    if form == "kohya" and model.family.denoiser != "unet":
+        with pytest.raises(UserError, match="choose the form 'peft'"):
+            save_lora(model, lora, tmp_path / "a.safetensors", form)
+        return
+    save_lora(model, lora, tmp_path / "a.safetensors", form)
+    before = stock(pipeline)
+    weights = {k: p.clone() for k, p in model.parameters().items()}
+    pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors")
+    try:
+        torch.testing.assert_close(stock(pipeline), ours(model, edit.on(model)), rtol=0, atol=1e-3)
+        own = model.parameters()
+        for strength in (-1.0, 0.5):
+            pipeline.set_adapters(pipeline.get_active_adapters(), strength)
+            scaled = {k: own[k] + strength * (w - own[k]) for k, w in edit.weights.items()}
+            torch.testing.assert_close(stock(pipeline), ours(model, scaled), rtol=0, atol=1e-3)
+    finally:
+        pipeline.unload_lora_weights()
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    assert same_weights(dict(denoiser.named_parameters()), weights)
+    torch.testing.assert_close(stock(pipeline), before, rtol=0, atol=1e-6)

@@ -29,7 +29,7 @@ def test_a_low_rank_edit_loads_exactly_in_a_stock_pipeline_and_unloads(
     edit = moved(tiny, words)
     lora = factorise(tiny, edit, 4)
     assert lora.error < 1e-5
-    save(lora, tmp_path / "church.safetensors", form)
+    save(tiny, lora, tmp_path / "church.safetensors", form)
     pipe = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
 
@@ -53,7 +53,7 @@ def test_a_low_rank_edit_loads_exactly_in_a_stock_pipeline_and_unloads(
 
 def test_kohyas_names_carry_alpha_equal_to_the_rank(tiny, words):
     tensors = factorise(tiny, moved(tiny, words), 4).tensors
-    found = kohya(tensors)
+    found = kohya(tiny, tensors)
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     assert {f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"} <= set(found)
     assert len(found) == len(tensors) * 3 // 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from efface.edit import Edit
 from efface.errors import UserError
 from efface.metrics import Judge, Seen, see
 from efface.metrics.imagenet import ImageNetJudge
-from efface.models import MODELS, DiffusionModel
+from efface.models import MODELS, DiffusionModel, cache_folder
 from efface.protocols import Protocol, load
 from efface.samples import Wanted, generate, settings_of
 
@@ -22,11 +21,6 @@ OBJECTS = "emoji-objects"
 def pictures(protocol: Protocol, concepts: Sequence[str], seeds: Sequence[int]) -> list[Wanted]:
     """One picture a (concept, prompt, seed)."""
     return [Wanted(p, s, c) for c in concepts for p in protocol.prompts(c) for s in seeds]
-
-
-def cache_folder() -> Path:
-    """Where pictures of unedited models are kept: ``$EFFACE_CACHE`` or ``~/.cache/efface``."""
-    return Path(os.environ.get("EFFACE_CACHE", "~/.cache/efface")).expanduser()
 
 
 def unedited_folder(model: DiffusionModel, protocol: Protocol, steps: int | None = None) -> Path:

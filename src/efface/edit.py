@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.models import PICKLES, DiffusionModel, original, refuse_pickle, stored_dtype
+from efface.models import PICKLES, DiffusionModel, configs, refuse_pickle, stored_dtype
 
 FORMAT = "efface-edit-1"
 
@@ -221,8 +221,10 @@ def write(path: Path, save: Any) -> None:
 def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
     """Write one file in the original layout with the edit in it, for A1111 and ComfyUI.
 
+    Of SD3 and FLUX it holds the transformer alone.
+
     Args:
-        model: the base, Stable Diffusion 1.x or 2.x, opened from a folder.
+        model: the base, opened from a folder.
         out: a safetensors file that does not exist yet; stored in the base model's precision.
 
     Raises:
@@ -235,8 +237,13 @@ def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
         raise UserError(f"{model.name!r} was not opened from a folder: nothing to merge into.")
     dtype = stored_dtype(model.folder / model.family.denoiser)
     with edit.applied(model):
-        tensors = {k: w.to(dtype) for k, w in original(model).items()}
-    about = {"format": "pt", "efface": json.dumps(dict(edit.meta))}
+        found = model.family.original(model.parts)
+        tensors = {k: w.detach().to("cpu", dtype).contiguous().clone() for k, w in found.items()}
+    about = {
+        "format": "pt",
+        "efface": json.dumps(dict(edit.meta)),
+        "configs": json.dumps(configs(model.folder)),
+    }
     write(out, lambda p: save_file(tensors, p, about))
     return out
 

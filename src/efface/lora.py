@@ -19,7 +19,7 @@ class Lora(NamedTuple):
     """Factors by peft's names, and what they leave out."""
 
     tensors: dict[str, Tensor]
-    """``unet.MODULE.lora_A.weight`` (r, in) and ``lora_B.weight`` (out, r)."""
+    """``unet.MODULE.lora_A.weight`` (r, in) and ``lora_B.weight`` (out, r); or ``transformer.``"""
     error: float
     """|change - LoRA| / |change| over all changed weights; 0 to 1."""
 
@@ -47,42 +47,47 @@ def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
         r = max(min(rank, int((s > 1e-6 * s[0]).sum())), 1)
         lost += float(s[r:].square().sum())
         up, down = u[:, :r] * s[:r].sqrt(), s[:r].sqrt()[:, None] * vh[:r]
-        module = f"unet.{name.removesuffix('.weight')}"
+        module = f"{model.family.denoiser}.{name.removesuffix('.weight')}"
         tail = (1,) * (w.ndim - 2)
         tensors[f"{module}.lora_A.weight"] = down.view(r, *w.shape[1:]).float().contiguous()
         tensors[f"{module}.lora_B.weight"] = up.view(len(up), r, *tail).float().contiguous()
     return Lora(tensors, (lost / whole) ** 0.5 if whole else 0.0)
 
 
-def kohya(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def peft(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The factors as they are."""
+    return dict(tensors)
+
+
+def kohya(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same factors by kohya's names, with alpha = rank, which all programs read alike."""
     found = {}
     for name, w in tensors.items():
-        module, _, side = name.removeprefix("unet.").removesuffix(".weight").rpartition(".")
-        own = f"lora_unet_{module.replace('.', '_')}"
+        module, _, side = name.removesuffix(".weight").rpartition(".")
+        own = model.family.kohya(model.parts, module.partition(".")[2])
         found[f"{own}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = w
         if side == "lora_A":
             found[f"{own}.alpha"] = torch.tensor(float(len(w)))
     return found
 
 
-FORMS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
-    "peft": dict,
+FORMS: Mapping[str, Callable[[DiffusionModel, Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "peft": peft,
     "kohya": kohya,
 }
 """How a file names the factors."""
 
 
-def save(lora: Lora, path: Path, form: str = "peft") -> None:
+def save(model: DiffusionModel, lora: Lora, path: Path, form: str = "peft") -> None:
     """Write a safetensors file, whole or not at all.
 
     Args:
         form: a key of :data:`FORMS`.
 
     Raises:
-        UserError: it exists, cannot be written, or an unknown form.
+        UserError: it exists, cannot be written, or a form that the family does not have.
     """
-    tensors = pick(FORMS, form, "form")(lora.tensors)
+    tensors = pick(FORMS, form, "form")(model, lora.tensors)
     if path.exists():
         raise UserError(f"{str(path)!r} exists already; name a file that does not.")
     write(path, lambda p: save_file(tensors, p, {"format": "pt"}))

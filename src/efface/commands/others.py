@@ -165,14 +165,15 @@ def lora(args: list[str]) -> int:
     o = parsed(LoraOptions, args, "efface lora")
     edit = Edit.load(o.edit)
     pick(FORMS, o.form, "form")
-    found = factorise(load(o.model or edit.meta["model"]), edit, o.rank)
+    model = load(o.model or edit.meta["model"])
+    found = factorise(model, edit, o.rank)
     if found.error > o.allow_error:
         raise UserError(
             f"a LoRA of rank {o.rank} leaves out {found.error:.1%} of the edit's change: "
             f"give a higher --rank, or --allow-error {math.ceil(100 * found.error) / 100:g} to "
             "write it all the same."
         )
-    save_lora(found, o.out, o.form)
+    save_lora(model, found, o.out, o.form)
     told = {"lora": str(o.out), "rank": o.rank, "left_out": round(found.error, 6)}
     print(json.dumps(told)) if o.json else show(
         [["left out of the change", f"{found.error:.2%}"]], ["LoRA", str(o.out)]

@@ -10,13 +10,13 @@ from typing import Any
 
 import tyro
 
-from efface.benchmark import OBJECTS, cache_folder, evaluate, judge_for, pictures
+from efface.benchmark import OBJECTS, evaluate, judge_for, pictures
 from efface.commands.terminal import parsed, show
 from efface.edit import Edit, write
 from efface.errors import UserError
 from efface.measure import measure, wanted_of
 from efface.metrics import Judge, psr_difference, table
-from efface.models import DiffusionModel, load
+from efface.models import DiffusionModel, cache_folder, load
 from efface.protocols import Protocol
 from efface.protocols import load as load_protocol
 from efface.scores import Score

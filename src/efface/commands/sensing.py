@@ -12,14 +12,14 @@ from typing import Any
 import torch
 import tyro
 
-from efface.benchmark import OBJECTS, cache_folder, pictures, unedited_folder
+from efface.benchmark import OBJECTS, pictures, unedited_folder
 from efface.commands.scoring import folder_of
 from efface.commands.terminal import parsed, show
 from efface.concepts import Concept, parse
 from efface.edit import Edit, write
 from efface.errors import UserError, pick
 from efface.figures import sensitivity as figure
-from efface.models import DiffusionModel, load
+from efface.models import DiffusionModel, cache_folder, load
 from efface.protocols import load as load_protocol
 from efface.samples import generate
 from efface.sensitivity import (

@@ -110,6 +110,7 @@ def random_like(cond: Conditioning, n: int, g: torch.Generator) -> Conditioning:
         ones = (n, *[1] * (like.ndim - 1))
         kappa = 0.8 + 0.4 * torch.rand(ones, generator=g).to(like.device)
         length = like.float().flatten(1).norm() / x.flatten(1).norm(dim=1).view(ones)
-        return (kappa * length * x).to(like.dtype)
+        drawn: Tensor = (kappa * length * x).to(like.dtype)
+        return drawn
 
     return cond.each(draw)

@@ -14,12 +14,12 @@ from efface.models.counter import Counter
 from efface.models.diffusion import DiffusionModel, Weights
 from efface.models.family import Family, last_subject
 from efface.models.flux import Flux
-from efface.models.folder import PICKLES, refuse_pickle, stored_dtype
+from efface.models.folder import PICKLES, cache_folder, configs, refuse_pickle, stored_dtype
 from efface.models.folder import load as load_folder
+from efface.models.one_file import unpacked
 from efface.models.process import Schedule
 from efface.models.sd3 import StableDiffusion3
 from efface.models.sdxl import StableDiffusionXL
-from efface.models.single_file import original
 from efface.models.stable_diffusion import StableDiffusion
 
 FAMILIES: tuple[type[Family], ...] = (
@@ -45,11 +45,12 @@ __all__ = [
     "StableDiffusion3",
     "StableDiffusionXL",
     "Weights",
+    "cache_folder",
     "check_crosses",
+    "configs",
     "last_subject",
     "load",
     "mix",
-    "original",
     "refuse_pickle",
     "stack",
     "stored_dtype",
@@ -87,10 +88,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def load(
     name_or_path: str | Path, dtype: str = "fp32", device: str | None = None, size: int = 0
 ) -> DiffusionModel:
-    """Open a model: a shipped name, a local diffusers folder, or a hub id.
+    """Open a model: a shipped name, a local diffusers folder, a single file, or a hub id.
 
     Args:
-        name_or_path: ``emoji``, a folder with ``model_index.json``, or ``owner/model`` on the
+        name_or_path: ``emoji``, a folder with ``model_index.json``, a ``.safetensors`` file in the
+            original layout (:func:`~efface.models.one_file.unpacked`), or ``owner/model`` on the
             Hugging Face hub.
         dtype: ``fp32``, ``fp16`` or ``bf16``; what is trained stays fp32.
         device: a torch device; None: CUDA, else MPS, else the CPU.
@@ -111,9 +113,7 @@ def load(
     if path.suffix in PICKLES:
         refuse_pickle(path)
     if path.is_file():
-        raise UserError(
-            f"{name!r} is a single file; efface reads diffusers folders (with model_index.json)."
-        )
+        return load_folder(unpacked(path, FAMILIES), name, FAMILIES, precision, where, size)
     if path.is_dir():
         return load_folder(path, name, FAMILIES, precision, where, size)
     if name.count("/") != 1 or path.parent.exists():

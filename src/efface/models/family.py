@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from efface.errors import pick
+from efface.errors import UserError, pick
 from efface.models.conditioning import Conditioning
 
 Parts = Mapping[str, Any]
@@ -126,6 +126,24 @@ class Family(ABC):
         states = self.encode(parts, words, device).states
         at = self.last_word(parts, words).to(states.device)
         return states[torch.arange(len(states), device=states.device)[:, None], at]
+
+    @abstractmethod
+    def original(self, parts: Parts) -> dict[str, Tensor]:
+        """Tensors by the names of the family's published single files.
+
+        Of flow models only the denoiser's, which is what ComfyUI loads.
+        """
+
+    def kohya(self, parts: Parts, module: str) -> str:
+        """A module's name in LoRA files by kohya's names.
+
+        Raises:
+            UserError: files of this family have peft's names.
+        """
+        raise UserError(
+            f"LoRA files of {self.name} have peft's names, which ComfyUI reads as well: "
+            "choose the form 'peft'."
+        )
 
     @classmethod
     def group(cls, denoiser: nn.Module, group: str) -> list[str]:

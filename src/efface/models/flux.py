@@ -11,9 +11,47 @@ from torch import Tensor, nn
 
 from efface.models.conditioning import Conditioning
 from efface.models.family import TWO_STREAM, Family, Parts, sentencepiece_last, tokenized
+from efface.models.single_file import regrouped, swapped
 
 SIDE = 128
 """Side of a latent of FLUX's own picture size."""
+
+
+ORIGINAL: Mapping[str, str] = MappingProxyType(
+    {
+        r"^transformer_blocks\.": "double_blocks.",
+        r"^single_transformer_blocks\.": "single_blocks.",
+        r"^(single_blocks\.\d+)\.attn\.norm_q\.weight": r"\1.norm.query_norm.scale",
+        r"^(single_blocks\.\d+)\.attn\.norm_k\.weight": r"\1.norm.key_norm.scale",
+        r"^(single_blocks\.\d+)\.(attn\.to_[qkv]|proj_mlp)\.": r"\1.linear1.",
+        r"^(single_blocks\.\d+)\.proj_out\.": r"\1.linear2.",
+        r"^(single_blocks\.\d+)\.norm\.linear\.": r"\1.modulation.lin.",
+        r"\.attn\.to_[qkv]\.": ".img_attn.qkv.",
+        r"\.attn\.add_[qkv]_proj\.": ".txt_attn.qkv.",
+        r"\.attn\.to_out\.0\.": ".img_attn.proj.",
+        r"\.attn\.to_add_out\.": ".txt_attn.proj.",
+        r"\.attn\.norm_q\.weight": ".img_attn.norm.query_norm.scale",
+        r"\.attn\.norm_k\.weight": ".img_attn.norm.key_norm.scale",
+        r"\.attn\.norm_added_q\.weight": ".txt_attn.norm.query_norm.scale",
+        r"\.attn\.norm_added_k\.weight": ".txt_attn.norm.key_norm.scale",
+        r"\.norm1\.linear\.": ".img_mod.lin.",
+        r"\.norm1_context\.linear\.": ".txt_mod.lin.",
+        r"\.ff\.net\.0\.proj\.": ".img_mlp.0.",
+        r"\.ff\.net\.2\.": ".img_mlp.2.",
+        r"\.ff_context\.net\.0\.proj\.": ".txt_mlp.0.",
+        r"\.ff_context\.net\.2\.": ".txt_mlp.2.",
+        r"^x_embedder\.": "img_in.",
+        r"^context_embedder\.": "txt_in.",
+        r"^time_text_embed\.timestep_embedder\.": "time_in.",
+        r"^time_text_embed\.text_embedder\.": "vector_in.",
+        r"^time_text_embed\.guidance_embedder\.": "guidance_in.",
+        r"^((?:time|vector|guidance)_in)\.linear_1\.": r"\1.in_layer.",
+        r"^((?:time|vector|guidance)_in)\.linear_2\.": r"\1.out_layer.",
+        r"^proj_out\.": "final_layer.linear.",
+        r"^norm_out\.linear\.": "final_layer.adaLN_modulation.1.",
+    }
+)
+"""diffusers' names -> those of Black Forest Labs' file."""
 
 
 class Flux(Family):
@@ -70,6 +108,14 @@ class Flux(Family):
     def latent_shape(self, parts: Parts) -> tuple[int, int, int]:
         """Before packing: each token is 2x2 latents."""
         return (parts["transformer"].config.in_channels // 4, SIDE, SIDE)
+
+    def original(self, parts: Parts) -> dict[str, Tensor]:
+        """The transformer by Black Forest Labs' names."""
+        state = dict(parts["transformer"].state_dict())
+        for k in state:
+            if k.startswith("norm_out.linear."):
+                state[k] = swapped(state[k])
+        return regrouped(state, ORIGINAL)
 
     def inputs(
         self,

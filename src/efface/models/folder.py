@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,20 @@ def load(
         folder=folder,
         size=size,
     )
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``$EFFACE_CACHE`` or ``~/.cache/efface``."""
+    return Path(os.environ.get("EFFACE_CACHE", "~/.cache/efface")).expanduser()
+
+
+def configs(folder: Path) -> dict[str, Any]:
+    """The configs of a diffusers folder, by their place in it: what its single file carries."""
+    names = ["model_index.json", "scheduler/scheduler_config.json"]
+    names += [f"{p.parent.name}/config.json" for p in sorted(folder.glob("*/config.json"))]
+    index = read_json(folder / "model_index.json", "this is no diffusers model folder")
+    wanted = [n for n in names if n.partition("/")[0] in {*index, "model_index.json"}]
+    return {n: read_json(folder / n, "the model is not whole") for n in wanted}
 
 
 def present(index: dict[str, Any], part: str) -> bool:

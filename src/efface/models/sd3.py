@@ -20,11 +20,40 @@ from efface.models.family import (
     sentencepiece_last,
     tokenized,
 )
+from efface.models.single_file import regrouped, swapped
 
 CLIPS: Mapping[str, str] = MappingProxyType(
     {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 )
 T5_TOKENS = 256
+
+
+ORIGINAL: Mapping[str, str] = MappingProxyType(
+    {
+        r"^transformer_blocks\.": "joint_blocks.",
+        r"\.attn(2?)\.to_[qkv]\.": r".x_block.attn\1.qkv.",
+        r"\.attn\.add_[qkv]_proj\.": ".context_block.attn.qkv.",
+        r"\.attn(2?)\.to_out\.0\.": r".x_block.attn\1.proj.",
+        r"\.attn\.to_add_out\.": ".context_block.attn.proj.",
+        r"\.attn(2?)\.norm_([qk])\.": r".x_block.attn\1.ln_\2.",
+        r"\.attn\.norm_added_([qk])\.": r".context_block.attn.ln_\1.",
+        r"\.norm1\.linear\.": ".x_block.adaLN_modulation.1.",
+        r"\.norm1_context\.linear\.": ".context_block.adaLN_modulation.1.",
+        r"\.ff\.net\.0\.proj\.": ".x_block.mlp.fc1.",
+        r"\.ff\.net\.2\.": ".x_block.mlp.fc2.",
+        r"\.ff_context\.net\.0\.proj\.": ".context_block.mlp.fc1.",
+        r"\.ff_context\.net\.2\.": ".context_block.mlp.fc2.",
+        r"^pos_embed\.pos_embed": "pos_embed",
+        r"^pos_embed\.proj\.": "x_embedder.proj.",
+        r"^time_text_embed\.timestep_embedder\.linear_1": "t_embedder.mlp.0",
+        r"^time_text_embed\.timestep_embedder\.linear_2": "t_embedder.mlp.2",
+        r"^time_text_embed\.text_embedder\.linear_1": "y_embedder.mlp.0",
+        r"^time_text_embed\.text_embedder\.linear_2": "y_embedder.mlp.2",
+        r"^proj_out\.": "final_layer.linear.",
+        r"^norm_out\.linear\.": "final_layer.adaLN_modulation.1.",
+    }
+)
+"""diffusers' names -> those of Stability's file."""
 
 
 class StableDiffusion3(Family):
@@ -78,6 +107,15 @@ class StableDiffusion3(Family):
             long = sentencepiece_last(parts["tokenizer_3"], prompts, T5_TOKENS)
             at.append(clip.model_max_length + long)
         return torch.stack(at, 1)
+
+    def original(self, parts: Parts) -> dict[str, Tensor]:
+        """The transformer by Stability's names."""
+        state = dict(parts["transformer"].state_dict())
+        last = f"transformer_blocks.{parts['transformer'].config.num_layers - 1}.norm1_context."
+        for k in state:
+            if k.startswith(("norm_out.linear.", last)):
+                state[k] = swapped(state[k])
+        return regrouped(state, ORIGINAL)
 
     def inputs(
         self,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from efface.models import single_file
 from efface.models.conditioning import Conditioning
 from efface.models.family import Parts, causal, penultimate, tokenized
 from efface.models.stable_diffusion import StableDiffusion
@@ -50,6 +51,15 @@ class StableDiffusionXL(StableDiffusion):
             for encoder, tokenizer in self.encoders.items()
         ]
         return torch.cat(found, 1)[:, None]
+
+    def original(self, parts: Parts) -> dict[str, Tensor]:
+        """The names of Stability's checkpoint."""
+        return single_file.sdxl(parts)
+
+    def kohya(self, parts: Parts, module: str) -> str:
+        """The original names, which all programs read."""
+        key = single_file.denoiser_key(parts["unet"].config)
+        return f"lora_unet_{key(f'{module}.weight').removesuffix('.weight').replace('.', '_')}"
 
     def inputs(
         self,

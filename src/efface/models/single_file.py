@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x as one file in the original layout, which A1111 and ComfyUI load."""
+"""Models as one file in the original layout, which A1111 and ComfyUI load."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from efface.models.diffusion import DiffusionModel
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -23,6 +21,8 @@ ENDS = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "mid_block.resnets.0": "middle_block.0",
@@ -121,27 +121,72 @@ def open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def original(model: DiffusionModel) -> dict[str, Tensor]:
-    """All tensors of a Stable Diffusion 1.x or 2.x model by their original names.
+def clip(module: Any) -> dict[str, Tensor]:
+    """A CLIP text encoder's tensors without ``text_model.``, which some versions put in front."""
+    return {
+        k.removeprefix("text_model."): w
+        for k, w in module.state_dict().items()
+        if "position_ids" not in k
+    }
 
-    Source: the layout of CompVis' and Stability's released checkpoints.
-    """
-    unet: Any = model.denoiser
-    of_unet, of_vae = denoiser_key(unet.config), vae_key(len(model.vae.config.block_out_channels))
+
+def unet_and_vae(parts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """UNet and autoencoder by CompVis' names."""
+    unet, vae = parts["unet"], parts["vae"]
+    of_unet, of_vae = denoiser_key(unet.config), vae_key(len(vae.config.block_out_channels))
     found = {f"model.diffusion_model.{of_unet(k)}": w for k, w in unet.state_dict().items()}
-    for k, w in model.vae.state_dict().items():
+    for k, w in vae.state_dict().items():
         name = of_vae(k)
         if "mid.attn_1" in name and w.ndim == 2:
             w = w[:, :, None, None]  # a 1x1 convolution there
         found[f"first_stage_model.{name}"] = w
-    text = {
-        k.removeprefix("text_model."): w
-        for k, w in model.parts["text_encoder"].state_dict().items()
-        if "position_ids" not in k
-    }
-    config: Any = model.parts["text_encoder"].config
-    if config.hidden_act == "gelu":  # OpenCLIP's
-        found |= {f"cond_stage_model.model.{k}": w for k, w in open_clip(text).items()}
+    return found
+
+
+def stable_diffusion(parts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All tensors of a Stable Diffusion 1.x or 2.x model by their original names.
+
+    Source: the layout of CompVis' and Stability's released checkpoints.
+    """
+    text = clip(parts["text_encoder"])
+    if parts["text_encoder"].config.hidden_act == "gelu":  # OpenCLIP's
+        also = {f"cond_stage_model.model.{k}": w for k, w in open_clip(text).items()}
     else:
-        found |= {f"cond_stage_model.transformer.text_model.{k}": w for k, w in text.items()}
-    return {k: w.detach().cpu().contiguous() for k, w in found.items()}
+        also = {f"cond_stage_model.transformer.text_model.{k}": w for k, w in text.items()}
+    return unet_and_vae(parts) | also
+
+
+def sdxl(parts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All tensors of an SDXL model by their original names."""
+    first = "conditioner.embedders.0.transformer.text_model"
+    found = {f"{first}.{k}": w for k, w in clip(parts["text_encoder"]).items()}
+    second = clip(parts["text_encoder_2"])
+    projection = second.pop("text_projection.weight")
+    second = open_clip(second) | {"text_projection": projection.T}
+    found |= {f"conditioner.embedders.1.model.{k}": w for k, w in second.items()}
+    return unet_and_vae(parts) | found
+
+
+ORDER = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "proj_mlp")
+
+
+def regrouped(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, Tensor]:
+    """A transformer's tensors by other names; those that get the same one become one, in ORDER.
+
+    Args:
+        rules: regular expressions and what takes their place, one after the other.
+    """
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for name, w in state.items():
+        new = name
+        for old, instead in rules.items():
+            new = re.sub(old, instead, new)
+        place = next((i for i, part in enumerate(ORDER) if f".{part}." in name), 0)
+        found.setdefault(new, []).append((place, w))
+    ordered = {k: [w for _, w in sorted(ws, key=lambda x: x[0])] for k, ws in found.items()}
+    return {k: torch.cat(ws) if len(ws) > 1 else ws[0] for k, ws in ordered.items()}
+
+
+def swapped(w: Tensor) -> Tensor:
+    """The two halves of a tensor the other way round: scale and shift, shift and scale."""
+    return torch.cat(w.chunk(2)[::-1])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from efface.models import single_file
 from efface.models.conditioning import Conditioning
 from efface.models.family import Family, Parts, causal, tokenized
 
@@ -46,6 +47,14 @@ class StableDiffusion(Family):
         """States of every word's last token, (n, 1, D), without the padding."""
         found = causal(parts["text_encoder"], parts["tokenizer"], words, 0, device)
         return found[:, None]
+
+    def original(self, parts: Parts) -> dict[str, Tensor]:
+        """CompVis' names."""
+        return single_file.stable_diffusion(parts)
+
+    def kohya(self, parts: Parts, module: str) -> str:
+        """Diffusers' names."""
+        return f"lora_unet_{module.replace('.', '_')}"
 
     def inputs(
         self,
