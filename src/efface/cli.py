@@ -59,11 +59,17 @@ ABOUT = {
     "inspect": "what an edit holds, and where it came from",
     "merge": "write a whole diffusers folder with an edit in it",
     "lora": "an edit as a LoRA file that stock diffusers loads",
+    "apply": "put an edit into a diffusers folder, in place, with a ledger of what was erased",
+    "remove": "take an edit out of such a folder again, bit for bit",
+    "combine": "several edits as one, and how far they get into each other's way",
+    "diff": "how two models differ, by weight group",
     "models": "the models that ship, and how to name others",
     "methods": "the erasure methods, their presets and settings",
     "vocabulary": "the candidates for preservation, and the nearest to a concept",
 }
-COMMANDS = {name: _lazy("merge_command" if name == "merge" else name) for name in ABOUT}
+SHADOWED = ("merge", "apply", "remove", "combine", "diff")
+"""Commands whose functions have another name, beside what they call."""
+COMMANDS = {n: _lazy(f"{n}_command" if n in SHADOWED else n) for n in ABOUT}
 
 
 def usage() -> str:

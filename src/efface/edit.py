@@ -277,7 +277,6 @@ def merge(model: DiffusionModel, edit: Edit, out: Path, card: str = "") -> Path:
             state = {k: v.to(dtype).contiguous() for k, v in model.denoiser.state_dict().items()}
             weights = part / own / "diffusion_pytorch_model.safetensors"
             save_file(state, weights, {"format": "pt"})
-        (part / "efface.json").write_text(json.dumps(dict(edit.meta), indent=1) + "\n")
         if card:
             (part / "README.md").write_text(card, encoding="utf8")
         os.replace(part, out)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from efface.commands.benching import bench
 from efface.commands.erasing import erase
+from efface.commands.filing import (
+    apply_command,
+    combine_command,
+    diff_command,
+    lora,
+    merge_command,
+    remove_command,
+)
 from efface.commands.others import (
     generate,
     inspect,
-    lora,
-    merge_command,
     methods,
     models,
     vocabulary,
@@ -19,8 +25,11 @@ from efface.commands.sensing import sensitivity
 from efface.commands.studying import study
 
 __all__ = [
+    "apply_command",
     "bench",
+    "combine_command",
     "demo",
+    "diff_command",
     "erase",
     "generate",
     "inspect",
@@ -28,6 +37,7 @@ __all__ = [
     "merge_command",
     "methods",
     "models",
+    "remove_command",
     "report",
     "score",
     "sensitivity",

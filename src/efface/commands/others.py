@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
 
-from efface.card import card
 from efface.commands.terminal import first_line, parsed, show
 from efface.concepts import parse
-from efface.edit import Edit, merge, merge_single
-from efface.errors import UserError, pick
-from efface.lora import FORMS, factorise
-from efface.lora import save as save_lora
+from efface.edit import Edit
+from efface.errors import UserError
 from efface.methods import METHODS, PRESETS
 from efface.models import FAMILIES, MODELS, load
 from efface.samples import Wanted
@@ -109,74 +105,6 @@ def inspect(args: list[str]) -> int:
             *([["", "…"]] if len(sizes) > 6 else []),
         ],
         ["method", str(m.get("method"))],
-    )
-    return 0
-
-
-@dataclass(frozen=True)
-class Merge:
-    """An edit, and where the whole model goes."""
-
-    edit: tyro.conf.Positional[Path]
-    """A run's folder or an edit file."""
-    out: tyro.conf.Positional[Path]
-    """The diffusers folder to be written, or, ending in ``.safetensors``, one file in the original
-    layout for A1111 and ComfyUI; must not exist."""
-    model: str = ""
-    """The base model; default: the one that the edit was made for."""
-
-
-def merge_command(args: list[str]) -> int:
-    """``efface merge EDIT OUT``."""
-    o = parsed(Merge, args, "efface merge")
-    edit = Edit.load(o.edit)
-    scores = (o.edit if o.edit.is_dir() else o.edit.parent) / "scores.json"
-    found = json.loads(scores.read_text(encoding="utf8")) if scores.exists() else None
-    model = load(o.model or edit.meta["model"])
-    if o.out.suffix == ".safetensors":
-        print(merge_single(model, edit, o.out))
-    else:
-        print(merge(model, edit, o.out, card(edit, found)))
-    return 0
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """An edit, and where its LoRA goes."""
-
-    edit: tyro.conf.Positional[Path]
-    """A run's folder or an edit file."""
-    out: tyro.conf.Positional[Path]
-    """The safetensors file to be written; must not exist."""
-    rank: int = 16
-    """Rank of the LoRA: exact where the edit's changes have no higher one."""
-    form: str = "peft"
-    """Key names: peft (diffusers), or kohya (A1111, ComfyUI, diffusers)."""
-    allow_error: float = 0.1
-    """The largest part of the change that may be left out, 0 to 1."""
-    model: str = ""
-    """The base model; default: the one that the edit was made for."""
-    json: bool = False
-    """Print the result as JSON."""
-
-
-def lora(args: list[str]) -> int:
-    """``efface lora EDIT OUT``."""
-    o = parsed(LoraOptions, args, "efface lora")
-    edit = Edit.load(o.edit)
-    pick(FORMS, o.form, "form")
-    model = load(o.model or edit.meta["model"])
-    found = factorise(model, edit, o.rank)
-    if found.error > o.allow_error:
-        raise UserError(
-            f"a LoRA of rank {o.rank} leaves out {found.error:.1%} of the edit's change: "
-            f"give a higher --rank, or --allow-error {math.ceil(100 * found.error) / 100:g} to "
-            "write it all the same."
-        )
-    save_lora(model, found, o.out, o.form)
-    told = {"lora": str(o.out), "rank": o.rank, "left_out": round(found.error, 6)}
-    print(json.dumps(told)) if o.json else show(
-        [["left out of the change", f"{found.error:.2%}"]], ["LoRA", str(o.out)]
     )
     return 0
 

@@ -14,7 +14,15 @@ from efface.models.counter import Counter
 from efface.models.diffusion import DiffusionModel, Weights
 from efface.models.family import Family, last_subject
 from efface.models.flux import Flux
-from efface.models.folder import PICKLES, cache_folder, configs, refuse_pickle, stored_dtype
+from efface.models.folder import (
+    PICKLES,
+    cache_folder,
+    configs,
+    hash_files,
+    refuse_pickle,
+    stored_dtype,
+    which,
+)
 from efface.models.folder import load as load_folder
 from efface.models.one_file import unpacked
 from efface.models.process import Schedule
@@ -48,6 +56,8 @@ __all__ = [
     "cache_folder",
     "check_crosses",
     "configs",
+    "family_of",
+    "hash_files",
     "last_subject",
     "load",
     "mix",
@@ -119,6 +129,15 @@ def load(
     if name.count("/") != 1 or path.parent.exists():
         pick(MODELS, name, "model (no such folder either)")
     return load_folder(download(name), name, FAMILIES, precision, where, size)
+
+
+def family_of(folder: Path) -> type[Family]:
+    """The family of a diffusers folder.
+
+    Raises:
+        UserError: no such folder, or of no known family.
+    """
+    return which(folder, str(folder), FAMILIES)[0]
 
 
 def download(hub_id: str) -> Path:

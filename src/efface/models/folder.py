@@ -40,12 +40,7 @@ def load(
         UserError: not such a folder, another architecture, pickled weights, broken files, or NaN in
         the weights.
     """
-    index = read_json(folder / "model_index.json", "this is no diffusers model folder")
-    kind = index.get("_class_name")
-    family = next((f for f in families if kind in f.pipelines), None)
-    if family is None:
-        known = ", ".join(p for f in families for p in f.pipelines)
-        raise UserError(f"{name!r} is a {kind}; efface reads {known}.")
+    family, index = which(folder, name, families)
     modules = [family.denoiser, "vae", *family.encoders]
     there = {part: present(index, part) for part in modules}
     for part in modules:
@@ -79,6 +74,23 @@ def load(
         folder=folder,
         size=size,
     )
+
+
+def which(
+    folder: Path, name: str, families: Sequence[type[Family]]
+) -> tuple[type[Family], dict[str, Any]]:
+    """The family of a diffusers folder, and its ``model_index.json``.
+
+    Raises:
+        UserError: no such folder, or a pipeline of no known family.
+    """
+    index = read_json(folder / "model_index.json", "this is no diffusers model folder")
+    kind = index.get("_class_name")
+    family = next((f for f in families if kind in f.pipelines), None)
+    if family is None:
+        known = ", ".join(p for f in families for p in f.pipelines)
+        raise UserError(f"{name!r} is a {kind}; efface reads {known}.")
+    return family, index
 
 
 def cache_folder() -> Path:

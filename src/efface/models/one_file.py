@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from efface.errors import UserError
 from efface.models.family import Family
-from efface.models.folder import cache_folder, present, read_json
+from efface.models.folder import cache_folder, present, read_json, which
 from efface.models.standard import STANDARD, Configs
 
 MARKS: Mapping[str, str] = {
@@ -129,10 +129,7 @@ def convert(
     """Put the file's weights into a folder that holds the configs."""
     import diffusers
 
-    index = read_json(folder / "model_index.json", "this is no diffusers model folder")
-    family = next((f for f in families if index.get("_class_name") in f.pipelines), None)
-    if family is None:
-        raise UserError(f"efface does not read a {index.get('_class_name')}.")
+    family, index = which(folder, str(path), families)
     check_keys(path, keys, family, index, folder)
     options = {"config": str(folder), "local_files_only": True, "torch_dtype": dtype}
     if family.denoiser == "unet":
