@@ -60,17 +60,17 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
         **{f"eta {eta:g}": ap(eta, kind="random") for eta in (2, 4, 3)},
         **{f"eta 2, lambda {x:g}": ap(2, x, kind="random") for x in (0.1, 0.03)},
     },
-    "esd": {f"lr {lr:g}": tuned(ESD(), lr=lr) for lr in (3e-5, 1e-4, 3e-4)},
+    "esd": {f"lr {lr:g}": tuned(ESD(), lr=lr) for lr in (1e-5, 3e-5, 1e-4, 3e-4)},
     "uce": {
         f"ridge {r:g}, erase scale {s:g}": UCE(vocabulary="names", ridge=r, erase_scale=s)
-        for r, s in ((0.5, 1), (0.1, 1), (0.5, 10), (0.1, 100))
+        for r, s in ((0.5, 1), (0.1, 1), (0.5, 10), (0.1, 100), (0.5, 100), (0.1, 1000))
     },
     "ca": {f"lr {lr:g}": tuned(CA(), lr=lr) for lr in (3e-4, 1e-3)},
     "age": {
         f"eta {eta:g}, tau {tau:g}": replace(AGE(eta=eta), search=replace(AGE().search, tau=tau))
         for eta, tau in ((1, 0.1), (2, 0.1))
     },
-    "lora": {f"lr {lr:g}": tuned(PRESETS["esd"]["lora"], lr=lr) for lr in (3e-4, 1e-3, 3e-3)},
+    "lora": {f"lr {lr:g}": tuned(PRESETS["esd"]["lora"], lr=lr) for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)},
     "speed": {
         f"maps {m}, null {n:g}, rho {r:g}": SPEED(maps=m, null=n, retain_scale=r)
         for m, n, r in (("v", 0.1, 1), ("kv", 0.1, 1), ("kv", 0.1, 0.05), ("kv", 0.5, 0.05))
