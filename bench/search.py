@@ -70,7 +70,9 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
         f"eta {eta:g}, tau {tau:g}": replace(AGE(eta=eta), search=replace(AGE().search, tau=tau))
         for eta, tau in ((1, 0.1), (2, 0.1))
     },
-    "lora": {f"lr {lr:g}": tuned(PRESETS["esd"]["lora"], lr=lr) for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)},
+    "lora": {
+        f"lr {lr:g}": tuned(PRESETS["esd"]["lora"], lr=lr) for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    },
     "speed": {
         f"maps {m}, null {n:g}, rho {r:g}": SPEED(maps=m, null=n, retain_scale=r)
         for m, n, r in (("v", 0.1, 1), ("kv", 0.1, 1), ("kv", 0.1, 0.05), ("kv", 0.5, 0.05))

@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from dataclasses import replace
 
 import diffusers as D
 import pytest
@@ -18,7 +19,8 @@ from efface.lora import factorise
 from efface.lora import save as save_lora
 from efface.methods import AGE, AP, CA, ESD, MACE, SPEED, SPM, UCE
 from efface.methods.ap import PRESETS
-from efface.models import FAMILIES, load, watched
+from efface.models import FAMILIES, load, plan, watched
+from efface.models.memory import activations
 from efface.models.one_file import lay
 from efface.models.standard import STANDARD
 from efface.sensitivity import closed_form, prediction
@@ -141,6 +143,44 @@ def test_methods_erase_in_every_family(family, method, words, tmp_path):
     with edit.applied(model):
         torch.testing.assert_close(ours(model), erased, rtol=0, atol=1e-5)
     assert torch.equal(ours(model), plain)
+
+
+def test_checkpointing_changes_memory_and_nothing_else(family, words):
+    _, _, model = family
+    method = tiny_method(AP(), words)
+    kept = method.erase(model, [CAT], QUIET)
+    again = method.erase(model, [CAT], replace(QUIET, checkpointing=True))
+    assert same_weights(dict(kept.weights), dict(again.weights))
+    names = model.group("xattn")
+    assert activations(model, names, 2, checkpointing=True) < activations(model, names, 2)
+
+
+def test_activations_are_planned_as_they_are_kept(family):
+    """Against the tensors that a real pass keeps."""
+    _, _, model = family
+    names, own, kept = model.group("kv"), model.parameters(), {}
+    trained = {n: own[n].clone().requires_grad_() for n in names}
+    known = {w.untyped_storage().data_ptr() for w in (*own.values(), *trained.values())}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = (storage, storage.nbytes())
+        return x
+
+    z = model.noise(3, torch.Generator().manual_seed(0))
+    cond = model.embed(["a cat", "a dog", "red"])
+    t = torch.full((3,), 400.0 if model.process.predicts == "velocity" else 400)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        model.predict(z, t, cond, trained)
+    real = sum(n for _, n in kept.values())
+    assert activations(model, names, 3) == pytest.approx(real, rel=0.1)
+    whole = plan(model, "kv", 3)
+    assert whole.trained == 16 * sum(own[n].numel() for n in names)
+    assert whole.total == whole.frozen + whole.trained + whole.activations
+    assert f"about {whole.total / 1e9:.1f} GB" in str(whole)
+    half = plan(model, "kv", 3, rank=1)
+    assert half.trained != whole.trained
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from efface.concepts import Concept
 from efface.edit import Edit
 from efface.errors import UserError
-from efface.methods import METHODS, PRESETS
+from efface.methods import ESD, MACE, METHODS, PRESETS
 from efface.models import StableDiffusion, load
 from efface.runs import Run
 
@@ -293,6 +293,18 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_update(tiny, words, tmp_p
     method = dataclasses.replace(method, tuning=dataclasses.replace(method.tuning, lr=1e30))
     with pytest.raises(UserError, match=r"loss of update [1-4] is (nan|inf).*learning rate"):
         method.erase(tiny, [CHURCH], Run(tmp_path, progress=False))
+
+
+def test_an_overflow_of_fp16_names_the_update_and_the_layer(tiny_folder, words):
+    model = load(tiny_folder, dtype="fp16", device="cpu")
+    method = quick(ESD(eta=1e8), words, updates=3)
+    with pytest.raises(UserError, match=r"update 0 is .* of '.*attn2.*' not finite.* use bf16"):
+        method.erase(model, [CHURCH], QUIET)
+
+
+def test_mace_cannot_do_without_the_attention(tiny, words):
+    with pytest.raises(UserError, match="which checkpointing does not keep"):
+        quick(MACE(), words).erase(tiny, [CHURCH], dataclasses.replace(QUIET, checkpointing=True))
 
 
 def test_on_step_hears_every_update(tiny, words):

@@ -18,7 +18,7 @@ from efface.errors import UserError
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run keeps what it needs to go on after a kill, and who watches it."""
+    """Where a run keeps what it needs to go on after a kill, and how it works."""
 
     folder: Path | None = None
     """Holds the checkpoint; None: nothing is kept."""
@@ -26,6 +26,9 @@ class Run:
     """Called after every update with (update, {"loss": …})."""
     progress: bool = True
     """Show a bar on stderr."""
+    checkpointing: bool = False
+    """Compute activations again for the gradient instead of keeping them: less memory, more time,
+    the same weights."""
 
     def part(
         self, i: int, about: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +20,7 @@ from efface.concepts import Concept
 from efface.edit import Edit, write
 from efface.errors import UserError
 from efface.lowrank import LowRank
-from efface.models import Conditioning, Counter, DiffusionModel
+from efface.models import Conditioning, Counter, DiffusionModel, checkpointed
 from efface.processes import add_up, join
 from efface.runs import Run, foreign, opened
 
@@ -152,12 +153,12 @@ def finetune(
     )
     rank, _ = join()
     for update in bar:
-        value = one_update(update, Student(model, leaves), adapters, loss, tuning, stateful)
-        if not math.isfinite(value):
-            raise UserError(
-                f"the loss of update {update} is {value}: stopped; "
-                "lower the learning rate, or use fp32."
-            )
+        again = checkpointed(model.denoiser) if run.checkpointing else nullcontext()
+        with again:
+            value = one_update(update, Student(model, leaves), adapters, loss, tuning, stateful)
+        lost = next((k for k, w in leaves.items() if not whole(w.grad)), "")
+        if lost or not math.isfinite(value):
+            raise overflow(update, value, lost, model)
         adam.step()
         adam.zero_grad()
         if run.on_step is not None:
@@ -170,6 +171,20 @@ def finetune(
         keep.done()
     weights = adapters.weights(leaves) if adapters else leaves
     return {k: w.detach().cpu() for k, w in weights.items()}
+
+
+def whole(gradient: Tensor | None) -> bool:
+    """Whether a gradient, if there is one, holds neither NaN nor infinity."""
+    return gradient is None or bool(gradient.isfinite().all())
+
+
+def overflow(update: int, value: float, lost: str, model: DiffusionModel) -> UserError:
+    """What stopped a training: its update, the weight whose gradient is lost, and what to do."""
+    where = f", the gradient of {lost.rsplit('/', 1)[0]!r} not finite" if lost else ""
+    remedy = "lower the learning rate"
+    if model.dtype == torch.float16:
+        remedy = "fp16 overflows: use bf16, or fp32"
+    return UserError(f"the loss of update {update} is {value:.4g}{where}: stopped; {remedy}.")
 
 
 def one_update(

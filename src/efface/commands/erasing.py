@@ -20,7 +20,7 @@ from efface.concepts import Concept, check_keep, parse, read
 from efface.edit import Edit, write
 from efface.errors import UserError, pick
 from efface.methods import METHODS, PRESETS
-from efface.models import DiffusionModel, load
+from efface.models import DiffusionModel, load, plan
 from efface.processes import join
 from efface.report import before_after
 from efface.runs import Run
@@ -48,6 +48,11 @@ class Erase:
     """Precision of the frozen model: fp32, bf16 or fp16; what is trained stays fp32."""
     device: str | None = None
     """A torch device; default: the best there is."""
+    size: int = 0
+    """Side of a picture in pixels; 0: what the model was made for."""
+    checkpointing: bool = False
+    """Compute activations again for the gradient instead of keeping them: less memory, more time,
+    the same edit."""
     picture: bool = True
     """Draw a before/after picture."""
     json: bool = False
@@ -132,13 +137,17 @@ def run_erase(name: str, method: Any, o: Erase, command: Sequence[str]) -> int:
     concepts = wanted_concepts(o)
     check_keep(concepts, method.keep)
     out = run_folder(o, name, concepts, rank)
-    model = load(o.model, o.dtype, o.device)
+    model = load(o.model, o.dtype, o.device, o.size)
     about = provenance(name, method, model, concepts)
     made = begin_run(out, about, command) if rank == 0 else None
     edit = finished(out)
     if edit is None:
+        if rank == 0:
+            tell_memory(model, method, o.checkpointing)
         try:
-            edit = method.erase(model, concepts, Run(out, progress=rank == 0))
+            edit = method.erase(
+                model, concepts, Run(out, progress=rank == 0, checkpointing=o.checkpointing)
+            )
             if rank == 0:
                 edit.save(out / "edit.safetensors")
         except UserError:
@@ -192,6 +201,21 @@ def run_erase(name: str, method: Any, o: Erase, command: Sequence[str]) -> int:
             ["erased", ", ".join(c.name for c in concepts)],
         )
     return 0
+
+
+LARGE = 100_000_000
+"""Numbers of a denoiser from which on it is worth saying what a training takes."""
+
+
+def tell_memory(model: DiffusionModel, method: Any, checkpointing: bool) -> None:
+    """Say on stderr what a training of a large model will take."""
+    tuning = getattr(method, "tuning", None)
+    if tuning is None or sum(p.numel() for p in model.parameters().values()) < LARGE:
+        return
+    rows = tuning.batch * (2 if hasattr(method, "preserve") or hasattr(method, "prior") else 1)
+    found = plan(model, tuning.group, rows, tuning.rank, checkpointing)
+    how = [str(model.dtype).removeprefix("torch.")] + ["checkpointing"] * checkpointing
+    print(f"{model.family.name}, {tuning.group}, {', '.join(how)}: {found}", file=sys.stderr)
 
 
 def begin_run(out: Path, about: dict[str, Any], command: Sequence[str]) -> list[Path] | None:

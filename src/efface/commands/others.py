@@ -37,6 +37,8 @@ class Generate:
     """Sampling steps; default: the model's."""
     guidance: float | None = None
     """Scale of classifier-free guidance; default: the model's."""
+    size: int = 0
+    """Side of a picture in pixels; 0: what the model was made for."""
     dtype: str = "fp32"
     """fp32, bf16 or fp16."""
     device: str | None = None
@@ -53,7 +55,7 @@ def generate(args: list[str]) -> int:
     if o.seeds < 1:
         raise UserError(f"got {o.seeds} seeds; at least 1 is needed.")
     edit = Edit.load(o.edit) if o.edit else None
-    model = load(o.model, o.dtype, o.device)
+    model = load(o.model, o.dtype, o.device, o.size)
     wanted = [Wanted(p, s, p) for p in o.prompt for s in range(o.seeds)]
     made = generate_samples(model, wanted, o.out, edit, o.steps, o.guidance)
     rows = [[r.prompt, str(r.seed), str(made.folder / r.file)] for r in made.rows]

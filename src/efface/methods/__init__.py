@@ -14,8 +14,10 @@ from efface.methods.ca import CA
 from efface.methods.esd import ESD
 from efface.methods.esd import PRESETS as ESD_PRESETS
 from efface.methods.mace import MACE
+from efface.methods.speed import PRESETS as SPEED_PRESETS
 from efface.methods.speed import SPEED
 from efface.methods.spm import SPM
+from efface.methods.uce import PRESETS as UCE_PRESETS
 from efface.methods.uce import UCE
 from efface.models import DiffusionModel
 from efface.runs import Run
@@ -60,5 +62,10 @@ METHODS: Mapping[str, type[Any]] = {
 }
 """Every method by the name that the command line gives it."""
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {"ap": AP_PRESETS, "esd": ESD_PRESETS}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "ap": AP_PRESETS,
+    "esd": ESD_PRESETS,
+    "uce": UCE_PRESETS,
+    "speed": SPEED_PRESETS,
+}
 """Named settings of the methods that have some."""

@@ -58,6 +58,9 @@ class ESD:
         return making.edit(weights)
 
 
-PRESETS: dict[str, ESD] = {"lora": ESD(tuning=Tuning(rank=4))}
+PRESETS: dict[str, ESD] = {
+    "lora": ESD(tuning=Tuning(rank=4)),
+    "searched": ESD(tuning=Tuning(lr=3e-5)),
+}
 """``lora``: the same loss on low-rank adapters, as LECO and concept sliders have it
-(arXiv:2311.12092); alpha = rank."""
+(arXiv:2311.12092); alpha = rank. ``searched``: the learning rate found on ``emoji`` (split 4)."""

@@ -66,6 +66,8 @@ class MACE:
         """Make an edit that erases ``concepts``."""
         check_keep(concepts, self.keep)
         check_crosses(model)
+        if run.checkpointing:
+            raise UserError("MACE looks at the attention, which checkpointing does not keep.")
         making = Making("mace", self, model, concepts)
         prior = self.prior_rows(model, concepts)
         own = {n: w.detach().cpu().double() for n, w in model.parameters().items()}

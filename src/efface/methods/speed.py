@@ -161,3 +161,7 @@ def fixed_vectors(model: DiffusionModel, centres: int = 3) -> Tensor:
             [rest[near == i].mean(0) if (near == i).any() else found[i] for i in range(len(found))]
         )
     return torch.cat([rows[:1], found])
+
+
+PRESETS: dict[str, SPEED] = {"searched": SPEED(maps="kv", retain_scale=0.05)}
+"""``searched``: found on ``emoji`` (split 4)."""

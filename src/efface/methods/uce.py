@@ -67,3 +67,8 @@ class UCE:
         own = model.parameters()
         weights = {n: (own[n].cpu().double() @ q).float() for n in maps}
         return making.edit(weights)
+
+
+PRESETS: dict[str, UCE] = {"searched": UCE(erase_scale=100.0, ridge=0.1, vocabulary="auto")}
+"""``searched``: against a keep list of hundreds of words, the erased ones must weigh more; found on
+``emoji`` (split 4)."""

@@ -24,6 +24,7 @@ from efface.models.folder import (
     which,
 )
 from efface.models.folder import load as load_folder
+from efface.models.memory import Plan, checkpointed, plan
 from efface.models.one_file import unpacked
 from efface.models.process import Schedule
 from efface.models.sd3 import StableDiffusion3
@@ -47,6 +48,7 @@ __all__ = [
     "DiffusionModel",
     "Family",
     "Flux",
+    "Plan",
     "Schedule",
     "Shipped",
     "StableDiffusion",
@@ -55,12 +57,14 @@ __all__ = [
     "Weights",
     "cache_folder",
     "check_crosses",
+    "checkpointed",
     "configs",
     "family_of",
     "hash_files",
     "last_subject",
     "load",
     "mix",
+    "plan",
     "refuse_pickle",
     "stack",
     "stored_dtype",
