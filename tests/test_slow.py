@@ -2,6 +2,7 @@
 
 import os
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from efface.latents import Latents
 from efface.methods import ESD
-from efface.models import DiffusionModel, StableDiffusion
+from efface.models import DiffusionModel, StableDiffusion, plan
 from efface.training import Tuning
 
 pytestmark = pytest.mark.slow
@@ -25,9 +26,8 @@ def all_threads():
     torch.set_num_threads(before)
 
 
-def test_one_update_at_full_size_fits_into_24_gb_and_moves_cross_attention_only(
-    tokenizer, all_threads
-):
+def sd14(tokenizer):
+    """Stable Diffusion 1.4 with random weights, its UNet at full size."""
     small = tiny_pipeline(tokenizer)
     config = CLIPTextConfig(
         vocab_size=49408,
@@ -40,7 +40,7 @@ def test_one_update_at_full_size_fits_into_24_gb_and_moves_cross_attention_only(
         eos_token_id=49407,
     )
     torch.manual_seed(0)
-    model = DiffusionModel(
+    return DiffusionModel(
         "random",
         StableDiffusion(),
         {
@@ -52,6 +52,12 @@ def test_one_update_at_full_size_fits_into_24_gb_and_moves_cross_attention_only(
         },
         base="random",
     )
+
+
+def test_one_update_at_full_size_fits_into_24_gb_and_moves_cross_attention_only(
+    tokenizer, all_threads
+):
+    model = sd14(tokenizer)
 
     def sums():
         return {k: (float(p.sum()), float(p.norm())) for k, p in model.parameters().items()}
@@ -69,3 +75,21 @@ def test_one_update_at_full_size_fits_into_24_gb_and_moves_cross_attention_only(
     assert (edit.meta["cost"]["forward"], edit.meta["cost"]["backward"]) == (3, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     assert peak < 24e9
+
+
+def memory(key):
+    """A line of this process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(f"{key}:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' counters")
+def test_the_plan_is_within_a_fifth_of_what_a_training_takes(tokenizer, all_threads):
+    model = sd14(tokenizer)
+    loaded = memory("VmRSS")
+    found = plan(model, "xattn", 1)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    method = ESD(latents=Latents(ddim_steps=1, trajectories=1), tuning=Tuning(updates=1, batch=1))
+    method.erase(model, [CHURCH], QUIET)
+    took = found.frozen + memory("VmHWM") - loaded
+    assert found.total == pytest.approx(took, rel=0.2)

@@ -154,7 +154,13 @@ def download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        wanted = ["*.json", "*.txt", "*.safetensors"]
+        parts = [
+            "*/*.json",
+            "*/*.txt",
+            "*/*.model",
+            "*/*.safetensors",
+        ]
+        wanted = ["model_index.json", *parts]
         unwanted = ["*.fp16.*", "*non_ema*", "safety_checker/*", "*.ckpt"]
         return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=unwanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
