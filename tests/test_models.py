@@ -190,8 +190,8 @@ def test_a_device_that_is_not_there_is_refused(tiny_folder, device):
         load(tiny_folder, device=device)
 
 
-def test_a_single_file_is_refused(tiny_folder, tmp_path):
-    with pytest.raises(UserError, match="is a single file; efface reads diffusers folders"):
+def test_a_single_file_of_something_else_is_refused(tiny_folder, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint that efface knows"):
         load(tiny_folder / "unet" / WEIGHTS["unet"])
     (tmp_path / "sd-v1-4.ckpt").write_bytes(b"\x80\x04.")
     with pytest.raises(UserError, match="is a pickle"):

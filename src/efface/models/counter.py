@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 @dataclass
 class Counter:
@@ -13,6 +15,15 @@ class Counter:
     backward: int = 0
     seconds: float = 0.0
     """What earlier processes of a resumed run took."""
+
+    def see(self, n: int, out: Tensor) -> None:
+        """Count ``n`` samples that gave ``out``, and again when a gradient comes back."""
+        self.forward += n
+        if out.requires_grad:
+            out.register_hook(lambda _: self._see_back(n))
+
+    def _see_back(self, n: int) -> None:
+        self.backward += n
 
     def since(self, before: Counter) -> Counter:
         """What has been counted after ``before``."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from inspect import signature
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from tqdm import tqdm
 from efface.errors import UserError
 from efface.models.conditioning import Conditioning, stack
 from efface.models.counter import Counter
-from efface.models.family import Family
-from efface.models.process import Process, Schedule, process_of
+from efface.models.family import Family, warn_long
+from efface.models.process import Process, Schedule, process_of, sampled
 
 Weights = Mapping[str, Tensor]
 """Parameter name -> tensor, laid over the frozen denoiser."""
@@ -85,7 +84,7 @@ class DiffusionModel:
 
     @property
     def scheduler(self) -> Any:
-        """The model's own diffusers scheduler, which :meth:`generate` uses."""
+        """The model's own, which :meth:`generate` uses."""
         return self.parts["scheduler"]
 
     @property
@@ -132,7 +131,7 @@ class DiffusionModel:
             prompts: B texts; ``""`` is the null prompt.
             batch: prompts per call of the text encoder.
         """
-        self.warn_long(prompts)
+        warn_long(self.family, self.parts, prompts)
         parts = []
         few = len(prompts) < 4000
         for i in tqdm(range(0, len(prompts), batch), desc="embed", disable=few):
@@ -145,21 +144,6 @@ class DiffusionModel:
         if self._null is None:
             self._null = self.embed([""])
         return self._null.repeat(n)
-
-    def warn_long(self, prompts: Sequence[str]) -> None:
-        """Warn of prompts that are cut, and say what no text encoder sees."""
-        limits = self.family.limits(self.parts)
-        encoder, limit = max(limits.items(), key=lambda x: x[1])
-        tokenizer = self.parts[self.family.encoders[encoder]]
-        for prompt in prompts:
-            if len(prompt) <= limit - 2:
-                continue  # a token is at least one character
-            ids = tokenizer(prompt, add_special_tokens=False).input_ids
-            if len(ids) > limit - 2:
-                lost = tokenizer.decode(ids[limit - 2 :])
-                warnings.warn(
-                    f"the prompt is longer than {limit} tokens; cut off: {lost!r}", stacklevel=3
-                )
 
     def last_word(self, prompts: Sequence[str]) -> Tensor:
         """Positions of each prompt's last word among its states, (n, r): once an encoder."""
@@ -204,14 +188,8 @@ class DiffusionModel:
             out = functional_call(self.denoiser, cast, (), inputs)[0]
         else:
             out = self.denoiser(**inputs)[0]
-        n = len(z)
-        self.counter.forward += n
-        if out.requires_grad:
-            out.register_hook(lambda _: self._count_backward(n))
+        self.counter.see(len(z), out)
         return self.process.read(self.family.output(out.float(), z), z.float(), t)
-
-    def _count_backward(self, n: int) -> None:
-        self.counter.backward += n
 
     def guided(
         self, z: Tensor, t: Tensor, cond: Conditioning, guidance: float, weights: Weights | None
@@ -320,8 +298,12 @@ class DiffusionModel:
         for i in range(0, len(prompts), batch):
             some = prompts[i : i + batch]
             draws = [torch.Generator().manual_seed(s) for s in seeds[i : i + batch]]
-            z = self._sample(draws, self.embed(some), steps, guidance, weights)
-            yield from self.decode(z)
+            noise = [torch.randn((1, *self.latent_shape), generator=g) for g in draws]
+            guess = partial(self.guided, cond=self.embed(some), guidance=guidance, weights=weights)
+            scheduler = self.process.sampler(self.scheduler, steps, self.device)
+            yield from self.decode(
+                sampled(scheduler, torch.cat(noise).to(self.device), draws, guess)
+            )
             bar.update(len(some))
         bar.close()
 
@@ -331,31 +313,10 @@ class DiffusionModel:
         if not 1 <= steps <= most:
             raise UserError(f"got {steps} sampling steps; 1 to {most} are possible.")
 
-    def _sample(
-        self,
-        draws: Sequence[torch.Generator],
-        cond: Conditioning,
-        steps: int,
-        guidance: float,
-        weights: Weights | None,
-    ) -> Tensor:
-        scheduler = self.process.sampler(self.scheduler, steps, self.device)
-        noise = [torch.randn((1, *self.latent_shape), generator=g) for g in draws]
-        z = torch.cat(noise).to(self.device) * getattr(scheduler, "init_noise_sigma", 1.0)
-        drawing = "generator" in signature(scheduler.step).parameters  # ancestral solvers draw
-        options = {"generator": list(draws)} if drawing else {}
-        scale = getattr(scheduler, "scale_model_input", lambda z, _: z)
-        for t in scheduler.timesteps:
-            guess = self.guided(scale(z, t), t.expand(len(z)), cond, guidance, weights)
-            z = scheduler.step(guess, t, z, return_dict=False, **options)[0]
-        return z
-
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, C, H, W) as pictures (B, 3, 8H, 8W) in [0, 1], fp32, on the CPU."""
-        config = self.vae.config
-        plain = z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        scaled = plain.to(next(self.vae.parameters()).dtype)
+        scaled = self.family.unscaled(self.vae, z).to(next(self.vae.parameters()).dtype)
         x: Tensor = self.vae.decode(scaled, return_dict=False)[0].float()
         return ((x + 1) / 2).clamp(0, 1).cpu()
 
@@ -382,5 +343,4 @@ class DiffusionModel:
         """Count the evaluations made inside the block."""
         before, inside = self.counter.copy(), Counter()
         yield inside
-        spent = self.counter.since(before)
-        inside.forward, inside.backward = spent.forward, spent.backward
+        vars(inside).update(vars(self.counter.since(before)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -99,6 +100,12 @@ class Family(ABC):
         """The denoiser's output in the shape of the latents."""
         return out
 
+    def unscaled(self, vae: Any, z: Tensor) -> Tensor:
+        """Latents as the autoencoder knows them."""
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        plain: Tensor = z / vae.config.scaling_factor + shift
+        return plain
+
     def latent_shape(self, parts: Parts) -> tuple[int, int, int]:
         """(C, H, W) of the family's own picture size."""
         config = parts[self.denoiser].config
@@ -160,6 +167,22 @@ class Family(ABC):
         """Names of the weights (out, D) that read text states and nothing else."""
         rule = re.compile(cls.reads)
         return [n for n, _ in denoiser.named_parameters() if rule.search(n)]
+
+
+def warn_long(family: Family, parts: Parts, prompts: Sequence[str]) -> None:
+    """Warn of prompts that are cut, and say what no text encoder sees."""
+    limits = family.limits(parts)
+    encoder, limit = max(limits.items(), key=lambda x: x[1])
+    tokenizer = parts[family.encoders[encoder]]
+    for prompt in prompts:
+        if len(prompt) <= limit - 2:
+            continue  # a token is at least one character
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        if len(ids) > limit - 2:
+            lost = tokenizer.decode(ids[limit - 2 :])
+            warnings.warn(
+                f"the prompt is longer than {limit} tokens; cut off: {lost!r}", stacklevel=4
+            )
 
 
 def tokenized(tokenizer: Any, prompts: Sequence[str], length: int, device: Any) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -194,3 +196,28 @@ def process_of(scheduler: Any, tokens: int, from_one: bool, device: torch.device
     start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     slope = (end - start) / (high - low)
     return Flow(scheduler, start + slope * (tokens - low), from_one)
+
+
+def sampled(
+    scheduler: Any,
+    z: Tensor,
+    draws: Sequence[torch.Generator],
+    guess: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Latents at the end of a diffusers scheduler's steps.
+
+    Args:
+        scheduler: of :meth:`Process.sampler`.
+        z: noise, (B, C, H, W).
+        draws: a generator for each row, for solvers that draw.
+        guess: the prediction for (latents, timesteps).
+    """
+    drawing = "generator" in signature(scheduler.step).parameters
+    options = {"generator": list(draws)} if drawing else {}
+    scale = getattr(scheduler, "scale_model_input", lambda z, _: z)
+    z = z * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t in scheduler.timesteps:
+        z = scheduler.step(
+            guess(scale(z, t), t.expand(len(z))), t, z, return_dict=False, **options
+        )[0]
+    return z
