@@ -191,7 +191,8 @@ def test_the_table_is_what_the_files_hold(results):
     assert "| ESD | 2 |" in text
     assert "| 10.0 F + 2.0 B | 1.5 | 2.0 |" in text
     gone = difference(found["ap"], found["esd"], 1, "small", "erased")
-    assert f"| ESD | {gone} | {far} | " in text
+    assert f"| ESD | 2 | {gone} | {far} | " in text
+    assert text.startswith("Split 1: church.")
 
 
 @pytest.mark.usefixtures("_known")
@@ -221,7 +222,7 @@ def test_what_no_picture_is_of_is_a_dash(results):
         row = json.loads(path.read_text())
         row["hits"].pop("castle")  # the only neighbour
         path.write_text(json.dumps(row))
-    assert "| – |" in markdown(results, "small").splitlines()[3]
+    assert "| – |" in markdown(results, "small").splitlines()[5]
 
 
 def test_bad_input_is_said_once_before_any_work(tmp_path, capsys):
@@ -260,7 +261,7 @@ def test_the_pareto_picture_is_well_formed_and_names_every_method(results):
 
     svg = pareto(results, "small")
     ElementTree.fromstring(svg)
-    assert [m.label for m in marks(results, "small")] == ["ESD", "AP, ours"]
+    assert [m.label for m in marks(read(results, "small"), "small")] == ["ESD", "AP, ours"]
     for label in ("ESD", "AP, ours"):
         assert f">{label}</text>" in svg
 

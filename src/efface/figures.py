@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from efface.bench import LABELS, UNEDITED
 from efface.errors import UserError
 from efface.scores import Score
 from efface.sensitivity import Moved
-from efface.tables import read, score
+from efface.tables import Row, of_split, read, score, splits
 
 OURS, OTHER, QUIET = "#b00020", "#30507a", "#9aa2b1"
 STYLE = {
@@ -58,11 +58,12 @@ class Mark(NamedTuple):
     ours: bool
 
 
-def marks(out: Path, protocol: str) -> list[Mark]:
-    """Every method's ESR-1, and its PSR-1 as percent of the unedited model's."""
-    found = read(out, protocol)
-    if UNEDITED not in found:
-        raise UserError(f"no cell of the unedited model in {str(out)!r}: run it with the others.")
+def marks(found: Mapping[str, Sequence[Row]], protocol: str) -> list[Mark]:
+    """Every method's ESR-1, and its PSR-1 as percent of the unedited model's.
+
+    Args:
+        found: cells of one split.
+    """
     whole = score(found[UNEDITED], "preserved", 1, protocol).value / 100
     result = []
     for name, rows in found.items():
@@ -75,28 +76,42 @@ def marks(out: Path, protocol: str) -> list[Mark]:
 
 
 def pareto(out: Path, protocol: str) -> str:
-    """ESR-1 against relative PSR-1, with the 95 % intervals as crosses; top right is best."""
-    some = marks(out, protocol)
-    figure, (axes,) = panels(8.4, 5)
-    low = min(m.kept.low for m in some) - 4
-    high = max(101.5, max(m.kept.high for m in some))
-    axes.set(xlabel="ESR-1, %", ylabel="PSR-1, % of the unedited model's", ylim=(low, high))
-    axes.set_xlim(min(m.erased.low for m in some) - 4, 101.5)
-    heights = spread([(m.kept.value - low) / (high - low) for m in some])
-    for m, at in zip(some, heights, strict=True):
-        colour, (x, y) = OURS if m.ours else OTHER, (m.erased.value, m.kept.value)
-        axes.plot([m.erased.low, m.erased.high], [y, y], color=colour)
-        axes.plot([x, x], [m.kept.low, m.kept.high], color=colour)
-        axes.plot(x, y, "o", color=colour)
-        axes.annotate(
-            m.label,
-            (x, y),
-            (1.03, at),
-            textcoords="axes fraction",
-            va="center",
-            color=colour,
-            arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6},
-        )
+    """ESR-1 against relative PSR-1, a panel a split; 95 % intervals as crosses, top right is best.
+
+    Raises:
+        UserError: a split without a cell of the unedited model.
+    """
+    found = read(out, protocol)
+    wanted = splits(found)
+    figure, planes = panels(8.4 * len(wanted), 5, len(wanted))
+    for split, axes in zip(wanted, planes, strict=True):
+        cells = of_split(found, split)
+        if UNEDITED not in cells:
+            raise UserError(
+                f"no cell of the unedited model on split {split} in {str(out)!r}: run it with the "
+                "others."
+            )
+        some = marks(cells, protocol)
+        low = min(m.kept.low for m in some) - 4
+        high = max(101.5, max(m.kept.high for m in some))
+        axes.set(xlabel="ESR-1, %", ylabel="PSR-1, % of the unedited model's", ylim=(low, high))
+        axes.set_xlim(min(m.erased.low for m in some) - 4, 101.5)
+        axes.set_title(f"split {split}", loc="left")
+        heights = spread([(m.kept.value - low) / (high - low) for m in some])
+        for m, at in zip(some, heights, strict=True):
+            colour, (x, y) = OURS if m.ours else OTHER, (m.erased.value, m.kept.value)
+            axes.plot([m.erased.low, m.erased.high], [y, y], color=colour)
+            axes.plot([x, x], [m.kept.low, m.kept.high], color=colour)
+            axes.plot(x, y, "o", color=colour)
+            axes.annotate(
+                m.label,
+                (x, y),
+                (1.03, at),
+                textcoords="axes fraction",
+                va="center",
+                color=colour,
+                arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6},
+            )
     return svg(figure)
 
 

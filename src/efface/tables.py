@@ -96,13 +96,18 @@ def difference(
 
     The same pictures on both sides; the interval draws whole concepts.
     """
-    both = {(r["split"], r["seed"]) for r in a} & {(r["split"], r["seed"]) for r in b}
+    both = shared(a, b)
     x, y = (
         Hits([r for r in rows if (r["split"], r["seed"]) in both], concepts, k, protocol)
         for rows in (a, b)
     )
     sides = (~x.hits, ~y.hits) if concepts == "erased" else (x.hits, y.hits)
     return paired_difference(*sides, x.groups)
+
+
+def shared(a: Sequence[Row], b: Sequence[Row]) -> set[tuple[str, int]]:
+    """Splits and seeds that two methods both have cells of."""
+    return {(r["split"], r["seed"]) for r in a} & {(r["split"], r["seed"]) for r in b}
 
 
 def harmonic(rows: Sequence[Row], base: Sequence[Row], protocol: str) -> float:
@@ -113,20 +118,33 @@ def harmonic(rows: Sequence[Row], base: Sequence[Row], protocol: str) -> float:
     return 2 * esr * kept / (esr + kept) if esr + kept else 0.0
 
 
+def splits(found: Mapping[str, Sequence[Row]]) -> list[str]:
+    """The splits that some cell is of."""
+    return sorted({r["split"] for rows in found.values() for r in rows})
+
+
+def of_split(found: Mapping[str, Sequence[Row]], split: str) -> dict[str, list[Row]]:
+    """The cells of one split by method; what has none there is left out."""
+    some = {n: [r for r in rows if r["split"] == split] for n, rows in found.items()}
+    return {n: rows for n, rows in some.items() if rows}
+
+
 def ranking(found: Mapping[str, Sequence[Row]], draws: int = 500) -> dict[str, Score]:
     """Each method's place by harmonic mean of ESR-1 and PSR-1 (1 is best), with a 95 % interval.
 
-    On the first split, which all have. The bootstrap draws whole concepts, the same ones for all
-    methods.
+    The bootstrap draws whole concepts, the same ones for all methods.
+
+    Args:
+        found: cells of one split.
     """
     cells = [r for n, rows in found.items() if n != UNEDITED for r in rows]
     if not cells:
         return {}
-    split, erased = min((r["split"], tuple(r["erased"])) for r in cells)
-    names = list(dict.fromkeys(r["method"] for r in cells if r["split"] == split))
+    erased = tuple(cells[0]["erased"])
+    names = list(dict.fromkeys(r["method"] for r in cells))
     rates: dict[str, tuple[Tensor, Tensor]] = {}
     for n in names:
-        rows = [r for r in found[n] if r["split"] == split]
+        rows = found[n]
         others = sorted(c for c in rows[0]["hits"] if c not in erased)
         gone, kept = (
             torch.tensor(
@@ -156,23 +174,52 @@ def ranking(found: Mapping[str, Sequence[Row]], draws: int = 500) -> dict[str, S
 
 
 def markdown(out: Path, protocol: str) -> str:
-    """The table of a protocol, and AP's paired differences to the others, in Markdown."""
+    """A table for each split, and AP's paired differences to the others, in Markdown."""
     found = read(out, protocol)
-    head = (
-        "method",
-        "cells",
-        "ESR-1",
-        "ESR-5",
-        "PSR-1",
-        "PSR-5",
-        "PSR-1 of neighbours",
-        "harmonic mean",
-        "place [95 %]",
-        "evaluations per update",
-        "minutes",
-        "GB",
-    )
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    lines: list[str] = []
+    for split in splits(found):
+        some = of_split(found, split)
+        erased = ", ".join(next(iter(some.values()))[0]["erased"])
+        lines += [f"Split {split}: {erased}.", "", *of_one(some, protocol), ""]
+    ours = found.get("ap")
+    if ours:
+        lines += [
+            "AP (ours) minus the others, in points, over the cells that both have, paired by "
+            "picture; above 0, ours is better:",
+            "",
+            "| minus | cells | ESR-1 | PSR-1 | PSR-1 of neighbours |",
+            "|" + " --- |" * 5,
+        ]
+        for name, rows in found.items():
+            if name not in ("ap", UNEDITED):
+                far = [
+                    said(difference, ours, rows, 1, protocol, c)
+                    for c in ("erased", "preserved", "neighbours")
+                ]
+                cells = str(len(shared(ours, rows)))
+                lines.append(f"| {' | '.join([LABELS[name], cells, *far])} |")
+    return "\n".join(lines).rstrip()
+
+
+HEAD = (
+    "method",
+    "cells",
+    "ESR-1",
+    "ESR-5",
+    "PSR-1",
+    "PSR-5",
+    "PSR-1 of neighbours",
+    "harmonic mean",
+    "place [95 %]",
+    "evaluations per update",
+    "minutes",
+    "GB",
+)
+
+
+def of_one(found: Mapping[str, Sequence[Row]], protocol: str) -> list[str]:
+    """The table of one split, line by line."""
+    lines = [f"| {' | '.join(HEAD)} |", "|" + " --- |" * len(HEAD)]
     base, place = found.get(UNEDITED), ranking(found)
     for name, rows in found.items():
         row = [LABELS[name], str(len(rows))]
@@ -188,23 +235,7 @@ def markdown(out: Path, protocol: str) -> str:
         row.append(f"{harmonic(rows, base, protocol):.1f}" if base and name != UNEDITED else "–")
         row.append(place_of(place[name]) if name in place else "–")
         lines.append(f"| {' | '.join([*row, *costs(rows)])} |")
-    ours = found.get("ap")
-    if ours:
-        lines += [
-            "",
-            "AP (ours) minus the others, in points, paired by picture; above 0, ours is better:",
-            "",
-            "| minus | ESR-1 | PSR-1 | PSR-1 of neighbours |",
-            "|" + " --- |" * 4,
-        ]
-        for name, rows in found.items():
-            if name not in ("ap", UNEDITED):
-                far = [
-                    said(difference, ours, rows, 1, protocol, c)
-                    for c in ("erased", "preserved", "neighbours")
-                ]
-                lines.append(f"| {' | '.join([LABELS[name], *far])} |")
-    return "\n".join(lines)
+    return lines
 
 
 def said(ask: Callable[..., Score], *args: Any) -> str:
