@@ -19,7 +19,7 @@ from efface.lora import factorise
 from efface.lora import save as save_lora
 from efface.methods import AGE, AP, CA, ESD, MACE, SPEED, SPM, UCE
 from efface.methods.ap import PRESETS
-from efface.models import FAMILIES, load, plan, watched
+from efface.models import FAMILIES, load, memory, plan, watched
 from efface.models.memory import activations
 from efface.models.one_file import lay
 from efface.models.standard import STANDARD
@@ -181,6 +181,25 @@ def test_activations_are_planned_as_they_are_kept(family):
     assert f"about {whole.total / 1e9:.1f} GB" in str(whole)
     half = plan(model, "kv", 3, rank=1)
     assert half.trained != whole.trained
+
+
+def test_text_encoders_and_autoencoder_leave_memory_while_training(family, words, monkeypatch):
+    _, _, model = family
+    method, parts = tiny_method(AP(), words), model.parts
+    before, kept = ours(model), method.erase(model, [CAT], QUIET)
+    monkeypatch.setattr(memory, "WORTH", 0)
+    there = []
+    watch = replace(QUIET, on_step=lambda *_: there.append(set(model.parts)))
+    try:
+        again = method.erase(model, [CAT], watch)
+        assert there
+        gone = {n for n in (*model.family.encoders, "vae") if n in parts}
+        assert all(not gone & names for names in there)
+        assert same_weights(dict(kept.weights), dict(again.weights))
+        assert torch.equal(ours(model), before)
+        assert gone - set(model.parts) == set()
+    finally:
+        model.parts = parts
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])

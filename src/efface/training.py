@@ -20,7 +20,7 @@ from efface.concepts import Concept
 from efface.edit import Edit, write
 from efface.errors import UserError
 from efface.lowrank import LowRank
-from efface.models import Conditioning, Counter, DiffusionModel, checkpointed
+from efface.models import Conditioning, Counter, DiffusionModel, checkpointed, release
 from efface.processes import add_up, join
 from efface.runs import Run, foreign, opened
 
@@ -141,6 +141,7 @@ def finetune(
         w.requires_grad_()
     own_lr = model.lr * ADAPTER_LR if adapters else model.lr
     adam = torch.optim.Adam(leaves.values(), lr=tuning.lr or own_lr)
+    release(model)
     keep = Checkpoint(run.folder, fingerprint, leaves, adam, stateful)
     done = keep.restore(model.counter)
     bar = tqdm(

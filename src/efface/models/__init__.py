@@ -24,7 +24,7 @@ from efface.models.folder import (
     which,
 )
 from efface.models.folder import load as load_folder
-from efface.models.memory import Plan, checkpointed, plan
+from efface.models.memory import Plan, checkpointed, plan, release
 from efface.models.one_file import unpacked
 from efface.models.process import Schedule
 from efface.models.sd3 import StableDiffusion3
@@ -66,6 +66,7 @@ __all__ = [
     "mix",
     "plan",
     "refuse_pickle",
+    "release",
     "stack",
     "stored_dtype",
     "watched",

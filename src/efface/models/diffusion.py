@@ -58,6 +58,8 @@ class DiffusionModel:
         for part in self.parts.values():
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
+        self.shrink = int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        """Pixels of a picture to one of a latent."""
         if self.size % (2 * self.shrink):
             raise UserError(
                 f"got {self.size} pixels; the side of a picture must be a multiple of "
@@ -101,11 +103,6 @@ class DiffusionModel:
     def dtype(self) -> torch.dtype:
         """The denoiser's precision."""
         return next(self.denoiser.parameters()).dtype  # type: ignore[no-any-return]
-
-    @property
-    def shrink(self) -> int:
-        """Pixels of a picture to one of a latent."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

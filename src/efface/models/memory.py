@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from efface.models.conditioning import Conditioning
 from efface.models.diffusion import DiffusionModel
+from efface.models.folder import open_component, read_json
 
 ADAM = 16
 """Bytes of a trained number: itself, its gradient and two moments, all fp32."""
@@ -42,12 +44,64 @@ def checkpointed(denoiser: Any) -> Iterator[None]:
         denoiser.disable_gradient_checkpointing()
 
 
+class Reopening(dict[str, Any]):
+    """Components of which some are only on disk, until they are asked for."""
+
+    def __init__(self, parts: Mapping[str, Any], gone: Sequence[str], folder: Path) -> None:
+        there = {k: p for k, p in parts.items() if k not in gone}
+        super().__init__(there)
+        like = {k: next(parts[k].parameters()) for k in gone}
+        self.gone = {k: torch.empty(0, dtype=p.dtype, device=p.device) for k, p in like.items()}
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Any:
+        """Open a component again as it was."""
+        if name not in self.gone:
+            raise KeyError(name)
+        like = self.gone.pop(name)
+        index = read_json(self.folder / "model_index.json", "the model is gone")
+        module = open_component(self.folder / name, index[name], like.dtype).to(like.device)
+        self[name] = module.eval().requires_grad_(False)
+        return module
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As a dict's, but opens what is on disk."""
+        return self[name] if name in self or name in self.gone else default
+
+
+WORTH = 10**9
+"""Bytes from which on it is worth opening components again for the memory they free meanwhile."""
+
+
+def releasable(model: DiffusionModel) -> list[str]:
+    """Text encoders and autoencoder, where they are large and can be opened again."""
+    names = [n for n in (*model.family.encoders, "vae") if n in model.parts]
+    size = sum(bytes_of(model.parts[n]) for n in names)
+    return names if model.folder is not None and size >= WORTH else []
+
+
+def release(model: DiffusionModel) -> None:
+    """Drop what a training does not use once its prompts are encoded; opened again when asked for.
+
+    Models that were not opened from a folder, and small ones, keep everything.
+    """
+    names = releasable(model)
+    if names:
+        model.null(1)  # rollouts need it
+        model.parts = Reopening(model.parts, names, model.folder or Path())
+
+
+def bytes_of(module: nn.Module) -> int:
+    """What a module's parameters and buffers take."""
+    return sum(p.numel() * p.element_size() for p in [*module.parameters(), *module.buffers()])
+
+
 @dataclass(frozen=True)
 class Plan:
     """Bytes that a training takes at its peak."""
 
     frozen: int
-    """The model, as it is loaded."""
+    """The model, without what is dropped once its prompts are encoded."""
     trained: int
     """Trained weights in fp32 with gradients and optimiser, and their copies in the model's
     precision."""
@@ -85,12 +139,9 @@ def plan(
     moved = whole
     if rank:
         moved = sum(rank * (s[0] + s[1:].numel()) if len(s) > 1 else s.numel() for s in shapes)
-    frozen = sum(
-        p.numel() * p.element_size()
-        for part in model.parts.values()
-        if isinstance(part, nn.Module)
-        for p in [*part.parameters(), *part.buffers()]
-    )
+    gone = releasable(model)
+    stay = [p for n, p in model.parts.items() if isinstance(p, nn.Module) and n not in gone]
+    frozen = sum(bytes_of(p) for p in stay)
     size = torch.finfo(model.dtype).bits // 8
     copies = whole * size if size < 4 else 0
     laid = whole * 4 if rank else 0  # W + UD
