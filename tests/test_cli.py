@@ -296,8 +296,8 @@ MISTAKES = {
     "unknown method": (("erase", "esdd"), "unknown method 'esdd'; did you mean 'esd'"),
     "unknown preset": ((*AP, "--preset", "offical"), "'offical'; did you mean 'official'"),
     "no presets": (
-        ("erase", "uce", "--concept", "dog", "--preset", "paper"),
-        "the method 'uce' has no presets",
+        ("erase", "ca", "--concept", "dog", "--preset", "paper"),
+        "the method 'ca' has no presets",
     ),
     "no concept": (("erase", "esd"), "no concept to erase; give --concept"),
     "empty concept": (("erase", "esd", "--concept", " "), "got an empty concept"),

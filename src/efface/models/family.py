@@ -181,7 +181,7 @@ def warn_long(family: Family, parts: Parts, prompts: Sequence[str]) -> None:
         if len(ids) > limit - 2:
             lost = tokenizer.decode(ids[limit - 2 :])
             warnings.warn(
-                f"the prompt is longer than {limit} tokens; cut off: {lost!r}", stacklevel=4
+                f"the prompt is longer than {limit} tokens; cut off: {lost!r}", stacklevel=3
             )
 
 
