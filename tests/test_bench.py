@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from efface import bench as bench_module
-from efface.bench import LABELS, LINEUP, UNEDITED, Cell, finished, run_all, run_cell
+from efface.bench import LABELS, LINEUP, UNEDITED, Cell, Opened, finished, run_all, run_cell
 from efface.benchmark import judge_for
 from efface.cli import main
 from efface.errors import UserError
@@ -354,13 +354,15 @@ def test_cells_run_on_a_local_ray_cluster_and_give_what_one_process_gives(protoc
     cells = [Cell(protocol, split, "uce", 0) for split in ("1", "2")]
     try:
         failed = run_all(cells, tmp_path / "ray", tmp_path / "work-ray", ray="local")
-        (tmp_path / "file").touch()
-        lost = run_all(cells[:1], tmp_path / "none", tmp_path / "file", ray="local")
+        broken = Opened(cells[0]).folder(tmp_path / "broken")
+        broken.parent.mkdir()
+        broken.touch()  # a file where the cell's folder is to be
+        lost = run_all(cells[:1], tmp_path / "none", tmp_path / "broken", ray="local")
     finally:
         ray.shutdown()
     assert not failed
     assert [f.cell for f in lost] == cells[:1]
-    assert "file" in lost[0].why
+    assert broken.name in lost[0].why
     assert not list((tmp_path / "none").iterdir())
     for cell in cells:
         row = json.loads((tmp_path / "ray" / cell.file).read_text())
