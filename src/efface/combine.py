@@ -170,7 +170,7 @@ def diff(one: DiffusionModel, two: DiffusionModel) -> tuple[list[Difference], Ed
     for group in one.family.groups:
         names = one.group(group)
         far = sum(float(changed[n].double().square().sum()) for n in names if n in changed)
-        size = sum(float(own[n].double().square().sum()) for n in names)
+        size = sum(float(own[n].cpu().double().square().sum()) for n in names)
         mine = [ranks[n] for n in names if n in ranks]
         found.append(
             Difference(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -190,7 +191,8 @@ def settle(folder: Path, part: str, ledger: Ledger) -> Ledger:
             path.unlink()
     if not ledger.erasures:
         (folder / NAME).unlink()
-        keep.rmdir()
+        with suppress(OSError):  # something else lies in it
+            keep.rmdir()
     return done
 
 
@@ -245,7 +247,10 @@ class Kept:
 
     def save(self) -> None:
         """Write what is kept."""
-        self.path.parent.mkdir(exist_ok=True)
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+        except OSError as e:
+            raise UserError(f"cannot make {str(self.path.parent)!r}: {e.strerror}.") from None
         write(self.path, lambda p: save_file(self.base, p))
 
     def with_changes(self, edits: list[Edit]) -> dict[str, Tensor]:

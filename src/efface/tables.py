@@ -155,6 +155,11 @@ def ranking(found: Mapping[str, Sequence[Row]], draws: int = 500) -> dict[str, S
             for some in (sorted(erased), others)
         )
         rates[n] = (1 - gone, kept)
+    base = found.get(UNEDITED)
+    if base:  # relative to the unedited model, as the mean beside it
+        whole = [h for r in base for c, x in r["hits"].items() if c not in erased for h in x[0]]
+        share = sum(whole) / len(whole)
+        rates = {n: (gone, kept / share) for n, (gone, kept) in rates.items()}
     g = torch.Generator().manual_seed(0)
     places = []
     sizes = [len(x) for x in rates[names[0]]]

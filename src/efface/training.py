@@ -24,6 +24,9 @@ from efface.models import Conditioning, Counter, DiffusionModel, checkpointed, r
 from efface.processes import add_up, join
 from efface.runs import Run, foreign, opened
 
+HALF_SCALE = 1024.0
+"""What a loss is multiplied with before its gradient passes through fp16, and divided by after."""
+
 ADAPTER_LR = 10.0
 """Default learning rate of low-rank adapters, in units of the weights'."""
 
@@ -211,11 +214,16 @@ def one_update(
     for part in stateful:
         part.begin(student(), tuning.batch, first)
     total = torch.zeros((), device=leaves.model.device)
+    scale = HALF_SCALE if leaves.model.dtype == torch.float16 else 1.0
     for i in range(rank, tuning.accumulate, world):
         again = torch.Generator().manual_seed((tuning.seed * 1_000_003 + update) * 977 + i)
         value = loss(student(), again if i else first) / tuning.accumulate
-        value.backward()
+        (value * scale).backward()
         total += value.detach()
+    if scale != 1.0:
+        for w in leaves.weights.values():
+            if w.grad is not None:
+                w.grad /= scale
     if world > 1:
         for w in leaves.weights.values():
             w.grad = torch.zeros_like(w) if w.grad is None else w.grad

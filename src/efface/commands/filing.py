@@ -49,7 +49,7 @@ def merge_command(args: list[str]) -> int:
     o = parsed(Merge, args, "efface merge")
     edit = Edit.load(o.edit)
     found = scores_of(o.edit)
-    model = load(o.model or edit.meta["model"])
+    model = load(o.model or edit.meta["model"], device="cpu")
     if o.out.suffix == ".safetensors":
         print(merge_single(model, edit, o.out))
     else:
@@ -85,7 +85,7 @@ def lora(args: list[str]) -> int:
     o = parsed(LoraOptions, args, "efface lora")
     edit = Edit.load(o.edit)
     pick(FORMS, o.form, "form")
-    model = load(o.model or edit.meta["model"])
+    model = load(o.model or edit.meta["model"], device="cpu")
     found = factorise(model, edit, o.rank)
     if found.error > o.allow_error:
         raise UserError(
@@ -178,7 +178,7 @@ def combine_command(args: list[str]) -> int:
         both = zip(o.edits, edits, strict=True)
         told_of = ", ".join(f"{p} of {e.meta.get('base')}" for p, e in both)
         raise UserError(f"the edits are of different base models ({told_of}).")
-    model = load(o.model or str(edits[0].meta["model"]) if edits else "emoji")
+    model = load(o.model or str(edits[0].meta["model"]) if edits else "emoji", device="cpu")
     made = combine(model, edits, o.how)
     met = overlaps(model, edits)
     made.save(o.out)
@@ -217,7 +217,7 @@ def diff_command(args: list[str]) -> int:
     o = parsed(Diff, args, "efface diff")
     if o.out is not None and o.out.exists():
         raise UserError(f"{str(o.out)!r} exists already; name a file that does not.")
-    found, edit = diff(load(o.one), load(o.two))
+    found, edit = diff(load(o.one, device="cpu"), load(o.two, device="cpu"))
     if o.out is not None:
         edit.save(o.out)
     if o.json:

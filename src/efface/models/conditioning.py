@@ -56,4 +56,4 @@ def mix(weights: Tensor, rows: Conditioning) -> Conditioning:
     Returns:
         B encoded prompts.
     """
-    return rows.each(lambda x: torch.einsum("bk,k...->b...", weights, x))
+    return rows.each(lambda x: torch.einsum("bk,k...->b...", weights.to(x.dtype), x))

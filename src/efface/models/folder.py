@@ -55,6 +55,8 @@ def load(
     parts: dict[str, Any] = {
         part: open_component(folder / part, index[part], dtype) for part in modules if there[part]
     }
+    if dtype == torch.float16 and getattr(parts["vae"].config, "force_upcast", False):
+        parts["vae"].to(torch.float32)  # SDXL's overflows in fp16
     for part in sorted(tokenizers):
         parts[part] = open_tokenizer(folder / part, index[part][1])
     config = read_json(folder / "scheduler" / "scheduler_config.json", "the model has no scheduler")

@@ -51,17 +51,22 @@ class Reopening(dict[str, Any]):
         there = {k: p for k, p in parts.items() if k not in gone}
         super().__init__(there)
         like = {k: next(parts[k].parameters()) for k in gone}
-        self.gone = {k: torch.empty(0, dtype=p.dtype, device=p.device) for k, p in like.items()}
+        self.gone: dict[str, Tensor] = {}
+        if isinstance(parts, Reopening):
+            self.gone |= parts.gone
+        for k, p in like.items():
+            self.gone[k] = torch.empty(0, dtype=p.dtype, device=p.device)
         self.folder = folder
 
     def __missing__(self, name: str) -> Any:
         """Open a component again as it was."""
         if name not in self.gone:
             raise KeyError(name)
-        like = self.gone.pop(name)
+        like = self.gone[name]
         index = read_json(self.folder / "model_index.json", "the model is gone")
         module = open_component(self.folder / name, index[name], like.dtype).to(like.device)
         self[name] = module.eval().requires_grad_(False)
+        del self.gone[name]
         return module
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -61,19 +61,21 @@ def unpacked(path: Path, families: Sequence[type[Family]]) -> Path:
     except (SafetensorError, OSError) as e:
         raise UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).") from None
     state = path.stat()
-    own = hashlib.sha256(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
+    known = [f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"]
+    beside = path.with_suffix("")
+    known += [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(beside.rglob("*"))]
+    own = hashlib.sha256("\n".join(known).encode())
     out = cache_folder() / "single" / f"{path.stem}-{own.hexdigest()[:12]}"
     if out.is_dir():
         return out
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
-        beside = path.with_suffix("")
         if (beside / "model_index.json").exists():
             shutil.copytree(beside, part, dirs_exist_ok=True)
-        elif "configs" in meta or kind in STANDARD:
+        elif kind in STANDARD:
             given = json.loads(meta["configs"]) if "configs" in meta else STANDARD[kind]
-            lay(part, given, v)
+            lay(part, given, v or "configs" in meta)
         else:
             raise UserError(
                 f"{str(path)!r} holds the transformer of a {kind} alone: put its diffusers folder, "
@@ -81,7 +83,7 @@ def unpacked(path: Path, families: Sequence[type[Family]]) -> Path:
             )
         convert(path, keys, part, families, dtype)
         os.replace(part, out)
-    except OSError as e:
+    except (OSError, ValueError, RuntimeError, TypeError) as e:
         raise UserError(f"cannot convert {str(path)!r}: {' '.join(str(e).split())[:300]}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -104,6 +106,8 @@ def lay(folder: Path, configs: Configs, v: bool) -> None:
             raise UserError(f"the file's metadata names {name!r}, which is no config of a model.")
         if file == "scheduler_config.json" and not v:
             content = {**content, "prediction_type": "epsilon"}
+        if name == "unet/config.json" and not v:
+            content = {**content, "sample_size": 64}
         (folder / part).mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
     own = Path(__file__).parents[1] / "assets" / "emoji" / "tokenizer"
@@ -167,7 +171,8 @@ def check_keys(
                 parts[name] = cls.from_config(config)
         wanted = set(family(index).original(parts))
     prefix = "" if family.denoiser == "unet" else "model.diffusion_model."
-    have = {k.removeprefix(prefix) for k in keys}
+    inside = {k for k in keys if k.startswith(prefix)} or keys  # other components may lie beside it
+    have = {k.removeprefix(prefix) for k in inside}
     missing = sorted(wanted - have)
     looked = have if prefix else {k for k in have if k.startswith(OURS)}
     extra = sorted(k for k in looked - wanted if not any(s in k for s in SPARE))

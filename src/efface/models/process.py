@@ -192,6 +192,11 @@ def process_of(scheduler: Any, tokens: int, from_one: bool, device: torch.device
     if hasattr(scheduler, "alphas_cumprod"):
         alphas = scheduler.alphas_cumprod.float().to(device)
         return Diffusion(alphas, config.prediction_type)
+    if type(scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
+        raise UserError(
+            f"the scheduler {type(scheduler).__name__} is not supported: efface needs one with "
+            "alphas_cumprod, or FlowMatchEulerDiscreteScheduler."
+        )
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     slope = (end - start) / (high - low)
