@@ -32,8 +32,8 @@ SIZE = 8
 PROMPTS = ["a cat", "a red house"]
 
 
-FAST = ("sdxl", "sd3", "flux dev")
-"""One of each family; the variants are slow tests."""
+FAST = ("sdxl", "flux dev")
+"""A UNet and a transformer; the others are slow tests."""
 
 
 @pytest.fixture(
