@@ -20,20 +20,11 @@ from efface.concepts import Concept
 from efface.edit import Edit
 from efface.methods import UCE
 from efface.models import DiffusionModel, StableDiffusion, load
+from efface.models.standard import STANDARD
 from efface.sensitivity import closed_form, prediction, text_states
 
 HERE = Path(__file__).parent
-SD14 = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 2,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
+SD14 = {k: v for k, v in STANDARD["sd1"]["unet/config.json"].items() if k != "_class_name"}
 TEXT = CLIPTextConfig(
     hidden_size=768,
     intermediate_size=3072,

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from efface.concepts import Concept
 from efface.models import ASSETS, DiffusionModel, load
+from efface.models.standard import STANDARD
 from efface.runs import Run
 
 torch.set_num_threads(1)  # tiny models on a busy machine: many times faster
@@ -27,17 +28,7 @@ WORDS = [
     for b in ("house", "cow", "sun", "tree", "river")
 ]
 
-SD14 = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 2,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
+SD14 = {k: v for k, v in STANDARD["sd1"]["unet/config.json"].items() if k != "_class_name"}
 """The UNet of Stable Diffusion 1.4."""
 
 

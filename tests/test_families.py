@@ -22,6 +22,7 @@ from efface.methods.ap import PRESETS
 from efface.models import FAMILIES, load, memory, plan, watched
 from efface.models.memory import activations
 from efface.models.one_file import lay
+from efface.models.process import Diffusion
 from efface.models.standard import STANDARD
 from efface.sensitivity import closed_form, prediction
 from efface.training import Tuning
@@ -107,7 +108,7 @@ def test_pictures_are_those_of_the_stock_pipeline(family):
 def test_the_prompt_matters_and_rows_do_not_mix(family):
     _, _, model = family
     z = model.noise(1, torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
-    t = torch.full((3,), 400.0 if model.process.predicts == "velocity" else 400)
+    t = torch.full((3,), 400 if isinstance(model.process, Diffusion) else 400.0)
     cond = model.embed(["a cat", "a red house", "a cat"])
     out = model.predict(z, t, cond)
     torch.testing.assert_close(out[0], out[2], rtol=1e-4, atol=1e-5)
@@ -170,7 +171,7 @@ def test_activations_are_planned_as_they_are_kept(family):
 
     z = model.noise(3, torch.Generator().manual_seed(0))
     cond = model.embed(["a cat", "a dog", "red"])
-    t = torch.full((3,), 400.0 if model.process.predicts == "velocity" else 400)
+    t = torch.full((3,), 400 if isinstance(model.process, Diffusion) else 400.0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         model.predict(z, t, cond, trained)
     real = sum(n for _, n in kept.values())
@@ -282,7 +283,13 @@ def test_a_long_prompt_warns_once(family):
 
 # -- full size ---------------------------------------------------------------------------------
 
-UNET = {"layers_per_block": 2, "norm_num_groups": 32, "in_channels": 4, "out_channels": 4}
+
+def published(kind):
+    """A UNet's settings as they were published."""
+    config = STANDARD[kind]["unet/config.json"]
+    return {k: v for k, v in config.items() if k != "_class_name"}
+
+
 MMDIT = {
     "sample_size": 128,
     "patch_size": 2,
@@ -295,14 +302,7 @@ MMDIT = {
 FULL = {
     "StableDiffusionPipeline": (
         D.UNet2DConditionModel,
-        {
-            **UNET,
-            "sample_size": 96,
-            "cross_attention_dim": 1024,
-            "attention_head_dim": [5, 10, 20, 20],
-            "use_linear_projection": True,
-            "upcast_attention": True,
-        },
+        published("sd2"),
         {
             "full": 865_910_724,
             "xattn": 50_352_320,
@@ -314,20 +314,7 @@ FULL = {
     ),
     "StableDiffusionXLPipeline": (
         D.UNet2DConditionModel,
-        {
-            **UNET,
-            "sample_size": 128,
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": [1, 2, 10],
-            "attention_head_dim": [5, 10, 20],
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
+        published("sdxl"),
         {
             "full": 2_567_463_684,
             "xattn": 545_670_400,

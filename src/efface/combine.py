@@ -17,7 +17,6 @@ from efface.methods import METHODS
 from efface.models import DiffusionModel
 from efface.runs import Run
 
-WAYS = ("sum", "joint")
 CLOSED = ("uce", "speed")
 """Methods that are one solve, which can be made for all concepts at once."""
 ALIKE = 0.5
@@ -79,14 +78,7 @@ def combine(model: DiffusionModel, edits: Sequence[Edit], how: str = "sum") -> E
         UserError: fewer than two edits, edits of different bases, or ones that cannot be solved
             together.
     """
-    if len(edits) < 2:
-        raise UserError(f"got {len(edits)} edits; two or more can be combined.")
-    bases = {str(e.meta.get("base")) for e in edits}
-    if len(bases) > 1:
-        told = ", ".join(f"{called(e)} of {e.meta.get('base')}" for e in edits)
-        raise UserError(f"the edits are of different base models ({told}).")
-    if len({e.digest for e in edits}) < len(edits):
-        raise UserError("the same edit was given twice.")
+    combinable(edits)
     for edit in edits:
         edit.check(model)
     if how == "joint":
@@ -99,6 +91,22 @@ def combine(model: DiffusionModel, edits: Sequence[Edit], how: str = "sum") -> E
         for k, change in changes(model, edit).items():
             weights[k] = weights.get(k, own[k].detach().cpu().float()) + change
     return Edit(weights, about(edits, "sum"), tuple(g for e in edits for g in e.gates))
+
+
+def combinable(edits: Sequence[Edit]) -> None:
+    """Refuse edits that no model can bring together.
+
+    Raises:
+        UserError: fewer than two, of different bases, or one of them twice.
+    """
+    if len(edits) < 2:
+        raise UserError(f"got {len(edits)} edits; two or more can be combined.")
+    bases = {str(e.meta.get("base")) for e in edits}
+    if len(bases) > 1:
+        told = ", ".join(f"{called(e)} of {e.meta.get('base')}" for e in edits)
+        raise UserError(f"the edits are of different base models ({told}).")
+    if len({e.digest for e in edits}) < len(edits):
+        raise UserError("the same edit was given twice.")
 
 
 def about(edits: Sequence[Edit], how: str) -> dict[str, Any]:

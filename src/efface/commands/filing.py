@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from efface.card import card
-from efface.combine import ALIKE, combine, diff, overlaps
+from efface.combine import ALIKE, combinable, combine, diff, overlaps
 from efface.commands.terminal import parsed, show
 from efface.edit import Edit, merge, merge_single
 from efface.errors import UserError, pick
@@ -174,11 +174,8 @@ def combine_command(args: list[str]) -> int:
     if o.out.exists():
         raise UserError(f"{str(o.out)!r} exists already; name a file that does not.")
     edits = [Edit.load(p) for p in o.edits]
-    if len({e.meta.get("base") for e in edits}) > 1:
-        both = zip(o.edits, edits, strict=True)
-        told_of = ", ".join(f"{p} of {e.meta.get('base')}" for p, e in both)
-        raise UserError(f"the edits are of different base models ({told_of}).")
-    model = load(o.model or str(edits[0].meta["model"]) if edits else "emoji", device="cpu")
+    combinable(edits)  # before a model is opened
+    model = load(o.model or edits[0].meta["model"], device="cpu")
     made = combine(model, edits, o.how)
     met = overlaps(model, edits)
     made.save(o.out)

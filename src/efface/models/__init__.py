@@ -12,7 +12,7 @@ from efface.models.attention import check_crosses, watched
 from efface.models.conditioning import Conditioning, mix, stack
 from efface.models.counter import Counter
 from efface.models.diffusion import DiffusionModel, Weights
-from efface.models.family import Family, last_subject
+from efface.models.family import Family
 from efface.models.flux import Flux
 from efface.models.folder import (
     PICKLES,
@@ -61,7 +61,6 @@ __all__ = [
     "configs",
     "family_of",
     "hash_files",
-    "last_subject",
     "load",
     "mix",
     "plan",
@@ -155,13 +154,8 @@ def download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        parts = [
-            "*/*.json",
-            "*/*.txt",
-            "*/*.model",
-            "*/*.safetensors",
-        ]
-        wanted = ["model_index.json", *parts]
+        kinds = ("json", "txt", "model", "safetensors")
+        wanted = ["model_index.json", *(f"*/*.{kind}" for kind in kinds)]
         unwanted = ["*.fp16.*", "*non_ema*", "safety_checker/*", "*.ckpt"]
         return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=unwanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from efface.errors import UserError
 from efface.models.conditioning import Conditioning, stack
 from efface.models.counter import Counter
-from efface.models.family import Family, warn_long
+from efface.models.family import Asked, Family, warn_long
 from efface.models.process import Process, Schedule, process_of, sampled
 
 Weights = Mapping[str, Tensor]
@@ -171,14 +171,9 @@ class DiffusionModel:
         Returns:
             The prediction, (B, C, H, W), in fp32.
         """
-        inputs = self.family.inputs(
-            self.denoiser,
-            z.to(self.dtype),
-            t,
-            cond.each(lambda x: x.to(self.dtype)),
-            guidance,
-            self.picture_size,
-        )
+        half = cond.each(lambda x: x.to(self.dtype))
+        asked = Asked(self.denoiser, z.to(self.dtype), t, half, guidance, self.picture_size)
+        inputs = self.family.inputs(asked)
         inputs["return_dict"] = False
         if weights:
             cast = {k: w.to(self.dtype) for k, w in weights.items()}

@@ -6,8 +6,7 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +19,19 @@ Parts = Mapping[str, Any]
 """Components of a diffusers pipeline by name, those that a family has."""
 
 
-TWO_STREAM: Mapping[str, str] = MappingProxyType(
-    {
-        "xattn": r"^transformer_blocks\..*\.attn\.(add_[qkv]_proj|to_add_out|norm_added)",
-        "kv": r"^transformer_blocks\..*\.attn\.add_[kv]_proj\.",
-        "selfattn": r"^transformer_blocks\..*\.attn2?\.(to_[qkv]|to_out|norm_[qk])\.",
-        "text": r"^transformer_blocks\..*\.(ff_context\.|norm1_context\.|"
-        r"attn\.(add_[qkv]_proj|to_add_out|norm_added))",
-        "transformer": r"transformer_blocks\.",
-        "full": "",
-    }
-)
-"""Weight groups where text and picture tokens have weights of their own and attend to each other:
-``xattn`` is the text tokens' attention, ``selfattn`` the picture tokens', ``text`` all that only
-text tokens pass."""
+class Asked(NamedTuple):
+    """What a denoiser is asked."""
+
+    denoiser: Any
+    z: Tensor
+    """Latents, (B, C, H, W)."""
+    t: Tensor
+    """Timesteps, (B,)."""
+    cond: Conditioning
+    guidance: float
+    """For denoisers that are told one."""
+    pixels: tuple[int, int]
+    """Width and height of the picture."""
 
 
 class Family(ABC):
@@ -62,8 +60,6 @@ class Family(ABC):
     """Default sampling steps."""
     guidance: ClassVar[float] = 7.0
     """Default scale of guidance."""
-    untold: ClassVar[str] = ""
-    """What closed-form and text-only edits do not reach in this family; "": nothing."""
 
     def __init__(self, index: Mapping[str, Any] | None = None) -> None:
         self.index = dict(index or {})
@@ -78,23 +74,8 @@ class Family(ABC):
         """Encode prompts, a row each."""
 
     @abstractmethod
-    def inputs(
-        self,
-        denoiser: nn.Module,
-        z: Tensor,
-        t: Tensor,
-        cond: Conditioning,
-        guidance: float,
-        pixels: tuple[int, int],
-    ) -> dict[str, Any]:
-        """The denoiser's arguments.
-
-        Args:
-            z: latents, (B, C, H, W).
-            t: timesteps, (B,).
-            guidance: for denoisers that are told one.
-            pixels: width and height of the picture.
-        """
+    def inputs(self, asked: Asked) -> dict[str, Any]:
+        """The denoiser's arguments."""
 
     def output(self, out: Tensor, z: Tensor) -> Tensor:
         """The denoiser's output in the shape of the latents."""
@@ -231,13 +212,9 @@ def causal(
     return states[torch.arange(len(ids), device=states.device), last]
 
 
-def last_subject(tokenizer: Any, prompts: Sequence[str], longest: int = 0) -> Tensor:
-    """Position of each prompt's last token, (n,); of the start token for the null prompt.
-
-    Args:
-        longest: tokens of a prompt at most; 0: what the tokenizer says.
-    """
-    limit = longest or tokenizer.model_max_length
+def last_subject(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """Position of each prompt's last token, (n,); of the start token for the null prompt."""
+    limit = tokenizer.model_max_length
     lengths = [
         min(len(tokenizer(p, add_special_tokens=False).input_ids), limit - 2) for p in prompts
     ]

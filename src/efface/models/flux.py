@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from efface.models.conditioning import Conditioning
-from efface.models.family import TWO_STREAM, Family, Parts, sentencepiece_last, tokenized
-from efface.models.single_file import regrouped, swapped
+from efface.models.family import Asked, Parts, sentencepiece_last, tokenized
+from efface.models.two_stream import TwoStream
 
 SIDE = 128
 """Side of a latent of FLUX's own picture size."""
@@ -54,7 +54,7 @@ ORIGINAL: Mapping[str, str] = MappingProxyType(
 """diffusers' names -> those of Black Forest Labs' file."""
 
 
-class Flux(Family):
+class Flux(TwoStream):
     """FLUX.1 dev and schnell.
 
     In the single-stream blocks the same matrices see text and picture tokens: the group ``single``
@@ -67,15 +67,9 @@ class Flux(Family):
         {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     )
     groups: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {
-            **TWO_STREAM,
-            "single": r"^single_transformer_blocks\.",
-            "noxattn": r"^(?!norm_out\.|proj_out\.|time_text_embed\.)(?!.*\.attn\.(add_|to_add_out|"
-            r"norm_added))",
-        }
+        {**TwoStream.groups, "single": r"^single_transformer_blocks\."}
     )
-    reads = r"^context_embedder\.weight$"
-    untold = "the pooled text vector of CLIP, which modulates every block"
+    names = ORIGINAL
     from_one = True
     steps, guidance = 28, 3.5
 
@@ -109,34 +103,19 @@ class Flux(Family):
         """Before packing: each token is 2x2 latents."""
         return (parts["transformer"].config.in_channels // 4, SIDE, SIDE)
 
-    def original(self, parts: Parts) -> dict[str, Tensor]:
-        """The transformer by Black Forest Labs' names."""
-        state = dict(parts["transformer"].state_dict())
-        for k in state:
-            if k.startswith("norm_out.linear."):
-                state[k] = swapped(state[k])
-        return regrouped(state, ORIGINAL)
-
-    def inputs(
-        self,
-        denoiser: nn.Module,
-        z: Tensor,
-        t: Tensor,
-        cond: Conditioning,
-        guidance: float,
-        pixels: tuple[int, int],
-    ) -> dict[str, Any]:
+    def inputs(self, asked: Asked) -> dict[str, Any]:
         """Packed latents, σ, states, the pooled vector, positions, and the guidance it is told."""
+        z, cond = asked.z, asked.cond
         b, c, h, w = z.shape
         packed = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-        told = z.new_full((b,), guidance, dtype=torch.float32)
+        told = z.new_full((b,), asked.guidance, dtype=torch.float32)
         rows = torch.arange(h // 2, device=z.device).repeat_interleave(w // 2)
         columns = torch.arange(w // 2, device=z.device).repeat(h // 2)
         at = torch.stack([torch.zeros_like(rows), rows, columns], 1)
         return {
             "hidden_states": packed.reshape(b, h * w // 4, 4 * c),
-            "timestep": t / 1000,
-            "guidance": told if self.guides(denoiser) == "embedded" else None,
+            "timestep": asked.t / 1000,
+            "guidance": told if self.guides(asked.denoiser) == "embedded" else None,
             "pooled_projections": cond.pooled,
             "encoder_hidden_states": cond.states,
             "txt_ids": z.new_zeros(cond.states.shape[1], 3),

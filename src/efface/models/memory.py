@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from efface.models.conditioning import Conditioning
 from efface.models.diffusion import DiffusionModel
+from efface.models.family import Asked
 from efface.models.folder import open_component, read_json
 
 ADAM = 16
@@ -191,13 +192,8 @@ def activations(
                 for x in (cond.states, cond.pooled)
             )  # type: ignore[arg-type]
         )
-        inputs = family.inputs(denoiser, z, t, some, 1.0, model.picture_size)
-        context = checkpointed(denoiser) if checkpointing else _nothing()
+        inputs = family.inputs(Asked(denoiser, z, t, some, 1.0, model.picture_size))
+        context = checkpointed(denoiser) if checkpointing else nullcontext()
         with context, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             denoiser(**inputs, return_dict=False)
     return sum(n for _, n in kept.values())
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

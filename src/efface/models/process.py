@@ -31,8 +31,6 @@ class Process(ABC):
 
     times: int
     """Timesteps of the training."""
-    predicts: str
-    """``noise`` or ``velocity``: what predictions are, whatever the denoiser gives out."""
 
     @abstractmethod
     def read(self, out: Tensor, z: Tensor, t: Tensor) -> Tensor:
@@ -79,7 +77,6 @@ class Diffusion(Process):
     """ᾱ of the training timesteps, (T,), fp32."""
     kind: str
     """``epsilon`` or ``v_prediction``: what the denoiser gives out."""
-    predicts = "noise"
 
     @property
     def times(self) -> int:  # type: ignore[override]
@@ -140,7 +137,6 @@ class Flow(Process):
     """Shift of the schedule, where it depends on the picture's size."""
     from_one: bool
     """Spread σ evenly from 1 before the shift, as FLUX does; else as the scheduler does."""
-    predicts = "velocity"
 
     @property
     def times(self) -> int:  # type: ignore[override]

@@ -7,20 +7,19 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from efface.models.conditioning import Conditioning
 from efface.models.family import (
-    TWO_STREAM,
-    Family,
+    Asked,
     Parts,
     last_subject,
     penultimate,
     sentencepiece_last,
     tokenized,
 )
-from efface.models.single_file import regrouped, swapped
+from efface.models.two_stream import TwoStream
 
 CLIPS: Mapping[str, str] = MappingProxyType(
     {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -56,7 +55,7 @@ ORIGINAL: Mapping[str, str] = MappingProxyType(
 """diffusers' names -> those of Stability's file."""
 
 
-class StableDiffusion3(Family):
+class StableDiffusion3(TwoStream):
     """Stable Diffusion 3 and 3.5 (arXiv:2403.03206); T5 may be left out."""
 
     name = "Stable Diffusion 3 / 3.5"
@@ -65,15 +64,7 @@ class StableDiffusion3(Family):
         {**CLIPS, "text_encoder_3": "tokenizer_3"}
     )
     optional = frozenset({"text_encoder_3"})
-    groups: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {
-            **TWO_STREAM,
-            "noxattn": r"^(?!norm_out\.|proj_out\.|time_text_embed\.)(?!.*\.attn\.(add_|to_add_out|"
-            r"norm_added))",
-        }
-    )
-    reads = r"^context_embedder\.weight$"
-    untold = "the pooled text vector, which modulates every block"
+    names = ORIGINAL
     steps, guidance = 28, 7.0
 
     def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
@@ -108,28 +99,16 @@ class StableDiffusion3(Family):
             at.append(clip.model_max_length + long)
         return torch.stack(at, 1)
 
-    def original(self, parts: Parts) -> dict[str, Tensor]:
-        """The transformer by Stability's names."""
-        state = dict(parts["transformer"].state_dict())
-        last = f"transformer_blocks.{parts['transformer'].config.num_layers - 1}.norm1_context."
-        for k in state:
-            if k.startswith(("norm_out.linear.", last)):
-                state[k] = swapped(state[k])
-        return regrouped(state, ORIGINAL)
+    def halves(self, parts: Parts) -> tuple[str, ...]:
+        """Also the last block's, which gives no text out."""
+        last = parts["transformer"].config.num_layers - 1
+        return (*super().halves(parts), f"transformer_blocks.{last}.norm1_context.")
 
-    def inputs(
-        self,
-        denoiser: nn.Module,
-        z: Tensor,
-        t: Tensor,
-        cond: Conditioning,
-        guidance: float,
-        pixels: tuple[int, int],
-    ) -> dict[str, Any]:
+    def inputs(self, asked: Asked) -> dict[str, Any]:
         """Latents, timesteps, states and the pooled vector."""
         return {
-            "hidden_states": z,
-            "timestep": t,
-            "encoder_hidden_states": cond.states,
-            "pooled_projections": cond.pooled,
+            "hidden_states": asked.z,
+            "timestep": asked.t,
+            "encoder_hidden_states": asked.cond.states,
+            "pooled_projections": asked.cond.pooled,
         }

@@ -7,11 +7,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from efface.models import single_file
 from efface.models.conditioning import Conditioning
-from efface.models.family import Parts, causal, penultimate, tokenized
+from efface.models.family import Asked, Parts, causal, penultimate, tokenized
 from efface.models.stable_diffusion import StableDiffusion
 
 
@@ -23,7 +23,6 @@ class StableDiffusionXL(StableDiffusion):
     encoders: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     )
-    untold = "the pooled text vector, which reaches every block through the time embedding"
     steps, guidance = 50, 5.0
 
     def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
@@ -61,20 +60,9 @@ class StableDiffusionXL(StableDiffusion):
         key = single_file.denoiser_key(parts["unet"].config)
         return f"lora_unet_{key(f'{module}.weight').removesuffix('.weight').replace('.', '_')}"
 
-    def inputs(
-        self,
-        denoiser: nn.Module,
-        z: Tensor,
-        t: Tensor,
-        cond: Conditioning,
-        guidance: float,
-        pixels: tuple[int, int],
-    ) -> dict[str, Any]:
+    def inputs(self, asked: Asked) -> dict[str, Any]:
         """Also the pooled vector, and the picture's size: original, no crop, target."""
-        width, height = pixels
-        sizes = torch.tensor([height, width, 0, 0, height, width], device=z.device, dtype=z.dtype)
-        added = {"text_embeds": cond.pooled, "time_ids": sizes.expand(len(z), -1)}
-        return {
-            **super().inputs(denoiser, z, t, cond, guidance, pixels),
-            "added_cond_kwargs": added,
-        }
+        width, height = asked.pixels
+        sizes = asked.z.new_tensor([height, width, 0, 0, height, width])
+        added = {"text_embeds": asked.cond.pooled, "time_ids": sizes.expand(len(asked.z), -1)}
+        return {**super().inputs(asked), "added_cond_kwargs": added}

@@ -7,11 +7,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from efface.models import single_file
 from efface.models.conditioning import Conditioning
-from efface.models.family import Family, Parts, causal, tokenized
+from efface.models.family import Asked, Family, Parts, causal, tokenized
 
 
 class StableDiffusion(Family):
@@ -56,14 +56,10 @@ class StableDiffusion(Family):
         """Diffusers' names."""
         return f"lora_unet_{module.replace('.', '_')}"
 
-    def inputs(
-        self,
-        denoiser: nn.Module,
-        z: Tensor,
-        t: Tensor,
-        cond: Conditioning,
-        guidance: float,
-        pixels: tuple[int, int],
-    ) -> dict[str, Any]:
+    def inputs(self, asked: Asked) -> dict[str, Any]:
         """Latents, timesteps and states."""
-        return {"sample": z, "timestep": t, "encoder_hidden_states": cond.states}
+        return {
+            "sample": asked.z,
+            "timestep": asked.t,
+            "encoder_hidden_states": asked.cond.states,
+        }
