@@ -157,6 +157,19 @@ def test_a_merged_folder_says_what_is_erased(tiny, folder, tmp_path, capsys):
         apply(out, moved(tiny, 1))
 
 
+def test_a_folder_merged_from_an_edited_one_still_says_what_was_erased_before(
+    tiny, folder, tmp_path, capsys
+):
+    apply(folder, moved(tiny, 0, concepts=[CHURCH]))
+    moved(load(folder, device="cpu"), 1, concepts=[DOG]).save(tmp_path / "edit.safetensors")
+    out = tmp_path / "merged"
+    assert main(["merge", str(tmp_path / "edit.safetensors"), str(out)]) == 0
+    found = Ledger.read(out)
+    assert [e.concepts for e in found.erasures] == [("church",), ("dog",)]
+    assert found.base == tiny.base
+    assert not (out / "erasures").exists()
+
+
 def test_the_commands(tiny, folder, tmp_path, capsys):
     edit = moved(tiny, 0, concepts=[CHURCH])
     edit.save(tmp_path / "edit.safetensors")

@@ -270,7 +270,7 @@ def merge(model: DiffusionModel, edit: Edit, out: Path, card: str = "") -> Path:
     own = model.family.denoiser
     dtype = stored_dtype(model.folder / own)
     try:
-        shutil.copytree(model.folder, part, ignore=shutil.ignore_patterns(own))
+        shutil.copytree(model.folder, part, ignore=shutil.ignore_patterns(own, "erasures*"))
         (part / own).mkdir()
         shutil.copy(model.folder / own / "config.json", part / own)
         with edit.applied(model):

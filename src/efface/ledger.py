@@ -17,7 +17,7 @@ from torch import Tensor
 
 from efface.edit import Edit, write
 from efface.errors import UserError
-from efface.models import family_of, hash_files
+from efface.models import DiffusionModel, family_of, hash_files
 
 NAME = "erasures.json"
 KEPT = "erasures"
@@ -148,6 +148,16 @@ def apply(folder: Path, edit: Edit, scores: Mapping[str, Any] | None = None) -> 
     later = replace(ledger, now="", erasures=(*ledger.erasures, Erasure.of(edit, scores)))
     later.write(folder)
     return settle(folder, part, later)
+
+
+def note_merged(
+    out: Path, model: DiffusionModel, edit: Edit, scores: Mapping[str, Any] | None
+) -> None:
+    """Write the ledger of a merged folder: its edit, after what its base model had erased."""
+    before = None if model.folder is None else Ledger.read(model.folder)
+    base, earlier = (model.base, ()) if before is None else (before.base, before.erasures)
+    own = hash_files(out / model.family.denoiser)
+    Ledger(base, own, (*earlier, Erasure.of(edit, scores)), removable=False).write(out)
 
 
 def remove(folder: Path, which: str = "") -> Ledger:

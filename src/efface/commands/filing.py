@@ -16,10 +16,10 @@ from efface.combine import ALIKE, combinable, combine, diff, overlaps
 from efface.commands.terminal import parsed, show
 from efface.edit import Edit, merge, merge_single
 from efface.errors import UserError, pick
-from efface.ledger import Erasure, Ledger, apply, remove
+from efface.ledger import Ledger, apply, note_merged, remove
 from efface.lora import FORMS, factorise
 from efface.lora import save as save_lora
-from efface.models import hash_files, load
+from efface.models import load
 
 
 def scores_of(path: Path) -> dict[str, Any] | None:
@@ -54,8 +54,7 @@ def merge_command(args: list[str]) -> int:
         print(merge_single(model, edit, o.out))
     else:
         merge(model, edit, o.out, card(edit, found))
-        own = hash_files(o.out / model.family.denoiser)
-        Ledger(model.base, own, (Erasure.of(edit, found),), removable=False).write(o.out)
+        note_merged(o.out, model, edit, found)
         print(o.out)
     return 0
 

@@ -16,6 +16,7 @@ from efface.methods.esd import PRESETS as ESD_PRESETS
 from efface.methods.mace import MACE
 from efface.methods.speed import PRESETS as SPEED_PRESETS
 from efface.methods.speed import SPEED
+from efface.methods.spm import PRESETS as SPM_PRESETS
 from efface.methods.spm import SPM
 from efface.methods.uce import PRESETS as UCE_PRESETS
 from efface.methods.uce import UCE
@@ -67,5 +68,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "esd": ESD_PRESETS,
     "uce": UCE_PRESETS,
     "speed": SPEED_PRESETS,
+    "spm": SPM_PRESETS,
 }
 """Named settings of the methods that have some."""

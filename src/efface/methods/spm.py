@@ -114,3 +114,7 @@ def random_like(cond: Conditioning, n: int, g: torch.Generator) -> Conditioning:
         return drawn
 
     return cond.each(draw)
+
+
+PRESETS: dict[str, SPM] = {"searched": SPM(anchoring=10.0)}
+"""``searched``: found on ``emoji`` (split 4)."""
