@@ -8,7 +8,7 @@ REST := esd-null ap-paper ca lora speed spm mace
 SPLITS := --split 1 --split 2
 STAGES := data vae clip unet judge quality
 
-.PHONY: demo test slow lint docs check bench model
+.PHONY: demo test slow lint docs check bench model fashion
 
 demo: $(INSTALLED)
 	$(BIN)/efface demo
@@ -45,6 +45,10 @@ model: export MALLOC_TOP_PAD_ = 268435456
 model: $(INSTALLED)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[recipe]'
 	set -e; for stage in $(STAGES); do $(BIN)/python recipes/emoji/$$stage.py; done
+
+# A second small model, of clothes, for `efface study other-data`; Debian's dataset-fashion-mnist has the pictures.
+fashion: $(INSTALLED)
+	$(BIN)/python recipes/fashion/model.py
 
 # Installed once; again when a pin or a dependency changes.
 $(INSTALLED): pyproject.toml constraints.txt

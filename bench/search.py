@@ -83,7 +83,7 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     },
     "mace": {
         f"lr {lr:g}, prior {p:g}": tuned(MACE(prior=p), lr=lr, updates=80)
-        for lr, p in ((1e-2, 1e-2), (1e-2, 1e-4))
+        for lr, p in ((1e-2, 1e-2), (1e-2, 1e-4), (1e-3, 1e-2), (1e-2, 1), (1e-3, 1))
     },
 }
 

@@ -254,6 +254,18 @@ def test_the_concept_is_looked_at_less(tiny, words):
     assert looked(edit.on(tiny)) < looked(None)
 
 
+class NowhereSeen(MACE):
+    """MACE on pictures in which the frozen model sees the concept nowhere."""
+
+    def masks(self, model, pictures, cond, where):
+        return torch.zeros_like(super().masks(model, pictures, cond, where))
+
+
+def test_a_picture_whose_mask_is_empty_teaches_nothing(tiny, words):
+    edit = quick(NowhereSeen(), words, updates=2).erase(tiny, [CHURCH], QUIET)
+    assert all(w.isfinite().all() for w in edit.weights.values())
+
+
 def test_mace_trains_keys_and_values_only():
     tuning = MACE().tuning
     with pytest.raises(UserError, match="on the group 'kv' only"):

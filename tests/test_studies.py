@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS, shaken
+from conftest import WORDS, quick, shaken
 
 from efface.cli import main
 from efface.concepts import Concept
+from efface.errors import UserError
 from efface.latents import Latents
+from efface.metrics.judge import Judge, JudgeConfig
+from efface.models import load as load_model
 from efface.models import watched
 from efface.runs import Run
 from efface.studies import (
@@ -19,6 +23,7 @@ from efface.studies import (
     anchors,
     grid,
     order,
+    other_data,
     relatives,
     search,
     similarity,
@@ -27,6 +32,7 @@ from efface.studies import (
     vocabulary_size,
 )
 from efface.training import Tuning, finetune
+from efface.vocabulary import load as load_vocabulary
 
 DOCS = Path(__file__).parents[1] / "docs"
 DONE = sorted((DOCS / "studies").glob("*.json"))
@@ -212,3 +218,76 @@ def test_pictures_of_relatives_are_more_alike(tmp_path):
     lab = Lab(tmp_path, progress=False)
     found = similarity.seen_alike(lab, "church", ["mosque", "wolf"], 2)
     assert 1 > float(found[0]) > float(found[1])
+
+
+@pytest.fixture
+def clothes(tiny_folder, tmp_path):
+    """A folder of a tiny model that brings its words, its protocol and its judge."""
+    folder = tmp_path / "clothes"
+    shutil.copytree(tiny_folder, folder)
+    names = ("coat", "dress", "bag", "boot", "shirt", "hat")
+    rows = [{"name": n, "tags": [f"a kind of {n}"]} for n in names]
+    (folder / "concepts.json").write_text(json.dumps({"concepts": rows}))
+    protocol = {
+        "about": "Clothes.",
+        "splits": {"1": ["coat"], "2": ["bag", "hat"]},
+        "neighbours": {"coat": ["dress"]},
+        "template": "a photo of a {}",
+        "steps": 2,
+        "guidance": 2.0,
+        "judge": "clothes-1",
+    }
+    (folder / "protocol.json").write_text(json.dumps(protocol))
+    Judge(JudgeConfig(names, ("photo",), (4, 4), (1, 1), "clothes-1")).save(folder / "judge")
+    return folder
+
+
+def test_a_model_that_brings_its_words_judge_and_protocol_is_studied(
+    clothes, words, tmp_path, cache, monkeypatch
+):
+    lab = Lab(tmp_path / "lab", str(clothes), progress=False)
+    assert lab.names == ("coat", "dress", "bag", "boot", "shirt", "hat")
+    assert load_vocabulary("auto", lab.model).words == lab.names
+    assert load_vocabulary("tags", lab.model).words[0] == "a kind of coat"
+    small = {k: m and quick(m, words) for k, m in other_data.CHOICES.items()}
+    small = {
+        k: dataclasses.replace(m, vocabulary="names") if hasattr(m, "vocabulary") else m
+        for k, m in small.items()
+    }
+    monkeypatch.setattr(other_data, "CHOICES", small)
+    found = json.loads(json.dumps(other_data.run(lab, seeds=1, updates=2, gone=2, kept=1)))
+    assert set(found["splits"]) == {"1", "2"}
+    one = found["splits"]["1"]
+    assert grid.labels(one) == list(other_data.CHOICES)
+    assert one["others"] == ["dress", "bag", "boot", "shirt", "hat"]
+    assert one["near"] == ["dress"]
+    settings = json.loads(next(tmp_path.glob("lab/pictures/*/samples.json")).read_text())
+    assert (settings["steps"], settings["guidance"]) == (2, 2.0)
+    assert "Split 2: bag, hat erased" in other_data.words(found)
+    assert "</svg>" in other_data.figure(found)
+
+
+def test_the_judge_in_a_models_folder_is_the_protocols(clothes, cache, capsys):
+    assert main(["score", "unedited", "--model", str(clothes), "--pictures", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["judge"].startswith("clothes-1 ")
+    assert found["protocol"].startswith("protocol ")
+    assert found["unedited"]["PSR-1"]["n"] == 6
+    protocol = json.loads((clothes / "protocol.json").read_text())
+    (clothes / "protocol.json").write_text(json.dumps({**protocol, "judge": "clothes-2"}))
+    assert main(["score", "unedited", "--model", str(clothes)]) == 2
+    assert "asks for the judge 'clothes-2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"concepts": [{"nam": "x"}]}', '{"concepts": []}'])
+def test_a_broken_list_of_concepts_is_refused(clothes, text):
+    (clothes / "concepts.json").write_text(text)
+    with pytest.raises(UserError, match=r"concepts\.json"):
+        load_vocabulary("auto", load_model(clothes))
+
+
+def test_other_data_are_not_the_shipped_models(tmp_path):
+    lab = object.__new__(Lab)
+    lab.model = load_model("emoji")
+    with pytest.raises(UserError, match="--model FOLDER"):
+        other_data.run(lab)

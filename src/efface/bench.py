@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 import torch
 
 from efface import __version__
-from efface.benchmark import evaluate, judge_for, pictures
+from efface.benchmark import evaluate, judge_for, pictures, sampler_of
 from efface.concepts import Concept
 from efface.edit import Edit, write
 from efface.errors import UserError, pick
 from efface.methods import AGE, AP, CA, ESD, MACE, PRESETS
 from efface.metrics import Seen, table
 from efface.models import DiffusionModel, load
-from efface.protocols import Protocol
 from efface.protocols import load as load_protocol
 from efface.runs import Run
 from efface.search import Search
@@ -126,13 +125,6 @@ class Cell:
             "judge": judge,
             "sampler": sampler_of(model, protocol),
         }
-
-
-def sampler_of(model: DiffusionModel, protocol: Protocol) -> str:
-    """How pictures are drawn, in words."""
-    steps = protocol.steps or model.steps
-    guidance = model.guidance if protocol.guidance is None else protocol.guidance
-    return f"{type(model.scheduler).__name__}, {steps} steps, guidance {guidance:g}"
 
 
 def finished(cell: Cell, out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -18,9 +18,26 @@ OBJECTS = "emoji-objects"
 """The shipped model's own protocol."""
 
 
+def own_protocol(model: DiffusionModel) -> Protocol:
+    """``protocol.json`` in the model's folder, where there is one; else the shipped model's."""
+    path = None if model.folder is None else model.folder / "protocol.json"
+    return load(str(path) if path and path.exists() else OBJECTS)
+
+
 def pictures(protocol: Protocol, concepts: Sequence[str], seeds: Sequence[int]) -> list[Wanted]:
     """One picture a (concept, prompt, seed)."""
     return [Wanted(p, s, c) for c in concepts for p in protocol.prompts(c) for s in seeds]
+
+
+def sampler_of(model: DiffusionModel, protocol: Protocol, steps: int | None = None) -> str:
+    """How pictures are drawn, in words.
+
+    Args:
+        steps: None: the protocol's, or the model's own.
+    """
+    steps = steps or protocol.steps or model.steps
+    guidance = model.guidance if protocol.guidance is None else protocol.guidance
+    return f"{type(model.scheduler).__name__}, {steps} steps, guidance {guidance:g}"
 
 
 def unedited_folder(model: DiffusionModel, protocol: Protocol, steps: int | None = None) -> Path:
@@ -46,13 +63,13 @@ def evaluate(
         edit: None: the unedited model, whose pictures are kept in the cache folder, for all
             methods.
         folder: where the edit's pictures go.
-        protocol: None: the shipped model's.
+        protocol: None: the model's own.
         steps: sampling steps; None: the protocol's.
 
     Raises:
         UserError: a concept that the judge does not know.
     """
-    protocol = protocol or load(OBJECTS)
+    protocol = protocol or own_protocol(model)
     for c in dict.fromkeys(w.concept for w in wanted):
         judge.label(c, protocol.head, protocol.labels)
     steps = protocol.steps if steps is None else steps
@@ -64,14 +81,28 @@ def evaluate(
 def judge_for(model: DiffusionModel, protocol: Protocol | None = None) -> Any:
     """The judge of a protocol; the shipped one knows the shipped model's concepts only.
 
+    A model's folder may bring a judge of its own, in ``judge``.
+
+    Args:
+        protocol: None: the model's own.
+
     Raises:
         UserError: a judge that does not know this model's pictures, or is not installed.
     """
-    name = protocol.judge if protocol else "emoji-2"
+    name = (protocol or own_protocol(model)).judge
     if name.startswith("imagenet-"):
         return ImageNetJudge(name.removeprefix("imagenet-"))
+    own = None if model.folder is None else model.folder / "judge"
+    if own is not None and own.exists():
+        judge = Judge.load(own)
+        if judge.version != name:
+            raise UserError(
+                f"the protocol asks for the judge {name!r}; {str(own)!r} holds {judge.version!r}."
+            )
+        return judge
     if model.name not in MODELS:
         raise UserError(
-            f"no judge ships for {model.name!r}; scores need one of: {', '.join(MODELS)}."
+            f"no judge ships for {model.name!r}, nor is one in its folder; scores need one of: "
+            f"{', '.join(MODELS)}."
         )
     return Judge.load()

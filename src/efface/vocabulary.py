@@ -159,10 +159,28 @@ def from_tokenizer(tokenizer: object) -> Vocabulary:
 
 def shipped(name: str, field: str) -> Vocabulary:
     """The concept names or the search tags of a shipped model."""
-    rows = json.loads((MODELS[name].folder / "concepts.json").read_text(encoding="utf8"))[
-        "concepts"
-    ]
-    words = [r["name"] for r in rows] if field == "names" else [t for r in rows for t in r["tags"]]
+    return brought(MODELS[name].folder, name, field)
+
+
+def brings(model: DiffusionModel) -> bool:
+    """Whether a model's folder says which concepts it draws, in ``concepts.json``."""
+    return model.folder is not None and (model.folder / "concepts.json").exists()
+
+
+def brought(folder: Path, name: str, field: str) -> Vocabulary:
+    """The concept names or the search tags that a model's folder brings.
+
+    Raises:
+        UserError: ``concepts.json`` is broken, or holds no such words.
+    """
+    path = folder / "concepts.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf8"))["concepts"]
+        words = [w for r in rows for w in ([r["name"]] if field == "names" else r["tags"])]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{str(path)!r} is no list of concepts: {e!r}.") from None
+    if not words:
+        raise UserError(f"{str(path)!r} holds no {field}.")
     return Vocabulary(tuple(dict.fromkeys(words)), f"{name} {field}")
 
 
@@ -170,7 +188,7 @@ def load(source: str, model: DiffusionModel) -> Vocabulary:
     """A vocabulary by name or from a file.
 
     Args:
-        source: ``auto`` (the shipped model's names where there are any, else ``tokens``),
+        source: ``auto`` (the names that the model's folder brings, else ``tokens``),
             ``names``, ``tags``, ``tokens``, or the path of a word list.
 
     Raises:
@@ -178,14 +196,14 @@ def load(source: str, model: DiffusionModel) -> Vocabulary:
     """
     known = ("auto", "names", "tags", "tokens")
     if source == "auto":
-        source = "names" if model.name in MODELS else "tokens"
+        source = "names" if brings(model) else "tokens"
     if source in ("names", "tags"):
-        if model.name not in MODELS:
+        if model.folder is None or not brings(model):
             raise UserError(
                 f"the model {model.name!r} brings no list of {source}; "
                 "use 'tokens' or a word list file."
             )
-        return shipped(model.name, source)
+        return brought(model.folder, model.name, source)
     if source == "tokens":
         return from_tokenizer(model.tokenizer)
     if not Path(source).exists() and "/" not in source and "." not in source:

@@ -10,12 +10,12 @@ from typing import Any
 
 import tyro
 
-from efface.benchmark import OBJECTS, evaluate, judge_for, pictures
+from efface.benchmark import evaluate, judge_for, own_protocol, pictures, sampler_of
 from efface.commands.terminal import parsed, show
 from efface.edit import Edit, write
 from efface.errors import UserError
 from efface.measure import measure, wanted_of
-from efface.metrics import Judge, psr_difference, table
+from efface.metrics import psr_difference, table
 from efface.models import DiffusionModel, cache_folder, load
 from efface.protocols import Protocol
 from efface.protocols import load as load_protocol
@@ -36,8 +36,9 @@ class ScoreOptions:
     """Score only these preserved concepts (again for more); default: all that the judge knows."""
     steps: int | None = None
     """Sampling steps; default: the model's."""
-    protocol: str = OBJECTS
-    """The protocol; one whose prompts come from a file needs --prompts."""
+    protocol: str = ""
+    """A shipped protocol, or a JSON file; one whose prompts come from a file needs --prompts.
+    Default: the one in the model's folder, or emoji-objects."""
     prompts: Path | None = None
     """A CSV of prompts and seeds, or a wheel or zip file that holds the protocol's."""
     limit: int = 0
@@ -55,14 +56,18 @@ def score(args: list[str]) -> int:
         raise UserError(f"got {o.pictures} pictures a concept; at least 1 is needed.")
     edit = None if o.run == "unedited" else Edit.load(Path(o.run))
     model = load(o.model or (edit.meta["model"] if edit else "emoji"))
-    protocol = load_protocol(o.protocol)
+    own = own_protocol(model)
+    protocol = load_protocol(o.protocol) if o.protocol else own
     if protocol.source:
         return measured(o, model, edit, protocol)
     erased = [c["name"] for c in edit.meta["concepts"]] if edit else []
-    found = scored(model, edit, erased, o.concept, o.pictures, o.steps, folder_of(o.run, edit))
+    folder, name = folder_of(o.run, edit), "scores.json"
+    if folder and protocol.digest != own.digest:
+        folder, name = folder.with_name(f"samples-{protocol.name}"), f"scores-{protocol.name}.json"
+    found = scored(model, edit, erased, o.concept, o.pictures, o.steps, folder, protocol)
     if edit and Path(o.run).is_dir():
         text = json.dumps(found, indent=1) + "\n"
-        write(Path(o.run) / "scores.json", lambda p: p.write_text(text, encoding="utf8"))
+        write(Path(o.run) / name, lambda p: p.write_text(text, encoding="utf8"))
     if o.json:
         print(json.dumps({k: v for k, v in found.items() if k != "concepts"}, indent=1))
         return 0
@@ -102,11 +107,6 @@ def measured(o: ScoreOptions, model: DiffusionModel, edit: Edit | None, protocol
     return 0
 
 
-def every(judge: Judge) -> Sequence[str]:
-    """All concepts that a judge knows."""
-    return judge.config.concepts
-
-
 def folder_of(run: str, edit: Edit | None) -> Path | None:
     """Where the edit's pictures go."""
     if edit is None:
@@ -123,27 +123,36 @@ def scored(
     n: int,
     steps: int | None,
     folder: Path | None,
+    protocol: Protocol | None = None,
 ) -> dict[str, Any]:
-    """Scores of an edit beside the unedited model's, as JSON."""
-    judge, protocol = judge_for(model), load_protocol(OBJECTS)
+    """Scores of an edit beside the unedited model's, as JSON.
+
+    Args:
+        only: the preserved concepts; none: the protocol's.
+        n: pictures of each prompt.
+        protocol: None: the model's own.
+    """
+    protocol = protocol or own_protocol(model)
+    judge = judge_for(model, protocol)
     for c in (*erased, *only):
-        judge.index(c)
-    concepts = list(dict.fromkeys([*erased, *(only or every(judge))]))
+        judge.label(c, protocol.head, protocol.labels)
+    others = only or protocol.others(erased, judge.concept_names)
+    concepts = list(dict.fromkeys([*erased, *others]))
     if edit:  # a synonym of what is erased is no preserved concept
         also = {s for c in edit.meta["concepts"] for s in c["synonyms"]}
         concepts = [c for c in concepts if c not in also]
     wanted, near = pictures(protocol, concepts, range(n)), protocol.near(erased)
-    base = evaluate(model, None, None, wanted, judge, steps=steps)
+    base = evaluate(model, None, None, wanted, judge, protocol, steps)
     result: dict[str, Any] = {
-        "judge": f"{judge.config.version} {judge.sha256}",
+        "protocol": f"{protocol.name} {protocol.digest}",
+        "judge": f"{judge.version} {judge.sha256}",
         "pictures": n,
-        "sampler": f"{type(model.scheduler).__name__}, {steps or model.steps} steps, "
-        f"guidance {model.guidance:g}",
+        "sampler": sampler_of(model, protocol, steps),
         "erased": list(erased),
         "unedited": {k: s.to_json() for k, s in table(base, erased, near).items()},
     }
     if edit:
-        seen = evaluate(model, edit, folder, wanted, judge, steps=steps)
+        seen = evaluate(model, edit, folder, wanted, judge, protocol, steps)
         result["edited"] = {k: s.to_json() for k, s in table(seen, erased, near).items()}
         others = [c for c in concepts if c not in set(erased)]
         result["difference"] = {

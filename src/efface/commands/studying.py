@@ -22,6 +22,9 @@ class StudyOptions:
     """One of those that ``efface study`` lists."""
     out: Path = Path("studies")
     """Folder of NAME.json and NAME.svg."""
+    model: str = "emoji"
+    """The shipped model, or a diffusers folder that brings its ``concepts.json``, ``protocol.json``
+    and ``judge`` (``other-data`` needs one)."""
     work: Path = Path("runs/studies")
     """Folder of edits and pictures; what is there is not made again."""
     json: bool = False
@@ -39,7 +42,7 @@ def study(args: list[str]) -> int:
         o.out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"cannot make {str(o.out)!r}: {e.strerror}.") from None
-    found = chosen.run(Lab(o.work))
+    found = chosen.run(Lab(o.work, o.model))
     text, svg = json.dumps(found) + "\n", chosen.figure(found)
     write(o.out / f"{o.name}.json", lambda p: p.write_text(text, encoding="utf8"))
     write(o.out / f"{o.name}.svg", lambda p: p.write_text(svg, encoding="utf8"))

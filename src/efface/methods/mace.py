@@ -129,7 +129,9 @@ class MACE:
                 side = int(attention.shape[2] ** 0.5)
                 m = (interpolate(mine[:, None], size=(side, side)) > 0.5).flatten(1)  # (B, H·W)
                 words = attention[..., where[name][template]]  # (B, heads, H·W, words)
-                value = value + (words * m[:, None, :, None]).square().sum((1, 2, 3)).sqrt().mean()
+                starved = words * m[:, None, :, None]
+                # Where the mask is empty the norm's gradient is 0, a square root's would be NaN.
+                value = value + torch.linalg.vector_norm(starved, dim=(1, 2, 3)).mean()
             return value
 
         own = model.parameters()

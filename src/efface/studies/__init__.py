@@ -9,6 +9,7 @@ from efface.studies import (
     abstract,
     anchors,
     order,
+    other_data,
     relatives,
     search,
     similarity,
@@ -46,6 +47,7 @@ STUDIES: Mapping[str, Study] = {
     "similarity": _study(similarity),
     "abstract": _study(abstract),
     "order": _study(order),
+    "other-data": _study(other_data),
     "tradeoff": _study(tradeoff),
 }
 """Every study by name."""

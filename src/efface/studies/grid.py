@@ -23,6 +23,7 @@ class Choice:
 
     label: str
     method: Any
+    """None: the unedited model."""
     pool: tuple[str, ...] = ()
     """Words that may be preserved; empty: the method's own vocabulary."""
 
@@ -46,14 +47,17 @@ def run(
     others = [n for n in lab.names if n not in erased]
     for seed in range(seeds):
         for c in choices(seed):
-            method = replace(c.method, tuning=replace(c.method.tuning, seed=seed))
-            edit = lab.edit(method, [Concept(e, pool=c.pool) for e in erased])
+            edit = None
+            if c.method is not None:
+                method = seeded(c.method, seed)
+                edit = lab.edit(method, [Concept(e, pool=c.pool) for e in erased])
             sees = {
                 "gone": lab.seen(edit, erased, gone, gone * seed).packed(),
                 "kept": lab.seen(edit, others, kept, kept * seed).packed(),
             }
-            rows.append({"label": c.label, "seed": seed, **sees, "cost": edit.meta["cost"]})
-            edits.append(edit)
+            cost = edit.meta["cost"] if edit else {"forward": 0, "backward": 0, "seconds": 0}
+            rows.append({"label": c.label, "seed": seed, **sees, "cost": cost})
+            edits += [edit] if edit else []
     return {
         **lab.about(edits),
         "erased": list(erased),
@@ -61,6 +65,13 @@ def run(
         "near": list(lab.protocol.near(erased)),
         "rows": rows,
     }
+
+
+def seeded(method: Any, seed: int) -> Any:
+    """A method with another seed; a closed form has none."""
+    if not hasattr(method, "tuning"):
+        return method
+    return replace(method, tuning=replace(method.tuning, seed=seed))
 
 
 def labels(found: Mapping[str, Any]) -> list[str]:
@@ -102,15 +113,15 @@ def difference(found: Mapping[str, Any], a: str, b: str, kind: str = "kept") -> 
 
 def table(found: Mapping[str, Any], what: str) -> str:
     """All choices, in Markdown."""
-    head = [what, "ESR-1", "ESR-5", "PSR-1", "PSR-1 of neighbours", "evaluations per run"]
+    columns = {"ESR-1": ("gone", 1), "ESR-5": ("gone", 5), "PSR-1": ("kept", 1)}
+    if found["near"]:
+        columns["PSR-1 of neighbours"] = ("near", 1)
+    head = [what, *columns, "evaluations per run"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for label in labels(found):
         costs = [r["cost"] for r in found["rows"] if r["label"] == label]
         spent = sum(c["forward"] + c["backward"] for c in costs) / len(costs)
-        cells = [
-            str(score(found, label, *kind))
-            for kind in (("gone", 1), ("gone", 5), ("kept", 1), ("near", 1))
-        ]
+        cells = [str(score(found, label, *kind)) for kind in columns.values()]
         lines.append(f"| {' | '.join([label, *cells, f'{spent:,.0f}'])} |")
     return "\n".join(lines)
 

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from efface.benchmark import OBJECTS, judge_for, pictures, unedited_folder
+from efface.benchmark import judge_for, own_protocol, pictures, unedited_folder
 from efface.concepts import Concept
 from efface.edit import Edit
 from efface.errors import UserError
 from efface.metrics import Seen, see
 from efface.models import DiffusionModel, load
-from efface.protocols import load as load_protocol
 from efface.runs import Run
 from efface.samples import Samples, generate
 from efface.sensitivity import Moved, picture
@@ -26,7 +25,8 @@ class Lab:
 
     def __init__(self, folder: Path, model: str = "emoji", progress: bool = True) -> None:
         self.folder, self.progress = folder, progress
-        self.model, self.protocol = load(model), load_protocol(OBJECTS)
+        self.model = load(model)
+        self.protocol = own_protocol(self.model)
         self.judge: Any = judge_for(self.model, self.protocol)
         self.names: tuple[str, ...] = tuple(self.judge.concept_names)
 
@@ -66,7 +66,8 @@ class Lab:
         if edit is not None:
             where = self.folder / "pictures" / edit.digest
         wanted = pictures(self.protocol, names, range(first, first + n))
-        return generate(self.model, wanted, where, edit, progress=self.progress)
+        p = self.protocol
+        return generate(self.model, wanted, where, edit, p.steps, p.guidance, self.progress)
 
     def seen(self, edit: Edit | None, names: Sequence[str], n: int, first: int = 0) -> Seen:
         """What the judge sees in them."""
