@@ -417,6 +417,7 @@ def test_an_edit_of_another_base_is_refused(here, run, finished, other_folder):
     before = files(here)
     for args in (
         ("merge", finished, here / "merged", "--model", other_folder),
+        ("lora", finished, here / "lora.safetensors", "--model", other_folder),
         *[("generate", "--prompt", "x", "--edit", finished, "--model", other_folder)],
     ):
         assert "load the model it was made for" in complaint(run, *args)

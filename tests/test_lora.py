@@ -1,17 +1,20 @@
 """An edit as a LoRA, loaded by stock diffusers."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 from conftest import CHURCH, QUIET, quick, shaken
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 
 from efface.cli import main
 from efface.edit import Edit
 from efface.errors import UserError
 from efface.lora import factorise, kohya, save
 from efface.methods import PRESETS, UCE
+from efface.models import load
 
 
 def moved(tiny, words):
@@ -94,6 +97,42 @@ def test_the_command_refuses_a_poor_approximation(tiny_folder, words, tmp_path, 
     assert "exists already" in capsys.readouterr().err
     assert main(["lora", str(run), str(tmp_path / "b.safetensors"), "--form", "koya"]) == 2
     assert "did you mean 'kohya'" in capsys.readouterr().err
+
+
+def test_factors_have_one_rank_whatever_the_changes_have(tiny):
+    names = tiny.group("kv")[:2]
+    own, g = tiny.parameters(), torch.Generator().manual_seed(0)
+    weights = {}
+    for rank, n in enumerate(names, 1):
+        out, inner = own[n].shape
+        weights[n] = own[n] + torch.randn(out, rank, generator=g) @ torch.randn(
+            rank, inner, generator=g
+        )
+    found = factorise(tiny, Edit(weights, {"base": tiny.base}), 16)
+    assert found.error < 1e-5
+    assert {len(w) for k, w in found.tensors.items() if "lora_A" in k} == {2}
+    for n in names:
+        a, b = (found.tensors[f"unet.{n[:-7]}.lora_{side}.weight"] for side in "AB")
+        torch.testing.assert_close(b @ a, weights[n] - own[n], rtol=1e-4, atol=1e-4)
+
+
+def test_the_rounding_of_a_half_precision_base_is_no_part_of_the_change(tiny_folder, words):
+    method = quick(PRESETS["esd"]["lora"], words, updates=3)
+    half, whole = (load(tiny_folder, dtype=d, device="cpu") for d in ("bf16", "fp32"))
+    edit = method.erase(half, [CHURCH], QUIET)
+    assert edit.meta["dtype"] == "bfloat16"
+    assert factorise(whole, edit, method.tuning.rank).error < 1e-4
+    name = next(iter(edit.weights))
+    plain = edit.weights[name] - whole.parameters()[name]
+    assert (plain - edit.change(name, whole.parameters()[name])).abs().max() > 1e-5
+
+
+def test_a_lora_file_says_what_it_erases(tiny, words, tmp_path):
+    save(tiny, factorise(tiny, moved(tiny, words), 4), tmp_path / "church.safetensors")
+    with safe_open(tmp_path / "church.safetensors", "pt") as f:
+        about = json.loads(f.metadata()["efface"])
+    assert about["base"] == tiny.base
+    assert [c["name"] for c in about["concepts"]] == ["church"]
 
 
 def test_a_rank_below_one_is_refused(tiny, words):

@@ -36,7 +36,7 @@ class Overlap:
 def changes(model: DiffusionModel, edit: Edit) -> dict[str, Tensor]:
     """What an edit adds to each weight, fp32 on the CPU."""
     own = model.parameters()
-    return {k: w.float() - own[k].detach().cpu().float() for k, w in edit.weights.items()}
+    return {k: edit.change(k, own[k]) for k in edit.weights}
 
 
 def called(edit: Edit) -> str:
@@ -90,7 +90,7 @@ def combine(model: DiffusionModel, edits: Sequence[Edit], how: str = "sum") -> E
     for edit in edits:
         for k, change in changes(model, edit).items():
             weights[k] = weights.get(k, own[k].detach().cpu().float()) + change
-    return Edit(weights, about(edits, "sum"), tuple(g for e in edits for g in e.gates))
+    return Edit(weights, about(model, edits, "sum"), tuple(g for e in edits for g in e.gates))
 
 
 def combinable(edits: Sequence[Edit]) -> None:
@@ -109,7 +109,7 @@ def combinable(edits: Sequence[Edit]) -> None:
         raise UserError("the same edit was given twice.")
 
 
-def about(edits: Sequence[Edit], how: str) -> dict[str, Any]:
+def about(model: DiffusionModel, edits: Sequence[Edit], how: str) -> dict[str, Any]:
     """What a combined edit remembers."""
     first = edits[0].meta
     return {
@@ -119,6 +119,7 @@ def about(edits: Sequence[Edit], how: str) -> dict[str, Any]:
         "concepts": [c for e in edits for c in e.meta.get("concepts", ())],
         "model": first.get("model"),
         "base": first.get("base"),
+        "dtype": model.precision,
         "combined": [{"digest": e.digest, **e.meta} for e in edits],
     }
 
@@ -138,7 +139,7 @@ def jointly(model: DiffusionModel, edits: Sequence[Edit]) -> Edit:
     method = METHODS[methods.pop()](**config)
     concepts = [Concept(**listed(c)) for e in edits for c in e.meta.get("concepts", ())]
     solved: Edit = method.erase(model, concepts, Run(progress=False))
-    return Edit(solved.weights, {**solved.meta, **about(edits, "joint")}, solved.gates)
+    return Edit(solved.weights, {**solved.meta, **about(model, edits, "joint")}, solved.gates)
 
 
 def listed(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,6 +195,7 @@ def diff(one: DiffusionModel, two: DiffusionModel) -> tuple[list[Difference], Ed
         "concepts": [],
         "model": one.name,
         "base": one.base,
+        "dtype": one.precision,
         "config": {"to": two.name, "hash": two.base},
     }
     return found, Edit({k: other[k].detach().cpu().float() for k in changed}, meta)

@@ -84,6 +84,18 @@ class Edit:
             h.update(w.view(torch.uint8).numpy().tobytes() if w.dim() else w.numpy().tobytes())
         return h.hexdigest()[:16]
 
+    def change(self, name: str, own: Tensor) -> Tensor:
+        """What it adds to a weight, fp32 on the CPU.
+
+        An edit that was made in half precision set out from the base model rounded to it, and that
+        rounding is no part of the change.
+
+        Args:
+            own: the base model's value.
+        """
+        made_in = getattr(torch, self.meta.get("dtype", "float32"))
+        return self.weights[name].cpu().float() - own.detach().cpu().to(made_in).float()
+
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all.
 

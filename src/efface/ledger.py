@@ -267,7 +267,7 @@ class Kept:
         """What the kept names are with edits in them: their changes add up, in fp32."""
         found = {}
         for name, own in self.base.items():
-            changes = [e.weights[name] - own.float() for e in edits if name in e.weights]
+            changes = [e.change(name, own) for e in edits if name in e.weights]
             total = own.float()
             for change in changes:
                 total = total + change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from efface.edit import Edit, write
 from efface.errors import UserError, pick
@@ -22,13 +24,16 @@ class Lora(NamedTuple):
     """``unet.MODULE.lora_A.weight`` (r, in) and ``lora_B.weight`` (out, r); or ``transformer.``"""
     error: float
     """|change - LoRA| / |change| over all changed weights; 0 to 1."""
+    about: Mapping[str, object]
+    """What the edit remembers of how it was made."""
 
 
 def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
     """The best rank-``rank`` LoRA of an edit: exact where its changes have that rank.
 
     Args:
-        rank: at least 1; a change of lower rank gets factors of its own rank.
+        rank: at least 1; less where no change has so high a one. All factors have the same, filled
+            up with zeros: older diffusers take the first one's for all.
 
     Raises:
         UserError: rank below 1, or an edit of another model.
@@ -36,9 +41,9 @@ def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
     if rank < 1:
         raise UserError(f"got rank {rank}; at least 1 is needed.")
     edit.check(model)
-    own, tensors, lost, whole = model.parameters(), {}, 0.0, 0.0
+    own, halves, lost, whole = model.parameters(), {}, 0.0, 0.0
     for name, w in edit.weights.items():
-        change = (w - own[name].cpu().float()).double()
+        change = edit.change(name, own[name]).double()
         whole += float(change.square().sum())
         if w.ndim < 2:  # biases and norms have no place in a LoRA
             lost += float(change.square().sum())
@@ -47,11 +52,15 @@ def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
         r = max(min(rank, int((s > 1e-6 * s[0]).sum())), 1)
         lost += float(s[r:].square().sum())
         up, down = u[:, :r] * s[:r].sqrt(), s[:r].sqrt()[:, None] * vh[:r]
+        halves[name] = down.float(), up.float()
+    most, tensors = max((len(down) for down, _ in halves.values()), default=0), {}
+    for name, (down, up) in halves.items():
         module = f"{model.family.denoiser}.{name.removesuffix('.weight')}"
-        tail = (1,) * (w.ndim - 2)
-        tensors[f"{module}.lora_A.weight"] = down.view(r, *w.shape[1:]).float().contiguous()
-        tensors[f"{module}.lora_B.weight"] = up.view(len(up), r, *tail).float().contiguous()
-    return Lora(tensors, (lost / whole) ** 0.5 if whole else 0.0)
+        shape, more = edit.weights[name].shape, most - len(down)
+        down, up = (x.contiguous() for x in (pad(down, (0, 0, 0, more)), pad(up, (0, more))))
+        tensors[f"{module}.lora_A.weight"] = down.view(most, *shape[1:])
+        tensors[f"{module}.lora_B.weight"] = up.view(*up.shape, *(1,) * (len(shape) - 2))
+    return Lora(tensors, (lost / whole) ** 0.5 if whole else 0.0, edit.meta)
 
 
 def peft(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,4 +99,5 @@ def save(model: DiffusionModel, lora: Lora, path: Path, form: str = "peft") -> N
     tensors = pick(FORMS, form, "form")(model, lora.tensors)
     if path.exists():
         raise UserError(f"{str(path)!r} exists already; name a file that does not.")
-    write(path, lambda p: save_file(tensors, p, {"format": "pt"}))
+    about = {"format": "pt", "efface": json.dumps(dict(lora.about))}
+    write(path, lambda p: save_file(tensors, p, about))

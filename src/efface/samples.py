@@ -127,7 +127,7 @@ def settings_of(
         steps,
         model.guidance if guidance is None else guidance,
         side,
-        str(model.dtype).removeprefix("torch."),
+        model.precision,
     )
 
 

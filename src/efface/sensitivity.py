@@ -165,7 +165,7 @@ def closed_form(
     for layer in tqdm(layers, desc="closed form", unit="layer", disable=not progress):
         both = [n for n in maps if n.rsplit(".", 2)[0] == layer]
         base = torch.cat([own[n].float() for n in both])
-        change = torch.cat([edit.weights[n].to(base) - own[n].float() for n in both])
+        change = torch.cat([edit.change(n, own[n]).to(base) for n in both])
         far = [_size(w, rows).view(e.shape[:2]).norm(dim=1) for w in (change, base)]
         draws.append(100 * far[0] / far[1])
     return Moved(

@@ -312,6 +312,7 @@ def provenance(
         "concepts": [c.to_json() for c in concepts],
         "model": model.name,
         "base": model.base,
+        "dtype": model.precision,
     }
 
 

@@ -214,7 +214,7 @@ def tell_memory(model: DiffusionModel, method: Any, checkpointing: bool) -> None
         return
     rows = tuning.batch * (2 if hasattr(method, "preserve") or hasattr(method, "prior") else 1)
     found = plan(model, tuning.group, rows, tuning.rank, checkpointing)
-    how = [str(model.dtype).removeprefix("torch.")] + ["checkpointing"] * checkpointing
+    how = [model.precision] + ["checkpointing"] * checkpointing
     print(f"{model.family.name}, {tuning.group}, {', '.join(how)}: {found}", file=sys.stderr)
 
 

@@ -115,7 +115,8 @@ def models(args: list[str]) -> int:
     """``efface models``."""
     rows = [[n, s.about] for n, s in MODELS.items()]
     rows += [
-        ["DIR", "a local diffusers folder of Stable Diffusion 1.x or 2.x (safetensors)"],
+        ["DIR", f"a local diffusers folder (safetensors): {', '.join(f.name for f in FAMILIES)}"],
+        ["FILE", "a .safetensors file of one of these in the original layout"],
         ["OWNER/NAME", "such a model on the Hugging Face hub"],
     ]
     print(

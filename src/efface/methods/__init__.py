@@ -14,6 +14,7 @@ from efface.methods.ca import CA
 from efface.methods.esd import ESD
 from efface.methods.esd import PRESETS as ESD_PRESETS
 from efface.methods.mace import MACE
+from efface.methods.mace import PRESETS as MACE_PRESETS
 from efface.methods.speed import PRESETS as SPEED_PRESETS
 from efface.methods.speed import SPEED
 from efface.methods.spm import PRESETS as SPM_PRESETS
@@ -69,5 +70,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "uce": UCE_PRESETS,
     "speed": SPEED_PRESETS,
     "spm": SPM_PRESETS,
+    "mace": MACE_PRESETS,
 }
 """Named settings of the methods that have some."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -232,3 +232,9 @@ def refinement_rows(model: DiffusionModel, concepts: Sequence[Concept]) -> tuple
                 erased.append(states[end : end + n])
                 instead.append(anchor[end_anchor : end_anchor + n])
     return torch.cat(erased), torch.cat(instead)
+
+
+PRESETS: dict[str, MACE] = {
+    "searched": MACE(prior=1.0, tuning=replace(MACE().tuning, lr=1e-2, updates=80))
+}
+"""``searched``: found on ``emoji`` (split 4)."""

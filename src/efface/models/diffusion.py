@@ -105,6 +105,11 @@ class DiffusionModel:
         return next(self.denoiser.parameters()).dtype  # type: ignore[no-any-return]
 
     @property
+    def precision(self) -> str:
+        """Its name: ``float32``, ``bfloat16`` or ``float16``."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent."""
         c, h, w = self.family.latent_shape(self.parts)
