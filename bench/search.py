@@ -65,7 +65,7 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
         f"ridge {r:g}, erase scale {s:g}": UCE(vocabulary="names", ridge=r, erase_scale=s)
         for r, s in ((0.5, 1), (0.1, 1), (0.5, 10), (0.1, 100), (0.5, 100), (0.1, 1000))
     },
-    "ca": {f"lr {lr:g}": tuned(CA(), lr=lr) for lr in (3e-5, 1e-4, 3e-4, 1e-3)},
+    "ca": {f"lr {lr:g}": tuned(CA(), lr=lr) for lr in (3e-5, 5e-5, 1e-4, 3e-4, 1e-3)},
     "age": {
         f"eta {eta:g}, tau {tau:g}": replace(AGE(eta=eta), search=replace(AGE().search, tau=tau))
         for eta, tau in ((1, 0.1), (2, 0.1))

@@ -8,6 +8,7 @@ import torch
 from conftest import CHURCH, DOG, QUIET, WORDS, quick, shaken, tiny_pipeline
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
+from efface import search as search_module
 from efface.concepts import Concept, normal
 from efface.errors import UserError
 from efface.latents import Bank, Batch, Latents, Rollouts, draw_beside
@@ -434,6 +435,29 @@ def test_kmeans_spreads_over_the_distances():
     far = torch.tensor([0.0, 0.1, 0.2, 5.0, 5.1, 5.2, 9.0, 9.1, 9.2])
     assert kmeans_1d(far, 3).tolist() == [1, 4, 7]
     assert len(kmeans_1d(torch.rand(1000, generator=seeded()).sort().values, 100)) >= 90
+
+
+def test_a_model_that_says_nothing_of_itself_gets_the_commonest_words(tiny, emoji):
+    words = load_vocabulary("auto", tiny).words
+    assert words == load_vocabulary("tokens", tiny).words[:1000]
+    assert load_vocabulary("auto", emoji).words == load_vocabulary("names", emoji).words
+
+
+def test_a_large_list_waits_on_the_cpu_and_gives_the_same_rows(tiny, words, monkeypatch):
+    here = AP(vocabulary=str(words)).candidates(tiny, [CHURCH])
+    monkeypatch.setattr(search_module, "WORTH", 100)
+    embed, asked = type(tiny).embed, []
+
+    def noting(model, prompts, batch=0, where=""):
+        asked.append(where)
+        return embed(model, prompts, batch, where)
+
+    monkeypatch.setattr(type(tiny), "embed", noting)
+    there = AP(vocabulary=str(words)).candidates(tiny, [CHURCH])
+    assert asked == ["cpu"]
+    index = torch.tensor([3, 0])
+    assert torch.equal(there.take(index).states, here.rows[index].states)
+    assert torch.equal(there.take(slice(2, 4)).states, here.rows[2:4].states)
 
 
 def test_token_words_are_letters_and_hold_no_erased_one(tiny):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import warnings
@@ -254,6 +255,17 @@ def test_prompts_are_encoded_as_one_at_a_time(tiny):
     alone = torch.cat([tiny.embed([p]).states for p in prompts])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     assert torch.equal(together[1], together[3]) or torch.allclose(together[1], together[3])
+
+
+def test_a_character_may_be_several_tokens(tiny):
+    with pytest.warns(UserWarning, match="longer than 16 tokens"):
+        tiny.embed(["猫狗鳥魚馬"])
+
+
+def test_latents_go_through_together_by_their_size(tiny):
+    small, large = tiny.at_once, dataclasses.replace(tiny, size=2048)
+    assert small == 128
+    assert large.at_once == 1
 
 
 def test_a_prompt_that_is_too_long_warns_and_says_what_is_cut(tiny):

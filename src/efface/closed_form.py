@@ -10,6 +10,8 @@ from torch import Tensor
 from efface.errors import pick
 from efface.models import DiffusionModel
 
+CHUNK = 512
+"""Prompts encoded at a time, of which only the rows that are asked for stay in memory."""
 ROWS = ("subject", "all")
 """Which text states stand for a prompt."""
 
@@ -28,10 +30,14 @@ def text_vectors(model: DiffusionModel, prompts: Sequence[str], rows: str = "sub
         UserError: an unknown choice of rows.
     """
     pick(dict.fromkeys(ROWS), rows, "choice of rows")
-    states = model.embed(prompts).states.cpu().double()  # (n, L, D)
-    if rows == "all":
-        return states.flatten(0, 1)
-    return states[torch.arange(len(prompts))[:, None], model.last_word(prompts)].flatten(0, 1)
+    found = []
+    for i in range(0, len(prompts), CHUNK):
+        some = prompts[i : i + CHUNK]
+        states = model.embed(some).states.cpu()  # (n, L, D)
+        if rows == "subject":
+            states = states[torch.arange(len(some))[:, None], model.last_word(some)]
+        found.append(states.flatten(0, 1).double())
+    return torch.cat(found)
 
 
 def solve(

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 from efface.concepts import Concept
 from efface.errors import UserError, pick
 from efface.latents import Bank, Batch, Rollouts, Words, draw_beside
-from efface.models import Conditioning, DiffusionModel, mix, stack
+from efface.models import WORTH, Conditioning, DiffusionModel, mix, stack
 from efface.training import Student
 from efface.vocabulary import Vocabulary
 
@@ -73,9 +73,17 @@ class Pools(NamedTuple):
     words: tuple[str, ...]
     """Every candidate once, U of them."""
     rows: Conditioning
-    """Encoded, U rows."""
+    """Encoded, U rows; on the CPU where they take more than a gigabyte."""
     of: tuple[Tensor, ...]
     """Indices into ``words``, one tensor an erased concept."""
+    device: torch.device | None = None
+    """Where they are used; None: where they are."""
+
+    def take(self, index: Tensor | slice) -> Conditioning:
+        """Some rows, on the device."""
+        if isinstance(index, Tensor):
+            index = index.to(self.rows.states.device)
+        return self.rows[index].each(lambda x: x.to(self.device or x.device))
 
     @property
     def digest(self) -> str:
@@ -95,7 +103,8 @@ def pools(model: DiffusionModel, concepts: Sequence[Concept], found: Sequence[Vo
                 f"no word is left to preserve while erasing {concept.name!r}: "
                 "give a larger vocabulary."
             )
-    return Pools(words, model.embed(words), of)
+    many = model.null(1).states.nbytes * len(words) > WORTH
+    return Pools(words, model.embed(words, where="cpu" if many else ""), of, model.device)
 
 
 class Drawn(NamedTuple):
@@ -115,7 +124,7 @@ class Random:
     def draw(self, which: Tensor, n: int, g: torch.Generator) -> Drawn:
         """``n`` candidates, row i for the erased concept ``which[i]`` (over again)."""
         index = torch.stack([self._one(int(which[i % len(which)]), g) for i in range(n)])
-        return Drawn(self.pools.rows[index.to(self.pools.rows.states.device)], index)
+        return Drawn(self.pools.take(index), index)
 
     def _one(self, which: int, g: torch.Generator) -> Tensor:
         mine = self.pools.of[which]
@@ -157,12 +166,13 @@ class Exact(Random):
         self.harm = torch.zeros(len(candidates.words))
         self.calls = 0
 
-    def _predict(self, probe: int, student: Student | None, batch: int = 128) -> Tensor:
+    def _predict(self, probe: int, student: Student | None) -> Tensor:
+        batch = self.model.at_once
         z, t = self.probe.z[[probe]], self.probe.t[[probe]]
         parts = []
         with torch.no_grad():
             for i in range(0, len(self.pools.words), batch):
-                cond = self.pools.rows[slice(i, i + batch)]
+                cond = self.pools.take(slice(i, i + batch))
                 n = len(cond)
                 args = (z.expand(n, -1, -1, -1), t.expand(n), cond)
                 parts.append(self.model.predict(*args) if student is None else student(*args))
@@ -255,7 +265,7 @@ class Gumbel:
         for i in range(n):
             one = int(which[i % len(which)])
             y, mine = self.sample(one, g), self.pools.of[one]
-            rows.append(mix(y[None], self.pools.rows[mine.to(y.device)]))
+            rows.append(mix(y[None], self.pools.take(mine)))
             index.append(mine[int(y.argmax())])
         return Drawn(stack(rows), torch.stack(index))
 

@@ -109,7 +109,7 @@ def prediction(
         visit=lambda i, z, e0, e1: kept.update({i: z}),
     )
     at = [(k * steps + steps // 2) // latents for k in range(latents)]
-    batch = batch or max(8, 8192 // (model.latent_shape[1] * model.latent_shape[2]))
+    batch = batch or model.at_once
     draws = torch.zeros(latents, len(words))
     bar = tqdm(total=latents * len(words), desc="prediction", unit="word", disable=not progress)
     for i in range(0, len(words), batch):

@@ -136,10 +136,14 @@ def finetune(
     names = model.group(tuning.group)
     if not names:
         raise UserError(f"the weight group {tuning.group!r} is empty in {model.name!r}.")
-    base = {k: own[k].detach().to(model.device).float() for k in names}
+    base = {k: own[k].detach().to(model.device) for k in names}
     if adapters is None and tuning.rank:
-        adapters = LowRank(base, tuning.rank, tuning.seed)
-    leaves = adapters.factors if adapters else {k: w.clone() for k, w in base.items()}
+        adapters = LowRank({k: w.float() for k, w in base.items()}, tuning.rank, tuning.seed)
+    leaves = (
+        adapters.factors
+        if adapters
+        else {k: w.to(torch.float32, copy=True) for k, w in base.items()}
+    )
     for w in leaves.values():
         w.requires_grad_()
     own_lr = model.lr * ADAPTER_LR if adapters else model.lr

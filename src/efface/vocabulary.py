@@ -15,6 +15,9 @@ from efface.concepts import Concept, normal
 from efface.errors import UserError, pick
 from efface.models import MODELS, DiffusionModel
 
+COMMON = 1000
+"""Words of ``auto`` where a model does not say what it draws."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -188,15 +191,17 @@ def load(source: str, model: DiffusionModel) -> Vocabulary:
     """A vocabulary by name or from a file.
 
     Args:
-        source: ``auto`` (the names that the model's folder brings, else ``tokens``),
+        source: ``auto`` (the names that the model's folder brings, else the first of ``tokens``),
             ``names``, ``tags``, ``tokens``, or the path of a word list.
 
     Raises:
         UserError: an unknown name, or an unreadable file.
     """
     known = ("auto", "names", "tags", "tokens")
-    if source == "auto":
-        source = "names" if brings(model) else "tokens"
+    if source == "auto" and not brings(model):
+        common = from_tokenizer(model.tokenizer).words[:COMMON]
+        return Vocabulary(common, f"{len(common)} commonest tokens")
+    source = "names" if source == "auto" else source
     if source in ("names", "tags"):
         if model.folder is None or not brings(model):
             raise UserError(

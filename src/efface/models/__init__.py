@@ -24,7 +24,7 @@ from efface.models.folder import (
     which,
 )
 from efface.models.folder import load as load_folder
-from efface.models.memory import Plan, checkpointed, plan, release
+from efface.models.memory import WORTH, Plan, checkpointed, plan, release
 from efface.models.one_file import unpacked
 from efface.models.process import Schedule
 from efface.models.sd3 import StableDiffusion3
@@ -43,6 +43,7 @@ __all__ = [
     "FAMILIES",
     "MODELS",
     "PICKLES",
+    "WORTH",
     "Conditioning",
     "Counter",
     "DiffusionModel",

@@ -121,30 +121,37 @@ class DiffusionModel:
         """Width and height of a picture, in pixels."""
         return (self.latent_shape[2] * self.shrink, self.latent_shape[1] * self.shrink)
 
+    @property
+    def at_once(self) -> int:
+        """Latents to go through the denoiser together where nothing is kept for a gradient."""
+        _, h, w = self.latent_shape
+        return max(1, min(128, 2**17 // (h * w)))
+
     # -- embed ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str], batch: int = 256) -> Conditioning:
+    def embed(self, prompts: Sequence[str], batch: int = 0, where: str = "") -> Conditioning:
         """Encode prompts, each a row of (L, D) hidden states.
 
         Warns (and says what is cut) where a prompt is longer than the tokenizer allows.
 
         Args:
             prompts: B texts; ``""`` is the null prompt.
-            batch: prompts per call of the text encoder.
+            batch: prompts per call of the text encoders; 0: by the length of an encoded one.
+            where: device of the result; "": the model's.
         """
         warn_long(self.family, self.parts, prompts)
-        parts = []
-        few = len(prompts) < 4000
+        batch = batch or max(1, min(256, 2**14 // self.null(1).states.shape[1]))
+        parts, few = [], len(prompts) < 4000
         for i in tqdm(range(0, len(prompts), batch), desc="embed", disable=few):
             some = self.family.encode(self.parts, prompts[i : i + batch], self.device)
-            parts.append(some.each(lambda x: x.to(self.dtype)))
+            parts.append(some.each(lambda x: x.to(where or self.device, self.dtype)))
         return stack(parts)
 
     def null(self, n: int) -> Conditioning:
         """The null prompt, ``n`` times; encoded once."""
         if self._null is None:
-            self._null = self.embed([""])
+            self._null = self.embed([""], batch=1)
         return self._null.repeat(n)
 
     def last_word(self, prompts: Sequence[str]) -> Tensor:
@@ -178,8 +185,7 @@ class DiffusionModel:
         """
         half = cond.each(lambda x: x.to(self.dtype))
         asked = Asked(self.denoiser, z.to(self.dtype), t, half, guidance, self.picture_size)
-        inputs = self.family.inputs(asked)
-        inputs["return_dict"] = False
+        inputs = {**self.family.inputs(asked), "return_dict": False}
         if weights:
             cast = {k: w.to(self.dtype) for k, w in weights.items()}
             out = functional_call(self.denoiser, cast, (), inputs)[0]
@@ -263,7 +269,7 @@ class DiffusionModel:
         steps: int | None = None,
         guidance: float | None = None,
         weights: Weights | None = None,
-        batch: int = 32,
+        batch: int = 0,
         progress: bool = False,
     ) -> Iterator[Tensor]:
         """Make a picture for each (prompt, seed), in order.
@@ -277,7 +283,7 @@ class DiffusionModel:
             steps: sampling steps; None: the model's default.
             guidance: scale of classifier-free guidance; None: the model's default.
             weights: laid over the denoiser's own.
-            batch: pictures at once.
+            batch: pictures at once; 0: by their size.
 
         Yields:
             (3, H, W) pictures in [0, 1], fp32, on the CPU.
@@ -291,6 +297,7 @@ class DiffusionModel:
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
         self.check_steps(steps)
+        batch = batch or max(1, self.at_once // 4)
         bar = tqdm(total=len(prompts), desc="generate", unit="picture", disable=not progress)
         for i in range(0, len(prompts), batch):
             some = prompts[i : i + batch]

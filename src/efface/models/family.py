@@ -156,8 +156,8 @@ def warn_long(family: Family, parts: Parts, prompts: Sequence[str]) -> None:
     encoder, limit = max(limits.items(), key=lambda x: x[1])
     tokenizer = parts[family.encoders[encoder]]
     for prompt in prompts:
-        if len(prompt) <= limit - 2:
-            continue  # a token is at least one character
+        if len(prompt.encode()) <= limit - 2:
+            continue  # a token is at least one byte
         ids = tokenizer(prompt, add_special_tokens=False).input_ids
         if len(ids) > limit - 2:
             lost = tokenizer.decode(ids[limit - 2 :])

@@ -76,7 +76,7 @@ class Reopening(dict[str, Any]):
 
 
 WORTH = 10**9
-"""Bytes from which on it is worth opening components again for the memory they free meanwhile."""
+"""Bytes from which on it is worth to keep something out of the device, or to open it again."""
 
 
 def releasable(model: DiffusionModel) -> list[str]:
@@ -150,7 +150,7 @@ def plan(
     frozen = sum(bytes_of(p) for p in stay)
     size = torch.finfo(model.dtype).bits // 8
     copies = whole * size if size < 4 else 0
-    laid = whole * 4 if rank else 0  # W + UD
+    laid = whole * (4 if size == 4 else 8) if rank else 0  # W + UD, and W itself in fp32
     return Plan(
         frozen,
         moved * ADAM + copies + laid,
