@@ -454,6 +454,18 @@ def test_a_single_file_comes_back_as_it_was(family, words, tmp_path, cache):
     assert not [p for p in (tmp_path / "cache" / "single").iterdir() if p.name.startswith(".")]
 
 
+def test_a_single_file_of_mixed_precisions_is_refused(family, tmp_path, cache):
+    _, _, model = family
+    path = merge_single(model, Edit({}, {"base": model.base}), tmp_path / "one.safetensors")
+    beside(model, path)
+    tensors = load_file(path)
+    inside = [k for k in tensors if k.startswith("model.diffusion_model.")] or list(tensors)
+    tensors[inside[0]] = tensors[inside[0]].half()
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="stored in F16 and F32"):
+        load(path, device="cpu")
+
+
 @pytest.mark.parametrize("what", ["misses", "has besides"])
 def test_a_single_file_with_missing_or_extra_keys_is_refused(family, what, tmp_path, cache):
     _, _, model = family

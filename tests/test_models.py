@@ -17,9 +17,10 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
+from efface.edit import Edit, merge
 from efface.errors import UserError
 from efface.methods import ESD
-from efface.models import Conditioning, StableDiffusion, load, mix, stack
+from efface.models import Conditioning, StableDiffusion, hash_files, load, mix, stack
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -255,6 +256,54 @@ def test_prompts_are_encoded_as_one_at_a_time(tiny):
     alone = torch.cat([tiny.embed([p]).states for p in prompts])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     assert torch.equal(together[1], together[3]) or torch.allclose(together[1], together[3])
+
+
+def halved(name):
+    """Store one tensor in fp16."""
+
+    def change(tensors):
+        tensors[name] = tensors[name].half()
+
+    return change
+
+
+def test_a_denoiser_of_mixed_precisions_is_refused(folder):
+    rewrite(folder / "unet" / WEIGHTS["unet"], halved("conv_in.weight"))
+    with pytest.raises(UserError, match="stored in F16 and F32; efface reads"):
+        load(folder, device="cpu")
+
+
+def test_fp8_is_refused(folder):
+    def change(tensors):
+        tensors |= {k: w.to(torch.float8_e4m3fn) for k, w in tensors.items()}
+
+    rewrite(folder / "unet" / WEIGHTS["unet"], change)
+    with pytest.raises(UserError, match="stored in F8_E4M3; efface reads"):
+        load(folder, device="cpu")
+
+
+def test_a_half_precision_variant_beside_the_weights_is_not_looked_at(tiny, folder):
+    (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
+    assert load(folder, device="cpu").base == tiny.base
+
+
+def test_a_folder_that_holds_the_variant_alone_is_opened_and_merged(folder, tmp_path):
+    for part, name in WEIGHTS.items():
+        path = folder / part / name
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    model = load(folder, device="cpu")
+    assert model.base == hash_files(folder / "unet")
+    merge(model, Edit(shaken(model), {"base": model.base}), tmp_path / "merged")
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "merged", variant="fp16")
+    name = model.group("kv")[0]
+    assert not torch.equal(dict(stock.unet.named_parameters())[name], model.parameters()[name])
+
+
+def test_a_schedule_that_ends_in_pure_noise_is_refused(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rescale_betas_zero_snr": True}))
+    with pytest.raises(UserError, match="ends in pure noise"):
+        load(folder, device="cpu")
 
 
 def test_a_character_may_be_several_tokens(tiny):

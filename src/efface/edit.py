@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.models import PICKLES, DiffusionModel, configs, refuse_pickle, stored_dtype
+from efface.models import PICKLES, DiffusionModel, configs, refuse_pickle, stored_dtype, variant
 
 FORMAT = "efface-edit-1"
 
@@ -287,8 +287,9 @@ def merge(model: DiffusionModel, edit: Edit, out: Path, card: str = "") -> Path:
         shutil.copy(model.folder / own / "config.json", part / own)
         with edit.applied(model):
             state = {k: v.to(dtype).contiguous() for k, v in model.denoiser.state_dict().items()}
-            weights = part / own / "diffusion_pytorch_model.safetensors"
-            save_file(state, weights, {"format": "pt"})
+            kind = variant(model.folder / own)
+            name = f"diffusion_pytorch_model{f'.{kind}' if kind else ''}.safetensors"
+            save_file(state, part / own / name, {"format": "pt"})
         if card:
             (part / "README.md").write_text(card, encoding="utf8")
         os.replace(part, out)

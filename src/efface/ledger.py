@@ -17,7 +17,7 @@ from torch import Tensor
 
 from efface.edit import Edit, write
 from efface.errors import UserError
-from efface.models import DiffusionModel, family_of, hash_files
+from efface.models import DiffusionModel, family_of, hash_files, weight_files
 
 NAME = "erasures.json"
 KEPT = "erasures"
@@ -92,7 +92,7 @@ def opened(folder: Path) -> tuple[str, Ledger]:
         UserError: no such folder, or weights that something else has changed since.
     """
     part = family_of(folder).denoiser
-    if not any((folder / part).glob("*.safetensors")):
+    if not weight_files(folder / part):
         raise UserError(f"no *.safetensors in {str(folder / part)!r}.")
     found = Ledger.read(folder)
     if found is None:
@@ -226,7 +226,7 @@ class Kept:
     """A denoiser's files, and the base model's values of what edits change."""
 
     def __init__(self, base: Path, denoiser: Path) -> None:
-        self.path, self.shards = base, sorted(denoiser.glob("*.safetensors"))
+        self.path, self.shards = base, weight_files(denoiser)
         self.base: dict[str, Tensor] = load_file(base) if base.exists() else {}
         self.where: dict[str, Path] = {}
         for shard in self.shards:

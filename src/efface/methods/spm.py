@@ -116,5 +116,5 @@ def random_like(cond: Conditioning, n: int, g: torch.Generator) -> Conditioning:
     return cond.each(draw)
 
 
-PRESETS: dict[str, SPM] = {"searched": SPM(anchoring=10.0)}
+PRESETS: dict[str, SPM] = {"searched": SPM(anchoring=1.0)}
 """``searched``: found on ``emoji`` (split 4)."""

@@ -21,6 +21,8 @@ from efface.models.folder import (
     hash_files,
     refuse_pickle,
     stored_dtype,
+    variant,
+    weight_files,
     which,
 )
 from efface.models.folder import load as load_folder
@@ -69,7 +71,9 @@ __all__ = [
     "release",
     "stack",
     "stored_dtype",
+    "variant",
     "watched",
+    "weight_files",
 ]
 
 ASSETS = Path(__file__).parents[1] / "assets"

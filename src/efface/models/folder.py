@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from efface.errors import UserError
@@ -55,6 +56,7 @@ def load(
     parts: dict[str, Any] = {
         part: open_component(folder / part, index[part], dtype) for part in modules if there[part]
     }
+    stored_dtype(folder / family.denoiser)  # refuses a mixture
     if dtype == torch.float16 and getattr(parts["vae"].config, "force_upcast", False):
         parts["vae"].to(torch.float32)  # SDXL's overflows in fp16
     for part in sorted(tokenizers):
@@ -125,9 +127,9 @@ def open_component(folder: Path, what: Sequence[str], dtype: torch.dtype) -> nn.
     cls = getattr(source, kind, None)
     if cls is None:
         raise UserError(f"{str(folder)!r} is a {kind}, unknown to {library} {source.__version__}.")
-    if library == "transformers":
-        return open_part(cls, folder, dtype=dtype, use_safetensors=True, local_files_only=True)
-    return open_part(cls, folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    precision = "dtype" if library == "transformers" else "torch_dtype"
+    options = {precision: dtype, "variant": variant(folder), "use_safetensors": True}
+    return open_part(cls, folder, local_files_only=True, **options)
 
 
 def open_tokenizer(folder: Path, kind: str) -> Any:
@@ -151,6 +153,11 @@ def pick_scheduler(config: dict[str, Any]) -> Any:
         raise UserError(
             f"the model's scheduler {name!r} is unknown to diffusers {diffusers.__version__}."
         )
+    if config.get("rescale_betas_zero_snr"):
+        raise UserError(
+            "the model's schedule ends in pure noise (rescale_betas_zero_snr), from which noise "
+            "predictions give no picture: efface does not read such models."
+        )
     return getattr(diffusers, name)
 
 
@@ -165,9 +172,28 @@ def read_json(path: Path, otherwise: str) -> dict[str, Any]:
     return found
 
 
+def variant(folder: Path) -> str | None:
+    """The variant that a component's weights come in (``fp16``), if they come in no other form."""
+    stems = [p.stem for p in sorted(folder.glob("*.safetensors"))]
+    if not stems or any("." not in s for s in stems):
+        return None
+    kinds = [s.split(".")[1].partition("-")[0] for s in stems]
+    return "fp16" if "fp16" in kinds else kinds[0]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """A component's weights: the files that are opened, without variants that lie beside them."""
+    own = variant(folder)
+    return [
+        p
+        for p in sorted(folder.glob("*.safetensors"))
+        if ("." not in p.stem if own is None else f".{own}" in p.stem)
+    ]
+
+
 def check_files(folder: Path) -> None:
     """Refuse missing and pickled weights before anything is opened."""
-    if any(folder.glob("*.safetensors")):
+    if weight_files(folder):
         return
     pickled = next((p for p in sorted(folder.glob("*")) if p.suffix in PICKLES), None)
     if pickled is not None:
@@ -228,17 +254,45 @@ def check_finite(module: nn.Module, folder: Path) -> None:
 def hash_files(folder: Path) -> str:
     """First 16 hex digits of the SHA-256 over a folder's safetensors files, by name."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with path.open("rb") as f:
             while block := f.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()[:16]
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The precision that a folder's safetensors are stored in (of their first tensor)."""
-    from safetensors import safe_open
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Precisions of floating-point weights that are read, the widest first."""
 
-    with safe_open(sorted(folder.glob("*.safetensors"))[0], "pt") as f:
-        first: torch.Tensor = f.get_tensor(next(iter(f.keys())))
-    return first.dtype
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The precision that a folder's safetensors are stored in.
+
+    Raises:
+        UserError: more than one, or one that is not read.
+    """
+    kinds: set[str] = set()
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as f:
+            kinds |= precisions(f, f.keys())
+    return the_one(kinds, str(folder))
+
+
+def precisions(f: Any, keys: Iterable[str]) -> set[str]:
+    """How the floating-point tensors among some keys of an open safetensors file are stored."""
+    found = {str(f.get_slice(k).get_dtype()) for k in keys}
+    return {k for k in found if k.startswith(("F", "BF"))}
+
+
+def the_one(kinds: set[str], where: str) -> torch.dtype:
+    """The precision of the weights that an edit would change.
+
+    Raises:
+        UserError: more than one, or one that is not read.
+    """
+    if len(kinds) > 1 or not kinds <= set(STORED):
+        raise UserError(
+            f"the weights in {where!r} are stored in {' and '.join(sorted(kinds))}; efface reads "
+            "models that are in one of fp32, fp16 and bf16 throughout: convert it first."
+        )
+    return STORED[next(iter(kinds), "F32")]

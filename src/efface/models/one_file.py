@@ -15,7 +15,15 @@ from safetensors import SafetensorError, safe_open
 
 from efface.errors import UserError
 from efface.models.family import Family
-from efface.models.folder import cache_folder, present, read_json, which
+from efface.models.folder import (
+    STORED,
+    cache_folder,
+    precisions,
+    present,
+    read_json,
+    the_one,
+    which,
+)
 from efface.models.standard import STANDARD, Configs
 
 MARKS: Mapping[str, str] = {
@@ -57,7 +65,10 @@ def unpacked(path: Path, families: Sequence[type[Family]]) -> Path:
                     f"SDXL, SD3, FLUX): its first key is {min(keys, default='')!r}."
                 )
             v = kind != "sd2" or told_v(f, keys)
-            dtype = f.get_tensor(next(iter(f.keys()))).dtype
+            whole = {k for k in keys if k.startswith(OURS[0])} or keys
+            the_one(precisions(f, whole), str(path))
+            kinds = precisions(f, {k for k in keys if k.startswith(OURS)} | whole)
+            dtype = next((d for k, d in STORED.items() if k in kinds), torch.float32)
     except (SafetensorError, OSError) as e:
         raise UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).") from None
     state = path.stat()
