@@ -31,7 +31,9 @@ from efface.training import Tuning
 UNEDITED = "unedited"
 
 
-SEARCHED = {name: PRESETS[name]["searched"] for name in ("esd", "uce", "speed", "spm", "mace")}
+SEARCHED = {
+    name: PRESETS[name]["searched"] for name in ("esd", "uce", "ca", "speed", "spm", "mace")
+}
 """Settings found on split 4, where a method's own are not the best here."""
 
 
@@ -58,7 +60,7 @@ LINEUP: Mapping[str, Callable[[Tuning, int], Any]] = {
     "ap-paper": _tuned(lambda t: replace(PRESETS["ap"]["paper"], tuning=t), batch=1),
     "ap-official": _tuned(lambda t: replace(PRESETS["ap"]["official"], tuning=t), batch=1),
     "uce": lambda *_: replace(SEARCHED["uce"], vocabulary="names"),
-    "ca": _tuned(lambda t: CA(tuning=t), group="kv"),
+    "ca": _tuned(lambda t: CA(tuning=t), group="kv", lr=SEARCHED["ca"].tuning.lr),
     "age": _tuned(lambda t: AGE(tuning=t)),
     "lora": _tuned(lambda t: replace(PRESETS["esd"]["lora"], tuning=t), rank=4, lr=1e-4),
     "speed": lambda *_: SEARCHED["speed"],

@@ -11,6 +11,7 @@ from efface.methods.age import AGE
 from efface.methods.ap import AP
 from efface.methods.ap import PRESETS as AP_PRESETS
 from efface.methods.ca import CA
+from efface.methods.ca import PRESETS as CA_PRESETS
 from efface.methods.esd import ESD
 from efface.methods.esd import PRESETS as ESD_PRESETS
 from efface.methods.mace import MACE
@@ -68,6 +69,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ap": AP_PRESETS,
     "esd": ESD_PRESETS,
     "uce": UCE_PRESETS,
+    "ca": CA_PRESETS,
     "speed": SPEED_PRESETS,
     "spm": SPM_PRESETS,
     "mace": MACE_PRESETS,

@@ -96,3 +96,7 @@ class CA:
 
         weights = finetune(model, loss, self.tuning, run, making.about)
         return making.edit(weights)
+
+
+PRESETS: dict[str, CA] = {"searched": CA(tuning=Tuning(group="kv", lr=5e-5))}
+"""``searched``: found on ``emoji`` (split 4)."""
