@@ -194,6 +194,92 @@ def flux(guidance=True):
     )
 
 
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n{% endif %}"
+)
+
+
+def qwen_tokenizer():
+    pieces = [*byte_alphabet(), "<|endoftext|>"]
+    tokenizer = T.Qwen2Tokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def qwen3(cls):
+    return cls(
+        T.Qwen3Config(
+            vocab_size=300,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=1024,
+        )
+    )
+
+
+DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
+
+
+def klein(distilled=False):
+    net = D.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        joint_attention_dim=3 * 16,
+        guidance_embeds=False,
+    )
+    vae = D.AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        sample_size=8,
+        latent_channels=4,
+        layers_per_block=1,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return D.Flux2KleinPipeline(
+        transformer=net,
+        scheduler=FLOW(**DYNAMIC),
+        vae=vae,
+        text_encoder=qwen3(T.Qwen3ForCausalLM),
+        tokenizer=qwen_tokenizer(),
+        is_distilled=distilled,
+    )
+
+
+def z_image():
+    net = D.ZImageTransformer2DModel(
+        in_channels=16,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[1024, 64, 64],
+    )
+    return D.ZImagePipeline(
+        transformer=net,
+        scheduler=FLOW(shift=3.0),
+        vae=kl(16, 0.3611, 0.1159),
+        text_encoder=qwen3(T.Qwen3Model),
+        tokenizer=qwen_tokenizer(),
+    )
+
+
 TINY = {
     "sd2": sd2,
     "sdxl": sdxl,
@@ -203,6 +289,9 @@ TINY = {
     "sd3.5": lambda: sd3(v35=True),
     "flux dev": flux,
     "flux schnell": lambda: flux(guidance=False),
+    "flux.2 klein": klein,
+    "flux.2 klein, distilled": lambda: klein(distilled=True),
+    "z-image": z_image,
 }
 """Builders by name."""
 

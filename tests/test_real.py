@@ -33,6 +33,8 @@ HUB = {
     "sd3.5": "stabilityai/stable-diffusion-3.5-medium",
     "flux-schnell": "black-forest-labs/FLUX.1-schnell",
     "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "klein": "black-forest-labs/FLUX.2-klein-4B",
+    "z-image": "Tongyi-MAI/Z-Image-Turbo",
 }
 """Some of them ask for terms to be accepted, and for a token."""
 

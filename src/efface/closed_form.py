@@ -36,7 +36,7 @@ def text_vectors(model: DiffusionModel, prompts: Sequence[str], rows: str = "sub
         states = model.embed(some).states.cpu()  # (n, L, D)
         if rows == "subject":
             states = states[torch.arange(len(some))[:, None], model.last_word(some)]
-        found.append(states.flatten(0, 1).double())
+        found.append(model.family.seen(model.parts, states.flatten(0, 1)).double())
     return torch.cat(found)
 
 

@@ -159,7 +159,7 @@ def closed_form(
         )
     edit.check(model)
     own, layers = model.parameters(), dict.fromkeys(n.rsplit(".", 2)[0] for n in maps)
-    e = text_states(model, words, cache, progress).float()
+    e = model.family.seen(model.parts, text_states(model, words, cache, progress)).float()
     rows = e.flatten(0, 1)
     draws = []
     for layer in tqdm(layers, desc="closed form", unit="layer", disable=not progress):

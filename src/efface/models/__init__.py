@@ -14,6 +14,7 @@ from efface.models.counter import Counter
 from efface.models.diffusion import DiffusionModel, Weights
 from efface.models.family import Family
 from efface.models.flux import Flux
+from efface.models.flux2 import Klein
 from efface.models.folder import (
     PICKLES,
     cache_folder,
@@ -32,12 +33,15 @@ from efface.models.process import Schedule
 from efface.models.sd3 import StableDiffusion3
 from efface.models.sdxl import StableDiffusionXL
 from efface.models.stable_diffusion import StableDiffusion
+from efface.models.z_image import ZImage
 
 FAMILIES: tuple[type[Family], ...] = (
     StableDiffusion,
     StableDiffusionXL,
     StableDiffusion3,
     Flux,
+    Klein,
+    ZImage,
 )
 """The families that can be opened."""
 
@@ -51,6 +55,7 @@ __all__ = [
     "DiffusionModel",
     "Family",
     "Flux",
+    "Klein",
     "Plan",
     "Schedule",
     "Shipped",
@@ -58,6 +63,7 @@ __all__ = [
     "StableDiffusion3",
     "StableDiffusionXL",
     "Weights",
+    "ZImage",
     "cache_folder",
     "check_crosses",
     "checkpointed",
@@ -159,7 +165,7 @@ def download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        kinds = ("json", "txt", "model", "safetensors")
+        kinds = ("json", "txt", "jinja", "model", "safetensors")
         wanted = ["model_index.json", *(f"*/*.{kind}" for kind in kinds)]
         unwanted = ["*.fp16.*", "*non_ema*", "safety_checker/*", "*.ckpt"]
         return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=unwanted))

@@ -17,6 +17,8 @@ class Conditioning:
     """Hidden states of the text encoders, (B, L, D)."""
     pooled: Tensor | None = None
     """One vector for the whole prompt, (B, P), in families that have one."""
+    mask: Tensor | None = None
+    """Above 0 where a state is the prompt's, (B, L), in families that drop the padding."""
 
     def __len__(self) -> int:
         return len(self.states)
@@ -24,7 +26,7 @@ class Conditioning:
     def each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         """The same change made to every field."""
         return Conditioning(
-            change(self.states), None if self.pooled is None else change(self.pooled)
+            *(None if x is None else change(x) for x in (self.states, self.pooled, self.mask))  # type: ignore[arg-type]
         )
 
     def __getitem__(self, index: Tensor | Sequence[int] | slice) -> Conditioning:
@@ -42,8 +44,12 @@ class Conditioning:
 
 def stack(parts: Sequence[Conditioning]) -> Conditioning:
     """Several conditionings one after the other."""
-    pooled = [p.pooled for p in parts if p.pooled is not None]
-    return Conditioning(torch.cat([p.states for p in parts]), torch.cat(pooled) if pooled else None)
+
+    def joined(field: str) -> Tensor | None:
+        found = [x for p in parts if (x := getattr(p, field)) is not None]
+        return torch.cat(found) if found else None
+
+    return Conditioning(torch.cat([p.states for p in parts]), joined("pooled"), joined("mask"))
 
 
 def mix(weights: Tensor, rows: Conditioning) -> Conditioning:

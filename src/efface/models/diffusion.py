@@ -58,17 +58,16 @@ class DiffusionModel:
         for part in self.parts.values():
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
-        self.shrink = int(2 ** (len(self.vae.config.block_out_channels) - 1))
-        """Pixels of a picture to one of a latent."""
-        if self.size % (2 * self.shrink):
+        own = int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        if self.size % (2 * own):
             raise UserError(
-                f"got {self.size} pixels; the side of a picture must be a multiple of "
-                f"{2 * self.shrink}."
+                f"got {self.size} pixels; the side of a picture must be a multiple of {2 * own}."
             )
+        self.shrink = own * self.family.patch
+        """Pixels of a picture to one of a latent."""
         tokens = self.family.tokens(self.latent_shape)
-        self.process: Process = process_of(
-            self.scheduler, tokens, self.family.from_one, self.device
-        )
+        mu = partial(self.family.shift, self.scheduler.config, tokens)
+        self.process: Process = process_of(self.scheduler, mu, self.family.from_one, self.device)
         """How noise is added, and what predictions are."""
         self.guides = self.family.guides(self.denoiser)
         """``cfg``, ``embedded`` or ``none``: how guidance works."""
@@ -191,8 +190,9 @@ class DiffusionModel:
             out = functional_call(self.denoiser, cast, (), inputs)[0]
         else:
             out = self.denoiser(**inputs)[0]
-        self.counter.see(len(z), out)
-        return self.process.read(self.family.output(out.float(), z), z.float(), t)
+        found = self.family.output(out, z).float()
+        self.counter.see(len(z), found)
+        return self.process.read(found, z.float(), t)
 
     def guided(
         self, z: Tensor, t: Tensor, cond: Conditioning, guidance: float, weights: Weights | None

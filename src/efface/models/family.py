@@ -56,9 +56,13 @@ class Family(ABC):
     word."""
     from_one: ClassVar[bool] = False
     """Whether sampling spreads σ evenly from 1."""
-    steps: ClassVar[int] = 28
+    patch: ClassVar[int] = 1
+    """Side of what a latent is of the autoencoder's own latents."""
+    experimental: ClassVar[bool] = False
+    """Whether diffusers' own classes are so young that they may still change."""
+    steps: int = 28
     """Default sampling steps."""
-    guidance: ClassVar[float] = 7.0
+    guidance: float = 7.0
     """Default scale of guidance."""
 
     def __init__(self, index: Mapping[str, Any] | None = None) -> None:
@@ -95,6 +99,20 @@ class Family(ABC):
     def tokens(self, shape: tuple[int, int, int]) -> int:
         """Image tokens of latents, for schedules that depend on them."""
         return shape[1] * shape[2] // 4
+
+    def shift(self, config: Mapping[str, Any], tokens: int, steps: int) -> float:
+        """Shift of a flow's schedule where it is dynamic: straight in the image tokens.
+
+        Args:
+            config: the scheduler's.
+        """
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return float(start + (end - start) / (high - low) * (tokens - low))
+
+    def seen(self, parts: Parts, states: Tensor) -> Tensor:
+        """Text states (…, D) as the weights that read them are given them."""
+        return states
 
     def limits(self, parts: Parts) -> dict[str, int]:
         """Longest prompt of each text encoder that is there, in tokens."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,11 @@ def load(
             check_finite(parts[part], folder / part)
             parts[part].to(device)
     own = family(index)
+    if own.experimental:
+        warnings.warn(
+            f"{family.name} is experimental here: diffusers' own classes for it may still change.",
+            stacklevel=3,
+        )
     return DiffusionModel(
         name,
         own,

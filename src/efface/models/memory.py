@@ -165,6 +165,8 @@ def activations(
     kept: dict[int, tuple[Any, int]] = {}
     device, dtype, family = model.device, model.dtype, model.family
     cond = model.null(1)
+    if cond.mask is not None:  # short prompts, as most erased concepts are
+        cond = Conditioning(cond.states[:, : int(cond.mask.sum())], cond.pooled)
     with FakeTensorMode(), torch.device(device):
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
@@ -186,12 +188,7 @@ def activations(
 
         z = torch.zeros((rows, *model.latent_shape), dtype=dtype)
         t = torch.ones(rows, dtype=torch.long)
-        some = Conditioning(
-            *(
-                None if x is None else torch.zeros((rows, *x.shape[1:]), dtype=dtype)
-                for x in (cond.states, cond.pooled)
-            )  # type: ignore[arg-type]
-        )
+        some = cond.each(lambda x: torch.zeros((rows, *x.shape[1:]), dtype=dtype))
         inputs = family.inputs(Asked(denoiser, z, t, some, 1.0, model.picture_size))
         context = checkpointed(denoiser) if checkpointing else nullcontext()
         with context, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):

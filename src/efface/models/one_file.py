@@ -28,7 +28,9 @@ from efface.models.standard import STANDARD, Configs
 
 MARKS: Mapping[str, str] = {
     "joint_blocks.": "StableDiffusion3Pipeline",
+    "double_stream_modulation_img.": "Flux2KleinPipeline",
     "double_blocks.": "FluxPipeline",
+    "cap_embedder.": "ZImagePipeline",
     "conditioner.embedders.1.": "sdxl",
     "cond_stage_model.model.": "sd2",
     "cond_stage_model.transformer.": "sd1",
@@ -62,7 +64,7 @@ def unpacked(path: Path, families: Sequence[type[Family]]) -> Path:
             if not kind:
                 raise UserError(
                     f"{str(path)!r} is no checkpoint that efface knows (Stable Diffusion 1.x, 2.x, "
-                    f"SDXL, SD3, FLUX): its first key is {min(keys, default='')!r}."
+                    f"SDXL, SD3, FLUX, Z-Image): its first key is {min(keys, default='')!r}."
                 )
             v = kind != "sd2" or told_v(f, keys)
             whole = {k for k in keys if k.startswith(OURS[0])} or keys

@@ -133,8 +133,8 @@ class Flow(Process):
 
     scheduler: Any
     """The model's flow-matching scheduler."""
-    mu: float
-    """Shift of the schedule, where it depends on the picture's size."""
+    mu: Callable[[int], float]
+    """Shift of the schedule for a number of steps, where it depends on the picture's size."""
     from_one: bool
     """Spread σ evenly from 1 before the shift, as FLUX does; else as the scheduler does."""
 
@@ -169,7 +169,7 @@ class Flow(Process):
         own = type(scheduler).from_config(scheduler.config)
         options: dict[str, Any] = {}
         if own.config.get("use_dynamic_shifting"):
-            options["mu"] = self.mu
+            options["mu"] = self.mu(steps)
         if self.from_one and not own.config.get("use_flow_sigmas"):
             options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
         else:
@@ -178,11 +178,13 @@ class Flow(Process):
         return own
 
 
-def process_of(scheduler: Any, tokens: int, from_one: bool, device: torch.device) -> Process:
+def process_of(
+    scheduler: Any, mu: Callable[[int], float], from_one: bool, device: torch.device
+) -> Process:
     """The process that a diffusers scheduler belongs to.
 
     Args:
-        tokens: image tokens of the denoiser, which the schedule of some flow models depends on.
+        mu: shift of a flow's schedule for a number of steps.
     """
     config = scheduler.config
     if hasattr(scheduler, "alphas_cumprod"):
@@ -193,10 +195,7 @@ def process_of(scheduler: Any, tokens: int, from_one: bool, device: torch.device
             f"the scheduler {type(scheduler).__name__} is not supported: efface needs one with "
             "alphas_cumprod, or FlowMatchEulerDiscreteScheduler."
         )
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    slope = (end - start) / (high - low)
-    return Flow(scheduler, start + slope * (tokens - low), from_one)
+    return Flow(scheduler, mu, from_one)
 
 
 def sampled(
