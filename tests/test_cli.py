@@ -320,6 +320,7 @@ MISTAKES = {
 }
 WITH_MODEL = {
     "unknown dtype": ((*ESD, "--dtype", "fp23"), "did you mean 'fp32'"),
+    "unknown form of weights": ((*ESD, "--quantise", "nf5", *SMALL), "did you mean 'nf4'"),
     "unknown group": ((*ESD, "--tuning.group", "xatn", *SMALL), "did you mean 'xattn'"),
     "unknown vocabulary": ((*AP, "--vocabulary", "tokns", *SMALL), "did you mean 'tokens'"),
     "no vocabulary file": ((*AP, "--vocabulary", "no.txt", *SMALL), "cannot read the word list"),
@@ -447,3 +448,14 @@ def test_a_mistake_of_ours_keeps_its_traceback(run, monkeypatch):
     monkeypatch.setattr(commands, "models", broken)
     with pytest.raises(RuntimeError, match="ours"):
         run("models")
+
+
+def test_eight_bit_moments_and_four_bit_weights_are_noted(run, here, tiny_args):
+    pytest.importorskip("bitsandbytes")
+    out = here / "small"
+    code, _, _ = run(
+        *ESD, *SMALL, *tiny_args, "--adam-8bit", "--quantise", "nf4", "--out", out, "--no-picture"
+    )
+    assert code == 0
+    meta = Edit.load(out).meta
+    assert (meta["adam"], meta["quantised"]) == ("8-bit", "nf4")

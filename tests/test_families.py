@@ -20,7 +20,7 @@ from efface.lora import save as save_lora
 from efface.methods import AGE, AP, CA, ESD, MACE, SPEED, SPM, UCE
 from efface.methods.ap import PRESETS
 from efface.models import FAMILIES, load, memory, plan, watched
-from efface.models.memory import activations
+from efface.models.memory import activations, bytes_of
 from efface.models.one_file import lay
 from efface.models.process import Diffusion
 from efface.models.standard import STANDARD
@@ -285,6 +285,29 @@ def test_a_long_prompt_warns_once(family):
         warnings.simplefilter("always")
         model.embed(["house " * 200])
     assert len([w for w in said if "cut off" in str(w.message)]) == 1
+
+
+def test_frozen_weights_in_four_bits(family, words):
+    """Trained and read weights stay as they are; an edit made so lies on the model itself."""
+    pytest.importorskip("bitsandbytes")
+    name, _, model = family
+    if not name.startswith("flux "):
+        pytest.skip("its layers are too narrow here")
+    small = load(model.folder, device="cpu", size=model.size, quantise="nf4")
+    small.lr = 1e-2
+    own, names = small.parameters(), {*small.group("xattn"), *small.text_maps()}
+    assert all(torch.equal(own[n], model.parameters()[n]) for n in names)
+    packed = [n for n, p in own.items() if p.dtype == torch.uint8]
+    assert packed
+    assert bytes_of(small.denoiser) < bytes_of(model.denoiser)
+    assert small.dtype == torch.float32
+    edit = tiny_method(ESD(), words).erase(small, [CAT], QUIET)
+    assert edit.meta["quantised"] == "nf4"
+    assert all(torch.isfinite(w).all() for w in edit.weights.values())
+    edit.check(model)
+    assert not torch.equal(ours(model), ours(model, edit.on(model)))
+    solved = UCE().erase(small, [CAT], QUIET)
+    assert same_weights(dict(solved.weights), dict(UCE().erase(model, [CAT], QUIET).weights))
 
 
 # -- full size ---------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import torch
 from conftest import CHURCH, DOG, QUIET, quick, same_weights
 from safetensors.torch import save_file
 
+from efface.checkpoints import Checkpoint, adam_of
 from efface.concepts import Concept
 from efface.edit import Edit
 from efface.errors import UserError
 from efface.methods import ESD, MACE, METHODS, PRESETS
-from efface.models import StableDiffusion, load
+from efface.models import Counter, StableDiffusion, load
 from efface.runs import Run
 
 CASES = {name: (name, method()) for name, method in METHODS.items()} | {
@@ -357,3 +358,36 @@ def test_parts_are_made_once_and_taken_back_by_their_own_run_alone(tmp_path):
     assert not list(tmp_path.iterdir())
     assert run.part(0, {"seed": 2}, make)["w"].tolist() == [2, 2]
     assert Run().part(0, {}, make)["w"].tolist() == [3, 3]
+
+
+def test_moments_in_eight_bits_go_on_where_they_were(tmp_path):
+    pytest.importorskip("bitsandbytes")
+
+    def start():
+        w = torch.randn(128, 256, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        return w, adam_of([w], 1e-2, True)
+
+    def step(w, adam):
+        w.square().sum().backward()
+        adam.step()
+        adam.zero_grad()
+
+    w, adam = start()
+    for _ in range(3):
+        step(w, adam)
+    assert adam.state[w]["state1"].dtype == torch.uint8
+    Checkpoint(tmp_path, {"a": 1}, {"w": w}, adam, ()).save(3, Counter())
+    again, other = start()
+    assert Checkpoint(tmp_path, {"a": 1}, {"w": again}, other, ()).restore(Counter()) == 3
+    step(w, adam)
+    step(again, other)
+    assert torch.equal(w, again)
+
+
+def test_an_edit_made_with_eight_bit_moments_is_nearly_the_same(tiny, words):
+    pytest.importorskip("bitsandbytes")
+    method = quick(METHODS["esd"](), words, updates=3)
+    plain = method.erase(tiny, [CHURCH], QUIET)
+    small = method.erase(tiny, [CHURCH], dataclasses.replace(QUIET, adam8bit=True))
+    for k, w in plain.weights.items():
+        torch.testing.assert_close(small.weights[k], w, rtol=0, atol=1e-4)

@@ -29,6 +29,8 @@ class Run:
     checkpointing: bool = False
     """Compute activations again for the gradient instead of keeping them: less memory, more time,
     the same weights."""
+    adam8bit: bool = False
+    """Keep Adam's moments in 8 bits (bitsandbytes): a quarter of their memory."""
 
     def part(
         self, i: int, about: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from efface.checkpoints import Checkpoint, Kept, adam_of
 from efface.concepts import Concept
-from efface.edit import Edit, write
+from efface.edit import Edit
 from efface.errors import UserError
 from efface.lowrank import LowRank
-from efface.models import Conditioning, Counter, DiffusionModel, checkpointed, release
+from efface.models import Conditioning, DiffusionModel, checkpointed, release
 from efface.processes import add_up, join
-from efface.runs import Run, foreign, opened
+from efface.runs import Run
 
 HALF_SCALE = 1024.0
 """What a loss is multiplied with before its gradient passes through fp16, and divided by after."""
@@ -66,19 +64,11 @@ class Tuning:
             )
 
 
-class Stateful(Protocol):
+class Stateful(Kept, Protocol):
     """Something that changes between updates, and whose tensors belong into a checkpoint."""
 
     def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
         """Called once before an update's batches, the same in every process."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Its tensors, by name."""
-        ...
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take such tensors back."""
         ...
 
 
@@ -147,9 +137,10 @@ def finetune(
     for w in leaves.values():
         w.requires_grad_()
     own_lr = model.lr * ADAPTER_LR if adapters else model.lr
-    adam = torch.optim.Adam(leaves.values(), lr=tuning.lr or own_lr)
+    adam = adam_of(leaves.values(), tuning.lr or own_lr, run.adam8bit)
     release(model)
-    keep = Checkpoint(run.folder, fingerprint, leaves, adam, stateful)
+    mine = {**fingerprint, **({"adam": "8-bit"} if run.adam8bit else {})}
+    keep = Checkpoint(run.folder, mine, leaves, adam, stateful)
     done = keep.restore(model.counter)
     bar = tqdm(
         range(done, tuning.updates),
@@ -235,74 +226,6 @@ def one_update(
     return float(total)
 
 
-class Checkpoint:
-    """The state of a fine-tuning, in one safetensors file that is replaced whole."""
-
-    NAME = "unfinished.safetensors"
-
-    def __init__(
-        self,
-        folder: Path | None,
-        fingerprint: Mapping[str, Any],
-        weights: Mapping[str, Tensor],
-        adam: torch.optim.Adam,
-        stateful: Sequence[Stateful],
-    ) -> None:
-        self.path = None if folder is None else folder / self.NAME
-        self.fingerprint = json.dumps(fingerprint, sort_keys=True)
-        self.weights, self.adam, self.stateful = weights, adam, stateful
-        self.start, self.began = Counter(), perf_counter()
-
-    def save(self, update: int, spent: Counter) -> None:
-        """Keep the state after ``update`` updates, and what they cost."""
-        if self.path is None:
-            return
-        tensors = {f"w/{k}": w.detach().clone() for k, w in self.weights.items()}
-        for k, w in self.weights.items():
-            tensors |= {f"adam/{name}/{k}": v for name, v in self.adam.state[w].items()}
-        for i, part in enumerate(self.stateful):
-            tensors |= {f"s{i}/{k}": v.detach().clone() for k, v in part.state().items()}
-        tensors = {k: v.contiguous().clone() for k, v in tensors.items()}
-        cost = {
-            "forward": spent.forward - self.start.forward,
-            "backward": spent.backward - self.start.backward,
-            "seconds": round(spent.seconds - self.start.seconds + perf_counter() - self.began, 2),
-        }
-        meta = {"update": str(update), "run": self.fingerprint, "cost": json.dumps(cost)}
-        write(self.path, lambda p: save_file(tensors, p, meta))
-
-    def restore(self, counter: Counter) -> int:
-        """Take a kept state back, and its cost into ``counter``; gives the updates behind it."""
-        self.start = counter.copy()
-        if self.path is None or not self.path.exists():
-            return 0
-        tensors, meta = opened(self.path)
-        if meta.get("run") != self.fingerprint:
-            raise foreign(self.path.parent)
-        for k, w in self.weights.items():
-            w.data.copy_(tensors[f"w/{k}"])
-            end = f"/{k}"
-            self.adam.state[w] = {
-                n.removeprefix("adam/").removesuffix(end): v.to(w.device) if "/exp" in n else v
-                for n, v in tensors.items()
-                if n.startswith("adam/") and n.endswith(end)
-            }
-        for i, part in enumerate(self.stateful):
-            part.restore(
-                {k.removeprefix(f"s{i}/"): v for k, v in tensors.items() if k.startswith(f"s{i}/")}
-            )
-        cost = json.loads(meta["cost"])
-        counter.forward += cost["forward"]
-        counter.backward += cost["backward"]
-        counter.seconds += cost["seconds"]
-        return int(meta["update"])
-
-    def done(self) -> None:
-        """Nothing is left to go on from."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-
 def provenance(
     method: str, config: Any, model: DiffusionModel, concepts: Sequence[Concept]
 ) -> dict[str, Any]:
@@ -317,6 +240,7 @@ def provenance(
         "model": model.name,
         "base": model.base,
         "dtype": model.precision,
+        **({"quantised": model.quantised} if model.quantised else {}),
     }
 
 

@@ -53,6 +53,10 @@ class Erase:
     checkpointing: bool = False
     """Compute activations again for the gradient instead of keeping them: less memory, more time,
     the same edit."""
+    adam_8bit: bool = False
+    """Keep Adam's moments in 8 bits (bitsandbytes): a quarter of their memory."""
+    quantise: str = ""
+    """nf4: frozen linear layers of the denoiser in four bits (bitsandbytes)."""
     picture: bool = True
     """Draw a before/after picture."""
     json: bool = False
@@ -137,17 +141,20 @@ def run_erase(name: str, method: Any, o: Erase, command: Sequence[str]) -> int:
     concepts = wanted_concepts(o)
     check_keep(concepts, method.keep)
     out = run_folder(o, name, concepts, rank)
-    model = load(o.model, o.dtype, o.device, o.size)
+    tuning = getattr(method, "tuning", None)
+    group = {} if tuning is None else {"keep": tuning.group}
+    model = load(o.model, o.dtype, o.device, o.size, o.quantise, **group)
     about = provenance(name, method, model, concepts)
+    about |= {"adam": "8-bit"} if o.adam_8bit else {}
     made = begin_run(out, about, command) if rank == 0 else None
     edit = finished(out)
     if edit is None:
         if rank == 0:
-            tell_memory(model, method, o.checkpointing)
+            tell_memory(model, method, o)
         try:
-            edit = method.erase(
-                model, concepts, Run(out, progress=rank == 0, checkpointing=o.checkpointing)
-            )
+            run = Run(out, None, rank == 0, o.checkpointing, o.adam_8bit)
+            edit = method.erase(model, concepts, run)
+            edit = dataclasses.replace(edit, meta={**about, **edit.meta})
             if rank == 0:
                 edit.save(out / "edit.safetensors")
         except UserError:
@@ -207,14 +214,15 @@ LARGE = 100_000_000
 """Numbers of a denoiser from which on it is worth saying what a training takes."""
 
 
-def tell_memory(model: DiffusionModel, method: Any, checkpointing: bool) -> None:
+def tell_memory(model: DiffusionModel, method: Any, o: Erase) -> None:
     """Say on stderr what a training of a large model will take."""
     tuning = getattr(method, "tuning", None)
     if tuning is None or sum(p.numel() for p in model.parameters().values()) < LARGE:
         return
     rows = tuning.batch * (2 if hasattr(method, "preserve") or hasattr(method, "prior") else 1)
-    found = plan(model, tuning.group, rows, tuning.rank, checkpointing)
-    how = [model.precision] + ["checkpointing"] * checkpointing
+    found = plan(model, tuning.group, rows, tuning.rank, o.checkpointing, o.adam_8bit)
+    how = [model.precision, *([model.quantised] if model.quantised else [])]
+    how += ["checkpointing"] * o.checkpointing + ["8-bit Adam"] * o.adam_8bit
     print(f"{model.family.name}, {tuning.group}, {', '.join(how)}: {found}", file=sys.stderr)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from efface.errors import UserError, pick
 from efface.models.attention import check_crosses, watched
@@ -30,6 +31,7 @@ from efface.models.folder import load as load_folder
 from efface.models.memory import WORTH, Plan, checkpointed, plan, release
 from efface.models.one_file import unpacked
 from efface.models.process import Schedule
+from efface.models.quantised import quantise as pack_weights
 from efface.models.sd3 import StableDiffusion3
 from efface.models.sdxl import StableDiffusionXL
 from efface.models.stable_diffusion import StableDiffusion
@@ -111,7 +113,12 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load(
-    name_or_path: str | Path, dtype: str = "fp32", device: str | None = None, size: int = 0
+    name_or_path: str | Path,
+    dtype: str = "fp32",
+    device: str | None = None,
+    size: int = 0,
+    quantise: str = "",
+    keep: str = "xattn",
 ) -> DiffusionModel:
     """Open a model: a shipped name, a local diffusers folder, a single file, or a hub id.
 
@@ -122,6 +129,9 @@ def load(
         dtype: ``fp32``, ``fp16`` or ``bf16``; what is trained stays fp32.
         device: a torch device; None: CUDA, else MPS, else the CPU.
         size: side of a picture in pixels; 0: what the model was made for.
+        quantise: ``nf4``: the denoiser's linear layers in four bits (bitsandbytes), but for
+            ``keep`` and what closed forms edit.
+        keep: the weight group that is to be trained.
 
     Raises:
         UserError: unknown name, dtype or device, or a model that cannot be read (see the family's
@@ -129,21 +139,31 @@ def load(
     """
     name, precision = str(name_or_path), pick(DTYPES, dtype, "dtype")
     where = pick_device(device)
+
+    def opened(folder: Path) -> DiffusionModel:
+        def pack(denoiser: nn.Module, family: Family) -> None:
+            pack_weights(denoiser, family, quantise, keep, precision)
+
+        change = pack if quantise else None
+        model = load_folder(folder, name, FAMILIES, precision, where, size, change)
+        model.quantised = quantise
+        return model
+
     if name in MODELS:
         shipped = MODELS[name]
-        model = load_folder(shipped.folder, name, FAMILIES, precision, where, size)
+        model = opened(shipped.folder)
         model.steps, model.guidance, model.lr = shipped.steps, shipped.guidance, shipped.lr
         return model
     path = Path(name).expanduser()
     if path.suffix in PICKLES:
         refuse_pickle(path)
     if path.is_file():
-        return load_folder(unpacked(path, FAMILIES), name, FAMILIES, precision, where, size)
+        return opened(unpacked(path, FAMILIES))
     if path.is_dir():
-        return load_folder(path, name, FAMILIES, precision, where, size)
+        return opened(path)
     if name.count("/") != 1 or path.parent.exists():
         pick(MODELS, name, "model (no such folder either)")
-    return load_folder(download(name), name, FAMILIES, precision, where, size)
+    return opened(download(name))
 
 
 def family_of(folder: Path) -> type[Family]:

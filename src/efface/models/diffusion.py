@@ -52,6 +52,8 @@ class DiffusionModel:
     """The diffusers folder that it was opened from."""
     size: int = 0
     """Side of a picture in pixels; 0: what the model was made for."""
+    quantised: str = ""
+    """How frozen weights are quantised; "": not at all."""
     counter: Counter = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -101,7 +103,7 @@ class DiffusionModel:
     @property
     def dtype(self) -> torch.dtype:
         """The denoiser's precision."""
-        return next(self.denoiser.parameters()).dtype  # type: ignore[no-any-return]
+        return self.denoiser.dtype  # type: ignore[no-any-return]
 
     @property
     def precision(self) -> str:
@@ -149,8 +151,7 @@ class DiffusionModel:
 
     def null(self, n: int) -> Conditioning:
         """The null prompt, ``n`` times; encoded once."""
-        if self._null is None:
-            self._null = self.embed([""], batch=1)
+        self._null = self._null or self.embed([""], batch=1)
         return self._null.repeat(n)
 
     def last_word(self, prompts: Sequence[str]) -> Tensor:
@@ -313,8 +314,7 @@ class DiffusionModel:
 
     def check_steps(self, steps: int, most: int = 0) -> None:
         """Refuse a number of steps that the noise schedule cannot give."""
-        most = most or self.process.times
-        if not 1 <= steps <= most:
+        if not 1 <= steps <= (most := most or self.process.times):
             raise UserError(f"got {steps} sampling steps; 1 to {most} are possible.")
 
     @torch.no_grad()
@@ -345,6 +345,6 @@ class DiffusionModel:
     @contextmanager
     def counting(self) -> Iterator[Counter]:
         """Count the evaluations made inside the block."""
-        before, inside = self.counter.copy(), Counter()
-        yield inside
+        before = self.counter.copy()
+        yield (inside := Counter())
         vars(inside).update(vars(self.counter.since(before)))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def load(
     dtype: torch.dtype,
     device: torch.device,
     size: int = 0,
+    change: Callable[[Any, Family], None] | None = None,
 ) -> DiffusionModel:
     """Open a diffusers folder.
 
@@ -37,6 +38,7 @@ def load(
         name: what the user called it.
         families: what it may be.
         size: side of a picture in pixels; 0: the model's own.
+        change: what is done to the denoiser, of a family, before it goes to the device.
 
     Raises:
         UserError: not such a folder, another architecture, pickled weights, broken files, or NaN in
@@ -54,6 +56,7 @@ def load(
     for part in sorted(tokenizers):
         if not any((folder / part / f).exists() for f in VOCABULARIES):
             raise UserError(f"no tokenizer (vocab.json, merges.txt) in {str(folder / part)!r}.")
+    own = family(index)
     parts: dict[str, Any] = {
         part: open_component(folder / part, index[part], dtype) for part in modules if there[part]
     }
@@ -64,15 +67,16 @@ def load(
         parts[part] = open_tokenizer(folder / part, index[part][1])
     config = read_json(folder / "scheduler" / "scheduler_config.json", "the model has no scheduler")
     parts["scheduler"] = pick_scheduler(config).from_config(config)
-    for part in modules:
-        if there[part]:
-            check_finite(parts[part], folder / part)
-            parts[part].to(device)
-    own = family(index)
+    for part, module in parts.items():
+        if part in modules:
+            check_finite(module, folder / part)
+            if change is not None and part == family.denoiser:
+                change(module, own)
+            module.to(device)
     if own.experimental:
         warnings.warn(
             f"{family.name} is experimental here: diffusers' own classes for it may still change.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return DiffusionModel(
         name,

@@ -19,8 +19,8 @@ from efface.models.diffusion import DiffusionModel
 from efface.models.family import Asked
 from efface.models.folder import open_component, read_json
 
-ADAM = 16
-"""Bytes of a trained number: itself, its gradient and two moments, all fp32."""
+ADAM, ADAM_8BIT = 16, 10
+"""Bytes of a trained number: itself, its gradient (fp32) and two moments (fp32, or 8 bits)."""
 
 
 @contextmanager
@@ -130,7 +130,12 @@ class Plan:
 
 
 def plan(
-    model: DiffusionModel, group: str, rows: int, rank: int = 0, checkpointing: bool = False
+    model: DiffusionModel,
+    group: str,
+    rows: int,
+    rank: int = 0,
+    checkpointing: bool = False,
+    adam8bit: bool = False,
 ) -> Plan:
     """What a training will take, from the architecture; nothing is computed.
 
@@ -138,6 +143,8 @@ def plan(
         group: weight group.
         rows: latents that go through the trained denoiser in one update.
         rank: of low-rank adapters; 0: the weights themselves.
+        checkpointing: compute activations again instead of keeping them.
+        adam8bit: keep the moments in 8 bits.
     """
     names, own = model.group(group), model.parameters()
     shapes = [own[n].shape for n in names]
@@ -153,7 +160,7 @@ def plan(
     laid = whole * (4 if size == 4 else 8) if rank else 0  # W + UD, and W itself in fp32
     return Plan(
         frozen,
-        moved * ADAM + copies + laid,
+        moved * (ADAM_8BIT if adam8bit else ADAM) + copies + laid,
         activations(model, names, rows, checkpointing),
     )
 
