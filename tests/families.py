@@ -170,18 +170,19 @@ def sd3(v35=False, long=True):
     )
 
 
-def flux(guidance=True):
-    net = D.FluxTransformer2DModel(
-        in_channels=64,
-        num_layers=2,
-        num_single_layers=2,
-        num_attention_heads=4,
-        attention_head_dim=16,
-        axes_dims_rope=(4, 6, 6),
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        guidance_embeds=guidance,
-    )
+def flux(guidance=True, **changes):
+    settings = {
+        "in_channels": 64,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "num_attention_heads": 4,
+        "attention_head_dim": 16,
+        "axes_dims_rope": (4, 6, 6),
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "guidance_embeds": guidance,
+    }
+    net = D.FluxTransformer2DModel(**{**settings, **changes})
     shifted = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
     return D.FluxPipeline(
         transformer=net,

@@ -8,7 +8,7 @@ import diffusers as D
 import pytest
 import torch
 from conftest import QUIET, WORDS, quick, same_weights
-from families import TINY, build
+from families import TINY, build, flux
 from safetensors.torch import load_file, save_file
 
 from efface.concepts import Concept
@@ -561,6 +561,31 @@ def test_a_single_file_with_missing_or_extra_keys_is_refused(family, what, tmp_p
     assert not (tmp_path / "cache" / "single").exists() or not list(
         (tmp_path / "cache" / "single").iterdir()
     )
+
+
+@pytest.mark.slow
+def test_flux_is_read_back_at_its_own_width(tmp_path, cache):
+    """diffusers' reader knows no other; one block of each kind, two gigabytes in all."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        wide = {
+            "num_attention_heads": 24,
+            "attention_head_dim": 128,
+            "axes_dims_rope": (16, 56, 56),
+        }
+        pipeline = flux(num_layers=1, num_single_layers=1, **wide)
+    finally:
+        torch.set_default_dtype(before)
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", dtype="bf16", device="cpu", size=SIZE)
+    own = model.parameters()
+    edit = Edit({n: own[n].float() + 1 for n in model.group("kv")}, {"base": model.base})
+    path = merge_single(model, edit, tmp_path / "one.safetensors")
+    beside(model, path)
+    again = load(path, dtype="bf16", device="cpu", size=SIZE)
+    wanted = {**model.denoiser.state_dict(), **{n: w.bfloat16() for n, w in edit.weights.items()}}
+    assert same_weights(again.denoiser.state_dict(), wanted)
 
 
 def test_single_files_of_transformers_have_the_published_names():
