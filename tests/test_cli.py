@@ -227,6 +227,13 @@ def test_inspect(run, finished):
     told = json.loads(out)
     assert told["digest"] == edit.digest
     assert told["weights"] == {k: list(w.shape) for k, w in edit.weights.items()}
+    assert told["scores"] is None
+    assert "none yet: efface score" in run("inspect", finished)[1]
+    score = {"value": 95.0, "low": 90.0, "high": 98.0, "n": 20}
+    found = {"protocol": "mine 1234", "judge": "a judge", "edited": {"ESR-1": score}}
+    (finished / "scores.json").write_text(json.dumps(found))
+    assert "ESR-1 95.0 [90.0, 98.0] (mine 1234, a judge)" in run("inspect", finished)[1]
+    assert json.loads(run("inspect", finished, *JSON)[1])["scores"] == found
 
 
 def test_merge(here, run, finished):

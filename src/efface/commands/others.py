@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
+from efface.commands.filing import scores_of
 from efface.commands.terminal import first_line, parsed, show
 from efface.concepts import parse
 from efface.edit import Edit
@@ -16,6 +19,7 @@ from efface.methods import METHODS, PRESETS
 from efface.models import FAMILIES, MODELS, load
 from efface.samples import Wanted
 from efface.samples import generate as generate_samples
+from efface.scores import Score
 from efface.vocabulary import load as load_vocabulary
 
 
@@ -80,8 +84,11 @@ def inspect(args: list[str]) -> int:
     o = parsed(OneEdit, args, "efface inspect")
     edit = Edit.load(o.edit)
     sizes = {k: list(w.shape) for k, w in edit.weights.items()}
+    found = scores_of(o.edit) or {}
+    scores = {k: found[k] for k in ("protocol", "judge", "edited", "difference") if k in found}
     if o.json:
-        print(json.dumps({"digest": edit.digest, **edit.meta, "weights": sizes}, indent=1))
+        told = {"digest": edit.digest, **edit.meta, "scores": scores or None, "weights": sizes}
+        print(json.dumps(told, indent=1))
         return 0
     m = edit.meta
     config = json.dumps(m.get("config", {}))
@@ -96,7 +103,9 @@ def inspect(args: list[str]) -> int:
             ],
             ["base model", f"{m.get('model')} (hash {m.get('base')})"],
             ["settings", config],
+            ["precision", ", ".join(str(m[k]) for k in ("dtype", "quantised", "adam") if k in m)],
             ["cost", json.dumps(m.get("cost", {}))],
+            ["scores", summary(scores) if scores else f"none yet: efface score {o.edit}"],
             ["digest", edit.digest],
             ["efface", str(m.get("efface"))],
             [
@@ -109,6 +118,12 @@ def inspect(args: list[str]) -> int:
         ["method", str(m.get("method"))],
     )
     return 0
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """Scores in a line."""
+    parts = [f"{k} {Score(**s)}" for k, s in found.get("edited", {}).items()]
+    return f"{'; '.join(parts)} ({found.get('protocol', 'emoji-objects')}, {found.get('judge')})"
 
 
 def models(args: list[str]) -> int:
