@@ -85,7 +85,8 @@ def inspect(args: list[str]) -> int:
     edit = Edit.load(o.edit)
     sizes = {k: list(w.shape) for k, w in edit.weights.items()}
     found = scores_of(o.edit) or {}
-    scores = {k: found[k] for k in ("protocol", "judge", "edited", "difference") if k in found}
+    known = ("protocol", "judge", "edited", "difference")
+    scores: dict[str, Any] = {k: found[k] for k in known if k in found}
     if o.json:
         told = {"digest": edit.digest, **edit.meta, "scores": scores or None, "weights": sizes}
         print(json.dumps(told, indent=1))
