@@ -51,8 +51,9 @@ class Sensitivity:
     """What is to be erased (again for more)."""
     anchor: str = ""
     """What it is to be steered to; "" is the null prompt."""
-    proxy: str = "closed-form"
-    """The edit that stands for the real one before it exists: closed-form, or steps."""
+    proxy: str = "steps"
+    """The edit that stands for the real one before it exists: steps (ten updates), or
+    closed-form."""
     instrument: tuple[str, ...] = ()
     """prediction, closed-form or picture (again for more); the first one ranks. Default:
     prediction and closed-form where the edit allows it; for thousands of words closed-form
