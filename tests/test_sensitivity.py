@@ -11,6 +11,7 @@ from efface.closed_form import text_vectors
 from efface.edit import Edit
 from efface.errors import UserError
 from efface.methods import SPM, UCE
+from efface.models import family as family_module
 from efface.samples import Wanted, generate
 from efface.scores import rank_correlation, ranks
 from efface.sensitivity import (
@@ -89,6 +90,15 @@ def test_text_states_are_those_of_the_last_word_without_the_padding(tiny):
     words = ["cow", "a very long red house", "sun", "extraterrestrial", "cow house"]
     slow = text_vectors(tiny, words).float()[:, None]
     torch.testing.assert_close(text_states(tiny, words, progress=False), slow, rtol=1e-4, atol=1e-5)
+
+
+def test_words_that_share_a_row_do_not_see_each_other(tiny, monkeypatch):
+    words = ["dog", "", "a red house", "dog", "tree", "small cow", "church"]
+    together = text_states(tiny, words, progress=False)
+    monkeypatch.setattr(family_module, "PACKED", False)
+    alone = text_states(tiny, words, progress=False)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert torch.equal(together[0], together[3])
 
 
 def test_text_states_of_long_lists_are_kept(tiny, tmp_path, monkeypatch):

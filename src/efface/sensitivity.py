@@ -209,7 +209,7 @@ def text_states(
         except (OSError, SafetensorError):
             pass
     ids = model.tokenizer(list(words), add_special_tokens=False).input_ids
-    order = sorted(range(len(words)), key=lambda i: len(ids[i]))
+    order = sorted(range(len(words)), key=lambda i: (len(ids[i]), ids[i]))  # the same together
     parts = []
     bar = tqdm(total=len(ids), desc="text states", unit="word", disable=not progress)
     for i in range(0, len(order), 512):

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from efface.errors import UserError, pick
 from efface.models.conditioning import Conditioning
 
+PACKED = int(transformers.__version__.partition(".")[0]) >= 5
+"""Whether CLIP takes a mask for each pair of tokens."""
 Parts = Mapping[str, Any]
 """Components of a diffusers pipeline by name, those that a family has."""
 
@@ -213,21 +215,46 @@ def sentencepiece_last(tokenizer: Any, prompts: Sequence[str], longest: int) -> 
 def causal(
     encoder: nn.Module, tokenizer: Any, words: Sequence[str], layer: int, device: Any
 ) -> Tensor:
-    """A CLIP's state of every word's last token, (n, D); what lies behind it is not computed.
+    """A CLIP's state of every word's last token, (n, D).
+
+    Words that are the same tokens are computed once, as many as fit behind one start token: each
+    sees that token and its own, as if it stood alone.
 
     Args:
         layer: of the hidden states, from the end; 0: the output after the final norm.
     """
-    longest, start = tokenizer.model_max_length, tokenizer.bos_token_id
-    ids = [
-        torch.tensor([start, *i][: longest - 1])
-        for i in tokenizer(list(words), add_special_tokens=False).input_ids
-    ]
-    x = pad_sequence(ids, batch_first=True).to(device)  # causal: what is behind does not count
-    found = encoder(x, output_hidden_states=bool(layer))
+    longest = tokenizer.model_max_length
+    asked = tokenizer(list(words), add_special_tokens=False).input_ids
+    ids = [tuple(i[: longest - 2]) for i in asked]
+    packs: list[list[tuple[int, ...]]] = []
+    room = 0
+    for word in sorted(set(ids), key=len):
+        if room < len(word) or not packs or not PACKED:
+            packs.append([])
+            room = longest - 1
+        packs[-1].append(word)
+        room -= len(word)
+    tokens, places, owners = (torch.zeros(len(packs), longest, dtype=torch.long) for _ in range(3))
+    tokens[:, 0], at = tokenizer.bos_token_id, dict[tuple[int, ...], tuple[int, int]]()
+    for row, pack in enumerate(packs):
+        end = 0
+        for k, word in enumerate(pack, 1):
+            own = slice(end + 1, end + 1 + len(word))
+            tokens[row, own], owners[row, own] = torch.tensor(word, dtype=torch.long), k
+            places[row, own] = torch.arange(1, len(word) + 1)
+            end += len(word)
+            at[word] = (row, end if word else 0)
+    used = int((owners > 0).sum(1).max()) + 1
+    tokens, places, owners = (x[:, :used].to(device) for x in (tokens, places, owners))
+    seen = (owners[:, :, None] == owners[:, None]) | (torch.arange(used, device=device) == 0)
+    seen = seen & torch.ones(used, used, dtype=torch.bool, device=device).tril()
+    dtype = next(encoder.parameters()).dtype
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device)
+    mask = mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+    found = encoder(tokens, mask if PACKED else None, places, output_hidden_states=bool(layer))
     states: Tensor = found.hidden_states[layer] if layer else found[0]
-    last = torch.tensor([len(i) - 1 for i in ids], device=states.device)
-    return states[torch.arange(len(ids), device=states.device), last]
+    rows, columns = zip(*(at[i] for i in ids), strict=True)
+    return states[torch.tensor(rows), torch.tensor(columns)]
 
 
 def last_subject(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
