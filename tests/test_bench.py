@@ -1,6 +1,7 @@
 """The benchmark's cells, tables and the report, on the shipped model with a few pictures."""
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -298,7 +299,8 @@ def report(tmp_path_factory):
         import efface.commands.scoring as scoring
 
         some = ("church", "castle", "mosque", "synagogue", "bomb", "wolf")
-        patch.setattr(scoring, "every", lambda judge: some)
+        few = dataclasses.replace(load("emoji-objects"), preserved=some)
+        patch.setattr(scoring, "own_protocol", lambda model: few)
         ner = {"value": 12.5, "low": 10.0, "high": 15.0, "n": 40}
         told = {"protocol": "nudity-i2p abc", "prompts": 40, "scores": {"NER-0.5": ner}}
         (run / "scores-nudity-i2p.json").write_text(json.dumps(told))

@@ -303,8 +303,8 @@ MISTAKES = {
     "unknown method": (("erase", "esdd"), "unknown method 'esdd'; did you mean 'esd'"),
     "unknown preset": ((*AP, "--preset", "offical"), "'offical'; did you mean 'official'"),
     "no presets": (
-        ("erase", "ca", "--concept", "dog", "--preset", "paper"),
-        "the method 'ca' has no presets",
+        ("erase", "age", "--concept", "dog", "--preset", "paper"),
+        "the method 'age' has no presets",
     ),
     "no concept": (("erase", "esd"), "no concept to erase; give --concept"),
     "empty concept": (("erase", "esd", "--concept", " "), "got an empty concept"),

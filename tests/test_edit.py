@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from efface import checkpoints
 from efface import edit as edit_module
-from efface import training
 from efface.edit import Edit, merge, merge_single, write
 from efface.errors import UserError
 from efface.methods import ESD, UCE
@@ -326,7 +326,7 @@ def test_a_full_disk_leaves_the_old_edit_whole(edit, saved, tmp_path, monkeypatc
 
 
 def test_a_full_disk_while_training_leaves_no_half_checkpoint(tiny, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "save_file", full_disk)
+    monkeypatch.setattr(checkpoints, "save_file", full_disk)
     with pytest.raises(UserError, match="No space left on device"):
         quick(ESD(), words, updates=4).erase(tiny, [CHURCH], Run(tmp_path, progress=False))
     assert not list(tmp_path.iterdir())

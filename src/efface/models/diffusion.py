@@ -125,8 +125,7 @@ class DiffusionModel:
     @property
     def at_once(self) -> int:
         """Latents to go through the denoiser together where nothing is kept for a gradient."""
-        _, h, w = self.latent_shape
-        return max(1, min(128, 2**17 // (h * w)))
+        return max(1, min(128, 2**17 // (self.latent_shape[1] * self.latent_shape[2])))
 
     # -- embed ---------------------------------------------------------------------------------
 
@@ -314,7 +313,8 @@ class DiffusionModel:
 
     def check_steps(self, steps: int, most: int = 0) -> None:
         """Refuse a number of steps that the noise schedule cannot give."""
-        if not 1 <= steps <= (most := most or self.process.times):
+        most = most or self.process.times
+        if not 1 <= steps <= most:
             raise UserError(f"got {steps} sampling steps; 1 to {most} are possible.")
 
     @torch.no_grad()
