@@ -6,11 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from efface.concepts import Concept
-from efface.edit import merge_single
+from efface.edit import Edit, merge_single
+from efface.lora import factorise
+from efface.lora import save as save_lora
 from efface.methods import ESD, UCE
 from efface.models import load
+from efface.models.one_file import lay
+from efface.models.standard import STANDARD
 from efface.runs import Run
 from efface.training import Tuning
 
@@ -58,3 +64,48 @@ def test_real_weights_load_can_be_erased_from_and_go_into_files(family, tmp_path
     solved = UCE().erase(model, [Concept("Van Gogh")], run)
     assert set(solved.weights) == set(model.text_maps())
     merge_single(model, edit, tmp_path / "one.safetensors")
+
+
+@pytest.mark.slow
+def test_an_independent_program_reads_our_files(tmp_path):
+    """stable-diffusion.cpp, where it is installed, on SD 1.4's own size with random weights."""
+    program = pytest.importorskip("stable_diffusion_cpp")
+    configs, folder = STANDARD["sd1"], tmp_path / "model"
+    folder.mkdir()
+    lay(folder, configs, v=True)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float16)
+    try:
+        for part, cls in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+            cls.from_config(configs[f"{part}/config.json"]).save_pretrained(folder / part)
+        config = CLIPTextConfig.from_dict(configs["text_encoder/config.json"])
+        CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model = load(folder, dtype="bf16", device="cpu")
+    own, g = model.parameters(), torch.Generator().manual_seed(1)
+    weights = {}
+    for n in model.group("kv"):
+        out, inner = own[n].shape
+        up, down = torch.randn(out, 4, generator=g), torch.randn(4, inner, generator=g)
+        weights[n] = own[n].float() + 0.05 * up @ down / inner**0.5
+    edit = Edit(weights, {"base": model.base, "dtype": "bfloat16"})
+    merge_single(model, Edit({}, {"base": model.base}), tmp_path / "plain.safetensors")
+    merge_single(model, edit, tmp_path / "edited.safetensors")
+    save_lora(model, factorise(model, edit, 4), tmp_path / "mine.safetensors", "kohya")
+    del model, own
+
+    def picture(file, prompt):
+        opened = program.StableDiffusion(
+            model_path=str(tmp_path / file), lora_model_dir=str(tmp_path), n_threads=2
+        )
+        options = {"width": 128, "height": 128, "sample_steps": 1, "cfg_scale": 1.0, "seed": 1}
+        (made,) = opened.generate_image(prompt=prompt, **options)
+        return torch.tensor(list(made.convert("RGB").tobytes())).float()
+
+    plain = picture("plain.safetensors", "a cat")
+    edited = picture("edited.safetensors", "a cat")
+    with_lora = picture("plain.safetensors", "a cat<lora:mine:1>")
+    moved = (edited - plain).abs().mean()
+    assert moved > 0.5
+    assert (with_lora - edited).abs().mean() < 0.1 * moved
