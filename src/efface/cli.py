@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on stderr and exit code 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _warn
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that may be missing
     try:
         if not args or args[0] in ("-h", "--help"):
             print(usage())
