@@ -15,16 +15,17 @@ from time import perf_counter
 import torch
 from diffusers import StableDiffusionPipeline
 
+from efface.evaluation.samples import Wanted, generate
 from efface.models import MODELS, load
-from efface.samples import Wanted, generate
-from efface.vocabulary import shipped
+from efface.storage import ASSETS
+from efface.vocabulary import brought
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--pictures", type=int, default=96)
     a = p.parse_args()
-    names = shipped("emoji", "names").words
+    names = brought(ASSETS / "emoji", "emoji", "names").words
     wanted = [Wanted(names[i % len(names)], i, names[i % len(names)]) for i in range(a.pictures)]
     model, emoji = load("emoji"), MODELS["emoji"]
     pipe = StableDiffusionPipeline.from_pretrained(emoji.folder, safety_checker=None)

@@ -14,17 +14,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from efface.benchmark import OBJECTS, evaluate, judge_for, pictures
 from efface.concepts import Concept
-from efface.latents import Latents
-from efface.methods import AGE, AP, CA, ESD, MACE, PRESETS, SPEED, SPM, UCE
-from efface.metrics import esr, psr
+from efface.evaluation.evaluate import OBJECTS, evaluate, judge_for, pictures
+from efface.evaluation.metrics import esr, psr
+from efface.evaluation.protocols import load as load_protocol
+from efface.methods.age import AGE
+from efface.methods.ap import AP
+from efface.methods.ca import CA
+from efface.methods.esd import ESD
+from efface.methods.mace import MACE
+from efface.methods.speed import SPEED
+from efface.methods.spm import SPM
+from efface.methods.uce import UCE
 from efface.models import load
-from efface.protocols import load as load_protocol
-from efface.runs import Run
 from efface.scores import Score
-from efface.search import Search
-from efface.training import Tuning
+from efface.training import Run
+from efface.training.search import Exact, Random
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "benchmark.md"
@@ -35,30 +40,33 @@ SPLIT, ERASED, PRESERVED = "4", 20, 1
 
 def tuned(method: Any, **options: Any) -> Any:
     """A method with some of its tuning changed."""
-    return replace(method, tuning=replace(method.tuning, **options))
+    return replace(method, **options)
 
 
-def ap(eta: float, preserve: float = 1.0, **search: Any) -> AP:
+def worst(top: int) -> Exact:
+    """AP's own search among the ``top`` worst; 0: all, by their share."""
+    return Exact(refresh=60, probes=2, top=top)
+
+
+def ap(eta: float, preserve: float = 1.0, search: Any = None) -> AP:
     """AP as it was searched: its guidance, λ, and which words it draws."""
     return AP(
         eta=eta,
         preserve=preserve,
-        search=Search(refresh=60, probes=2, **search),
-        latents=Latents(trajectories=4),
-        tuning=Tuning(batch=4),
+        search=search,
     )
 
 
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "ap": {
-        **{f"eta {eta:g}, top 24": ap(eta, top=24) for eta in (2, 4)},
-        **{f"eta {eta:g}, by share": ap(eta, top=0) for eta in (2, 4)},
-        **{f"eta 2, lambda {x:g}, top 24": ap(2, x, top=24) for x in (0.1, 0.03)},
-        "eta 2, lambda 0.1, by share": ap(2, 0.1, top=0),
+        **{f"eta {eta:g}, top 24": ap(eta, search=worst(24)) for eta in (2, 4)},
+        **{f"eta {eta:g}, by share": ap(eta, search=worst(0)) for eta in (2, 4)},
+        **{f"eta 2, lambda {x:g}, top 24": ap(2, x, worst(24)) for x in (0.1, 0.03)},
+        "eta 2, lambda 0.1, by share": ap(2, 0.1, worst(0)),
     },
     "ap-random": {
-        **{f"eta {eta:g}": ap(eta, kind="random") for eta in (2, 4, 3)},
-        **{f"eta 2, lambda {x:g}": ap(2, x, kind="random") for x in (0.1, 0.03)},
+        **{f"eta {eta:g}": ap(eta, search=Random()) for eta in (2, 4, 3)},
+        **{f"eta 2, lambda {x:g}": ap(2, x, Random()) for x in (0.1, 0.03)},
     },
     "esd": {f"lr {lr:g}": tuned(ESD(), lr=lr) for lr in (1e-5, 3e-5, 1e-4, 3e-4)},
     "uce": {
@@ -71,7 +79,7 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
         for eta, tau in ((1, 0.1), (2, 0.1))
     },
     "lora": {
-        f"lr {lr:g}": tuned(PRESETS["esd"]["lora"], lr=lr) for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+        f"lr {lr:g}": tuned(ESD.presets()["lora"], lr=lr) for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     },
     "speed": {
         f"maps {m}, null {n:g}, rho {r:g}": SPEED(maps=m, null=n, retain_scale=r)

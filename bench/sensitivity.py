@@ -17,11 +17,11 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from efface.concepts import Concept
-from efface.edit import Edit
-from efface.methods import UCE
+from efface.edits.edit import Edit
+from efface.evaluation.sensitivity import closed_form, prediction, text_states
+from efface.methods.uce import UCE
 from efface.models import DiffusionModel, StableDiffusion, load
-from efface.models.standard import STANDARD
-from efface.sensitivity import closed_form, prediction, text_states
+from efface.models.files.standard import STANDARD
 
 HERE = Path(__file__).parent
 SD14 = {k: v for k, v in STANDARD["sd1"]["unet/config.json"].items() if k != "_class_name"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from efface.figures import pareto
-from efface.tables import markdown
+from efface.reporting.figures import pareto
+from efface.reporting.tables import markdown
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"

@@ -13,9 +13,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from efface.concepts import Concept
-from efface.models import ASSETS, DiffusionModel, load
-from efface.models.standard import STANDARD
-from efface.runs import Run
+from efface.methods.ap import AP
+from efface.models import DiffusionModel, load
+from efface.models.files.standard import STANDARD
+from efface.storage import ASSETS
+from efface.training import Job, Run, Tuning
 
 torch.set_num_threads(1)  # tiny models on a busy machine: many times faster
 
@@ -37,22 +39,26 @@ def quick(method, words, updates=2):
     small = {
         "latents": {"ddim_steps": 3, "trajectories": 2},
         "search": {"refresh": 2, "probes": 2, "top": 3},
-        "tuning": {"updates": updates, "save_every": 2},
+        "pictures": {"n": 2, "ddim_steps": 3},
     }
-    changes = {
-        name: dataclasses.replace(getattr(method, name), **values)
-        for name, values in small.items()
-        if hasattr(method, name)
-    }
-    if "tuning" in changes and method.tuning.batch > 2:
-        changes["tuning"] = dataclasses.replace(changes["tuning"], batch=2)
+    changes = {}
+    for name, values in small.items():
+        part = getattr(method, name, None)
+        if part is not None:
+            own = {k: v for k, v in values.items() if hasattr(part, k)}
+            changes[name] = dataclasses.replace(part, **own)
+    if isinstance(method, Tuning):
+        changes |= {"updates": updates, "save_every": 2, "batch": min(method.batch, 2)}
     if getattr(method, "vocabulary", ""):
         changes["vocabulary"] = str(words)
     if getattr(method, "pool_size", 0):
         changes["pool_size"] = 6
-    if hasattr(method, "pictures"):
-        changes["pictures"] = 2
     return dataclasses.replace(method, **changes)
+
+
+def job_of(model, concepts, method=None, run=QUIET):
+    """A job for a method's parts to be looked at."""
+    return Job(method or AP(), model, tuple(concepts), run)
 
 
 def shaken(model, group="xattn", by=0.2, seed=0):
@@ -67,6 +73,12 @@ def shaken(model, group="xattn", by=0.2, seed=0):
 def same_weights(a, b):
     """Whether two dicts of tensors are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The user's cache, in a temporary folder."""
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

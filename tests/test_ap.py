@@ -2,22 +2,21 @@
 
 import dataclasses
 import itertools
+from importlib import import_module
 
 import pytest
 import torch
-from conftest import CHURCH, DOG, QUIET, WORDS, quick, shaken, tiny_pipeline
+from conftest import CHURCH, DOG, QUIET, WORDS, job_of, quick, shaken, tiny_pipeline
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from efface import search as search_module
 from efface.concepts import Concept, normal
 from efface.errors import UserError
-from efface.latents import Bank, Batch, Latents, Rollouts, draw_beside
-from efface.methods import AGE, AP, ESD
-from efface.methods.ap import PRESETS, preset
+from efface.methods.ap import AP
+from efface.methods.esd import ESD
 from efface.models import load, mix
-from efface.runs import Run
-from efface.search import Exact, Gumbel, Pools, Random, Search
-from efface.training import Student
+from efface.training import Bank, Rollout, Run, Student
+from efface.training.latents import Banked, Batch, RolledOut
+from efface.training.search import Exact, Gumbel, Pools, Random, Setting
 from efface.vocabulary import Vocabulary, kmeans_1d
 from efface.vocabulary import load as load_vocabulary
 
@@ -68,7 +67,7 @@ def test_a_rollout_is_that_of_diffusers_with_guidance(tiny):
 
 def test_official_stopping_points(tiny):
     """k of 50: 50 - k steps, at most 49, the first timestep skipped; t up to 19 above 20k."""
-    source = Rollouts(tiny, [CHURCH], Latents("student", ddim_steps=50, aligned=False))
+    source = RolledOut(tiny, [CHURCH], Rollout(ddim_steps=50, aligned=False))
     times = source.schedule.timesteps.tolist()
     assert times == list(range(981, 0, -20))
     offsets, steps = {}, {}
@@ -92,7 +91,7 @@ def test_official_stopping_points(tiny):
 
 
 def test_aligned_stopping_points(tiny):
-    source = Rollouts(tiny, [CHURCH], Latents("student", ddim_steps=50))
+    source = RolledOut(tiny, [CHURCH], Rollout(ddim_steps=50))
     seen = set()
     for seed in range(1000):
         draw = source.stop(seeded(seed), 1)
@@ -107,8 +106,8 @@ def test_aligned_stopping_points(tiny):
 @pytest.mark.parametrize("source", ["bank", "frozen", "student"])
 def test_predictions_that_come_with_the_latents_are_the_models_own(tiny, source):
     concepts = [CHURCH, DOG]
-    config = Latents(source, ddim_steps=4, trajectories=3)
-    made = Bank(tiny, concepts, config, 0) if source == "bank" else Rollouts(tiny, concepts, config)
+    kind = Bank(trajectories=3) if source == "bank" else Rollout(of=source)
+    made = dataclasses.replace(kind, ddim_steps=4).open(job_of(tiny, concepts))
     b = made.draw(seeded(3), 12, shaken(tiny))
     assert sorted(set(b.which.tolist())) == [0, 1]
     names = ["church", "dog", "hound"]
@@ -125,7 +124,7 @@ def test_predictions_that_come_with_the_latents_are_the_models_own(tiny, source)
 
 
 def test_the_bank_holds_whole_trajectories_from_pure_noise(tiny):
-    bank = Bank(tiny, [CHURCH], Latents(ddim_steps=5, trajectories=2), seed=4)
+    bank = Banked(tiny, [CHURCH], Bank(ddim_steps=5, trajectories=2), seed=4)
     noise = tiny.noise(2, seeded(4))
     assert torch.equal(bank.z[:, 0], noise)
     last = tiny.rollout(noise, tiny.embed(["church"] * 2), tiny.schedule(5), range(4), 3.0)
@@ -135,7 +134,8 @@ def test_the_bank_holds_whole_trajectories_from_pure_noise(tiny):
 def test_the_students_latents_come_from_the_student(tiny):
     weights = shaken(tiny)
     frozen, student = (
-        Rollouts(tiny, [CHURCH], Latents(source, ddim_steps=4)) for source in ("frozen", "student")
+        RolledOut(tiny, [CHURCH], Rollout(of=source, ddim_steps=4))
+        for source in ("frozen", "student")
     )
     seed = next(s for s in range(50) if student.begin(seeded(s), 2)[1].span)
     _, how = student.begin(seeded(seed), 2)
@@ -162,38 +162,33 @@ def test_v_prediction_becomes_noise_as_in_diffusers(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("kind", "config", "message"),
     [
-        ({"source": "bnak"}, "unknown latents source 'bnak'; did you mean 'bank'"),
-        ({"ddim_steps": 0}, "got 0 for ddim_steps"),
-        ({"trajectories": -1}, "got -1 for trajectories"),
-        ({"aligned": False}, "bank's latents are always aligned"),
+        (Rollout, {"of": "studnt"}, "unknown owner of the rollouts 'studnt'; did you mean"),
+        (Rollout, {"ddim_steps": 0}, "got 0 for ddim_steps"),
+        (Bank, {"ddim_steps": 0}, "got 0 for ddim_steps"),
+        (Bank, {"trajectories": -1}, "got -1 for trajectories"),
     ],
 )
-def test_latents_that_cannot_be_are_refused(config, message):
+def test_latents_that_cannot_be_are_refused(kind, config, message):
     with pytest.raises(UserError, match=message):
-        Latents(**config)
-
-
-@pytest.mark.parametrize("method", [AP, AGE])
-def test_own_latents_need_rollouts(method):
-    with pytest.raises(UserError, match="choose latents from 'student' or 'frozen'"):
-        method(own_latents=True)
+        kind(**config)
 
 
 def test_words_on_latents_of_their_own_come_from_the_batchs_noise(tiny):
-    source, weights = Rollouts(tiny, [CHURCH], Latents("student", ddim_steps=4)), shaken(tiny)
+    source = RolledOut(tiny, [CHURCH], Rollout(ddim_steps=4, own=True))
+    plain, weights = RolledOut(tiny, [CHURCH], Rollout(ddim_steps=4)), shaken(tiny)
     words = tiny.embed(["boat", "dog", "cat"])
     seed = next(s for s in range(50) if source.begin(seeded(s), 2)[1].span)
     _, how = source.begin(seeded(seed), 2)
-    b, beside = draw_beside(source, seeded(seed), 2, weights, lambda which: words, own=True)
+    b, beside = source.draw_beside(seeded(seed), 2, weights, lambda which: words)
     apart = [how.noise[0], how.noise[1], how.noise[0]]
     for i, noise in enumerate(apart):
         slow = tiny.rollout(noise[None], words[[i]], tiny.schedule(4), how.span, 3.0, weights)
         torch.testing.assert_close(beside.z[[i]], slow, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(b.z, source.draw(seeded(seed), 2, weights).z, rtol=1e-4, atol=1e-5)
     assert beside.rows.tolist() == [0, 1, 0]
-    _, lent = draw_beside(source, seeded(seed), 2, weights, lambda which: words, own=False)
+    _, lent = plain.draw_beside(seeded(seed), 2, weights, lambda which: words)
     assert torch.equal(lent.z, source.draw(seeded(seed), 2, weights).z[[0, 1, 0]])
 
 
@@ -218,10 +213,10 @@ def counts(tiny, method):
     """Evaluations spent in each update."""
     spent = []
 
-    def on_step(*_):
+    def on_update(*_):
         spent.append(tiny.counter.copy())
 
-    method.erase(tiny, [CHURCH, DOG], Run(on_step=on_step, progress=False))
+    method.erase(tiny, [CHURCH, DOG], Run(on_update=on_update, progress=False))
     return [b.since(a) for a, b in itertools.pairwise(spent)]
 
 
@@ -238,11 +233,11 @@ def test_evaluations_per_update_are_what_the_formula_says(tiny, words, name):
     the gradient goes through the frozen model as well.
     """
     steps, updates = 6, 6
-    method = quick(PRESETS[name], words, updates=updates)
+    method = quick(AP.presets()[name], words, updates=updates)
     latents = dataclasses.replace(method.latents, ddim_steps=steps)
     method = dataclasses.replace(method, latents=latents)
     found = counts(tiny, method)
-    pools, rolled = method.candidates(tiny, [CHURCH, DOG]).of, []
+    pools, rolled = method.candidates(job_of(tiny, [CHURCH, DOG])).of, []
     for update in range(1, updates):
         g, passes = seeded(update), []
         for inner in (True, False):
@@ -275,12 +270,12 @@ def test_exact_search_costs_a_scoring_every_refresh(tiny, words):
 def test_official_updates_equal_the_pseudo_code(tiny, words):
     """Section 1.8 of the facts, on a deep copy, diffusers' scheduler and one sample at a time."""
     steps, lr, eta, scale = 5, 1e-3, 1.0, 3.0
-    method = quick(PRESETS["official"], words, updates=3)
+    method = quick(AP.presets()["official"], words, updates=3)
     latents = dataclasses.replace(method.latents, ddim_steps=steps)
     method = dataclasses.replace(method, latents=latents)
     edit = method.erase(tiny, [CHURCH], QUIET)
 
-    pool = method.candidates(tiny, [CHURCH])
+    pool = method.candidates(job_of(tiny, [CHURCH]))
     table = tiny.embed([pool.words[i] for i in pool.of[0].tolist()]).states.flatten(1)
     size = len(table)
     frozen = tiny.denoiser
@@ -376,35 +371,37 @@ CHAPEL = Concept("church", synonyms=("chapel",))
 
 def test_no_pool_holds_what_is_erased(tiny, awkward):
     path, _ = awkward
-    pools = AP(vocabulary=str(path)).candidates(tiny, [CHAPEL, MUG])
+    pools = AP(vocabulary=str(path)).candidates(job_of(tiny, [CHAPEL, MUG]))
     for which in (0, 1):
         assert words_of(pools, which) == {*WORDS, "teddy bear"}
 
 
 def test_unless_it_is_told_to(tiny, awkward):
     path, asks = awkward
-    pools = AP(vocabulary=str(path), exclude_erased=False).candidates(tiny, [CHAPEL, MUG])
+    pools = AP(vocabulary=str(path), exclude_erased=False).candidates(job_of(tiny, [CHAPEL, MUG]))
     for which in (0, 1):
         assert words_of(pools, which) == {*WORDS, "teddy bear", *asks}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", AP.presets())
 def test_presets_exclude_or_not(tiny, awkward, name):
     path, asks = awkward
-    method = dataclasses.replace(preset(name), vocabulary=str(path), pool_size=0, nearest=0)
-    found = words_of(method.candidates(tiny, [CHAPEL, MUG]), 0)
+    method = dataclasses.replace(AP.presets()[name], vocabulary=str(path), pool_size=0, nearest=0)
+    found = words_of(method.candidates(job_of(tiny, [CHAPEL, MUG])), 0)
     assert bool(found & set(asks)) == (name == "official")
 
 
 def test_a_pool_of_its_own_loses_the_erased_as_well(tiny, words):
     own = Concept("church", pool=("Church", "temple", "mosque"))
-    pools = AP(vocabulary=str(words)).candidates(tiny, [own, DOG])
+    pools = AP(vocabulary=str(words)).candidates(job_of(tiny, [own, DOG]))
     assert words_of(pools, 0) == {"temple", "mosque"}
     assert words_of(pools, 1) == set(WORDS)
 
 
 def test_keep_words_are_candidates(tiny, words):
-    pools = AP(vocabulary=str(words), keep=("moon",), pool_size=4).candidates(tiny, [CHURCH, DOG])
+    pools = AP(vocabulary=str(words), keep=("moon",), pool_size=4).candidates(
+        job_of(tiny, [CHURCH, DOG])
+    )
     for which in (0, 1):
         assert "moon" in words_of(pools, which)
         assert len(words_of(pools, which)) == 5
@@ -412,14 +409,14 @@ def test_keep_words_are_candidates(tiny, words):
 
 def test_an_empty_pool_is_refused(tiny):
     with pytest.raises(UserError, match="no word is left to preserve while erasing 'church'"):
-        AP(vocabulary="tokens").candidates(tiny, [Concept("church", pool=("Church",))])
+        AP(vocabulary="tokens").candidates(job_of(tiny, [Concept("church", pool=("Church",))]))
 
 
 def test_a_vocabulary_below_k_is_refused(tiny, words):
     with pytest.raises(UserError, match="holds 20 words without the erased ones; 21 were asked"):
-        AP(vocabulary=str(words), pool_size=21).candidates(tiny, [CHURCH])
+        AP(vocabulary=str(words), pool_size=21).candidates(job_of(tiny, [CHURCH]))
     with pytest.raises(UserError, match="got nearest 3 below the pool size 5"):
-        AP(vocabulary=str(words), pool_size=5, nearest=3).candidates(tiny, [CHURCH])
+        AP(vocabulary=str(words), pool_size=5, nearest=3).candidates(job_of(tiny, [CHURCH]))
 
 
 def test_the_nearest_pool_is_the_nearest_by_text_states(tiny, words):
@@ -444,8 +441,8 @@ def test_a_model_that_says_nothing_of_itself_gets_the_commonest_words(tiny, emoj
 
 
 def test_a_large_list_waits_on_the_cpu_and_gives_the_same_rows(tiny, words, monkeypatch):
-    here = AP(vocabulary=str(words)).candidates(tiny, [CHURCH])
-    monkeypatch.setattr(search_module, "WORTH", 100)
+    here = AP(vocabulary=str(words)).candidates(job_of(tiny, [CHURCH]))
+    monkeypatch.setattr(import_module("efface.training.search.pools"), "WORTH", 100)
     embed, asked = type(tiny).embed, []
 
     def noting(model, prompts, batch=0, where=""):
@@ -453,7 +450,7 @@ def test_a_large_list_waits_on_the_cpu_and_gives_the_same_rows(tiny, words, monk
         return embed(model, prompts, batch, where)
 
     monkeypatch.setattr(type(tiny), "embed", noting)
-    there = AP(vocabulary=str(words)).candidates(tiny, [CHURCH])
+    there = AP(vocabulary=str(words)).candidates(job_of(tiny, [CHURCH]))
     assert asked == ["cpu"]
     index = torch.tensor([3, 0])
     assert torch.equal(there.take(index).states, here.rows[index].states)
@@ -471,9 +468,14 @@ def test_token_words_are_letters_and_hold_no_erased_one(tiny):
 def search_over(tiny, config, concepts=(CHURCH, DOG), source=None):
     """A Gumbel search over the word list, on the bank."""
     candidates = pools_of(tiny, concepts)
-    source = source or Bank(tiny, concepts, Latents(ddim_steps=4, trajectories=2), 0)
-    objective = AP(search=config)._objective(tiny)
-    return Gumbel(candidates, config, source, objective, False, tiny.device)
+    job = job_of(tiny, concepts, AP(search=config))
+    source = source or Bank(ddim_steps=4, trajectories=2).open(job)
+    return config.start(Setting(job, candidates, source, job.method._objective(job)))
+
+
+def exact_over(tiny, candidates, source, **config):
+    """An exact search over some candidates."""
+    return Exact(**config).start(Setting(job_of(tiny, [CHURCH, DOG]), candidates, source, None))
 
 
 def pools_of(tiny, concepts=(CHURCH, DOG)):
@@ -483,7 +485,7 @@ def pools_of(tiny, concepts=(CHURCH, DOG)):
 
 @pytest.mark.parametrize("tau", [0.1, 2.0, 50.0])
 def test_hard_gumbel_frequencies_are_softmax_of_the_logits_whatever_tau(tiny, tau):
-    search = search_over(tiny, Search(kind="gumbel", hard=True, tau=tau))
+    search = search_over(tiny, Gumbel(hard=True, tau=tau))
     logits = torch.linspace(-1.5, 1.5, 12)
     search.logits[0].data.copy_(logits)
     n, g, count = 4000, seeded(5), torch.zeros(12)
@@ -502,7 +504,7 @@ def test_hard_gumbel_frequencies_are_softmax_of_the_logits_whatever_tau(tiny, ta
 def test_soft_gumbel_samples_are_mixtures_that_sharpen_as_tau_falls(tiny):
     sharp = []
     for tau in (5.0, 1.0, 0.05):
-        search = search_over(tiny, Search(kind="gumbel", tau=tau))
+        search = search_over(tiny, Gumbel(tau=tau))
         with torch.no_grad():
             y = torch.stack([search.sample(0, g) for g in map(seeded, range(50))])
         torch.testing.assert_close(y.sum(1), torch.ones(50))
@@ -513,7 +515,7 @@ def test_soft_gumbel_samples_are_mixtures_that_sharpen_as_tau_falls(tiny):
 
 @pytest.mark.parametrize("start", [0.0, 1.0 / 12])
 def test_logits_start_uniform(tiny, start):
-    search = search_over(tiny, Search(kind="gumbel", uniform_start=start > 0))
+    search = search_over(tiny, Gumbel(uniform_start=start > 0))
     torch.testing.assert_close(search.logits[0].detach(), torch.full((12,), start))
 
 
@@ -536,7 +538,7 @@ def harm_by_hand(tiny, search, student, logits, seed, fixed_goal=None):
 
 @pytest.mark.parametrize("through_teacher", [True, False])
 def test_inner_gradient_against_finite_differences(tiny, through_teacher):
-    config = Search(kind="gumbel", teacher_gradient=through_teacher, tau=1.0)
+    config = Gumbel(teacher_gradient=through_teacher, tau=1.0)
     search = search_over(tiny, config, [CHURCH])
     student = Student(tiny, shaken(tiny, by=1.0))
     logits, seed = torch.linspace(-0.5, 0.5, 12), 3
@@ -561,7 +563,7 @@ def test_inner_gradient_against_finite_differences(tiny, through_teacher):
 def test_the_two_gradients_differ(tiny):
     student, found = Student(tiny, shaken(tiny, by=1.0)), []
     for through_teacher in (True, False):
-        config = Search(kind="gumbel", teacher_gradient=through_teacher)
+        config = Gumbel(teacher_gradient=through_teacher)
         search = search_over(tiny, config, [CHURCH])
         search.climb(student, 2, seeded(3))
         found.append(search.logits[0].grad)
@@ -571,7 +573,7 @@ def test_the_two_gradients_differ(tiny):
 @pytest.mark.parametrize("hard", [True, False])
 @pytest.mark.parametrize("through_teacher", [True, False])
 def test_inner_gradient_is_zero_before_anything_is_learnt(tiny, hard, through_teacher):
-    config = Search(kind="gumbel", hard=hard, teacher_gradient=through_teacher)
+    config = Gumbel(hard=hard, teacher_gradient=through_teacher)
     search = search_over(tiny, config, [CHURCH])
     own = tiny.parameters()
     student = Student(tiny, {k: own[k].clone().requires_grad_() for k in own if ".attn2." in k})
@@ -595,9 +597,8 @@ def drawn_for_both(source, n=4):
 def test_exact_search_scores_as_one_word_at_a_time_and_picks_the_worst(tiny):
     student = Student(tiny, shaken(tiny, by=1.0))
     pools = pools_of(tiny)
-    config = Search(refresh=1, probes=3, memory=0.0, top=1)
-    source = Bank(tiny, [CHURCH, DOG], Latents(ddim_steps=4, trajectories=2), 0)
-    search = Exact(pools, config, tiny, source, seed=0)
+    source = Banked(tiny, [CHURCH, DOG], Bank(ddim_steps=4, trajectories=2), 0)
+    search = exact_over(tiny, pools, source, refresh=1, probes=3, memory=0.0, top=1)
     batch, g = drawn_for_both(source), seeded(1)
     for call in range(4):
         probe = call % 3
@@ -621,8 +622,8 @@ def test_exact_search_scores_as_one_word_at_a_time_and_picks_the_worst(tiny):
 
 def test_exact_search_remembers_and_draws_among_the_top(tiny):
     student, pools = Student(tiny, shaken(tiny)), pools_of(tiny, [CHURCH])
-    source = Bank(tiny, [CHURCH], Latents(ddim_steps=4, trajectories=2), 0)
-    search = Exact(pools, Search(refresh=2, probes=2, memory=0.25, top=3), tiny, source, 0)
+    source = Banked(tiny, [CHURCH], Bank(ddim_steps=4, trajectories=2), 0)
+    search = exact_over(tiny, pools, source, refresh=2, probes=2, memory=0.25, top=3)
     batch, g = source.draw(seeded(), 1), seeded(2)
     first, second = search.score(student, 0), search.score(student, 1)
     wanted = [first, first, 0.25 * first + 0.75 * second]
@@ -635,8 +636,8 @@ def test_exact_search_remembers_and_draws_among_the_top(tiny):
 
 def test_exact_search_draws_every_word_by_its_share_of_all_harm(tiny):
     student, pools, n = Student(tiny, shaken(tiny, by=1.0)), pools_of(tiny), 4000
-    source = Bank(tiny, [CHURCH, DOG], Latents(ddim_steps=4, trajectories=2), 0)
-    search = Exact(pools, Search(top=0), tiny, source, 0)
+    source = Banked(tiny, [CHURCH, DOG], Bank(ddim_steps=4, trajectories=2), 0)
+    search = exact_over(tiny, pools, source, top=0)
     search.begin(student, 1, seeded())
     for which, mine in enumerate(pools.of):
         drawn = search.draw(torch.tensor([which]), n, seeded(2)).chosen
@@ -649,8 +650,8 @@ def test_exact_search_draws_every_word_by_its_share_of_all_harm(tiny):
 @pytest.mark.parametrize("top", [0, 3])
 def test_exact_search_draws_any_word_while_nothing_is_harmed(tiny, top):
     pools = pools_of(tiny, [CHURCH])
-    source = Bank(tiny, [CHURCH], Latents(ddim_steps=4, trajectories=2), 0)
-    search = Exact(pools, Search(top=top), tiny, source, 0)
+    source = Banked(tiny, [CHURCH], Bank(ddim_steps=4, trajectories=2), 0)
+    search = exact_over(tiny, pools, source, top=top)
     search.begin(Student(tiny, {}), 1, seeded())
     assert torch.equal(search.harm, torch.zeros(len(WORDS)))
     drawn = search.draw(torch.tensor([0]), 500, seeded(2)).chosen
@@ -659,39 +660,42 @@ def test_exact_search_draws_any_word_while_nothing_is_harmed(tiny, top):
 
 def test_random_search_draws_from_every_concepts_own_pool(tiny):
     pools = pools_of(tiny)
-    source = Bank(tiny, [CHURCH, DOG], Latents(ddim_steps=2, trajectories=2), 0)
+    source = Banked(tiny, [CHURCH, DOG], Bank(ddim_steps=2, trajectories=2), 0)
     batch = drawn_for_both(source)
-    drawn = Random(pools).draw(batch.which, 2000, seeded(1)).chosen
+    drawn = (
+        Random()
+        .start(Setting(job_of(tiny, [CHURCH, DOG]), pools, source, None))
+        .draw(batch.which, 2000, seeded(1))
+        .chosen
+    )
     for which in (0, 1):
         rows = [i for i in range(2000) if int(batch.which[i % 4]) == which]
         assert set(drawn[rows].tolist()) == set(pools.of[which].tolist())
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("kind", "config", "message"),
     [
-        ({"kind": "exat"}, "unknown search 'exat'; did you mean 'exact'"),
-        ({"refresh": 0}, "got 0 for refresh"),
-        ({"top": -1}, "got -1 for top"),
-        ({"tau": 0.0}, "got 0.0 for tau"),
+        (Exact, {"refresh": 0}, "got 0 for refresh"),
+        (Exact, {"top": -1}, "got -1 for top"),
+        (Gumbel, {"tau": 0.0}, "got 0.0 for tau"),
+        (Gumbel, {"passes": 0}, "got 0 for passes"),
     ],
 )
-def test_searches_that_cannot_be_are_refused(config, message):
+def test_searches_that_cannot_be_are_refused(kind, config, message):
     with pytest.raises(UserError, match=message):
-        Search(**config)
+        kind(**config)
 
 
 def test_ap_settings_that_cannot_be_are_refused(tiny, words):
     with pytest.raises(UserError, match="got -1 for pool_size"):
         AP(pool_size=-1)
-    with pytest.raises(UserError, match="unknown preset 'offical'; did you mean 'official'"):
-        preset("offical")
     with pytest.raises(UserError, match="unknown spread 'evn'; did you mean 'even'"):
-        AP(vocabulary=str(words), pool_size=3, spread="evn").candidates(tiny, [CHURCH])
+        AP(vocabulary=str(words), pool_size=3, spread="evn").candidates(job_of(tiny, [CHURCH]))
 
 
 def test_the_presets_are_what_the_facts_say():
-    official, paper, ours = PRESETS["official"], PRESETS["paper"], PRESETS["ours"]
+    official, paper, ours = AP.presets()["official"], AP.presets()["paper"], AP.presets()["ours"]
     assert ours == AP()
     assert (official.eta, paper.eta) == (1.0, 0.0)
     assert official.preserve == paper.preserve == 1.0
@@ -699,12 +703,12 @@ def test_the_presets_are_what_the_facts_say():
         assert (p.pool_size, p.nearest, p.spread) == (100, 1000, "kmeans")
         s = p.search
         assert (s.kind, s.tau, s.lr, s.passes) == ("gumbel", 2.0, 1e-2, 2)
-        assert (p.latents.source, p.latents.ddim_steps, p.latents.cfg) == ("student", 50, 3.0)
-        assert (p.tuning.batch, p.tuning.group, p.preserve_batch) == (1, "xattn", 0)
+        assert (p.latents.of, p.latents.ddim_steps, p.latents.cfg) == ("student", 50, 3.0)
+        assert (p.batch, p.group, p.preserve_batch) == (1, "xattn", 0)
     assert official.search.hard
     assert official.search.uniform_start
     assert not official.search.teacher_gradient
     assert not official.latents.aligned
-    assert official.own_latents
+    assert official.latents.own
     assert official.x0_weighting
     assert not official.exclude_erased

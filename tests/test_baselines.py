@@ -4,20 +4,24 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import CHURCH, DOG, QUIET, quick, same_weights
+from conftest import CHURCH, DOG, QUIET, job_of, quick, same_weights
 
 import efface.methods.speed as speed_module
-from efface.edit import Edit
+from efface.edits.edit import Edit
+from efface.edits.lowrank import LowRank
 from efface.errors import UserError
-from efface.latents import Bank, Latents
-from efface.lowrank import LowRank
-from efface.methods import AGE, CA, MACE, PRESETS, SPEED, SPM
-from efface.methods.mace import refinement_rows, span_of
-from efface.methods.speed import change, fixed_vectors, null_space
+from efface.evaluation.samples import Wanted, draw
+from efface.methods.age import AGE
+from efface.methods.ca import CA
+from efface.methods.esd import ESD
+from efface.methods.mace import MACE, refinement_rows, span_of
+from efface.methods.speed import SPEED, change, fixed_vectors, null_space
+from efface.methods.spm import SPM
 from efface.models import watched
-from efface.pictures import Pictures
-from efface.samples import Wanted, draw
-from efface.search import Gumbel, Search
+from efface.training import Bank, Pictures
+from efface.training.latents import Banked
+from efface.training.pictures import Noised
+from efface.training.search import Exact, Gumbel, Random, Setting
 
 
 def seeded(n=0):
@@ -44,7 +48,7 @@ def test_adapters_change_nothing_at_first_and_have_their_rank_afterwards():
 
 
 def test_esd_on_lora_changes_every_matrix_by_its_rank(tiny, words):
-    method = quick(PRESETS["esd"]["lora"], words, updates=3)
+    method = quick(ESD.presets()["lora"], words, updates=3)
     edit = method.erase(tiny, [CHURCH], QUIET)
     own = tiny.parameters()
     for k, w in edit.weights.items():
@@ -69,7 +73,7 @@ def test_the_first_update_of_ca_is_the_same_for_the_live_and_the_frozen_goal(tin
 
 
 def test_pictures_are_noised_to_their_timestep(tiny):
-    pictures = Pictures(tiny, ["church", "dog"], 3, Latents(ddim_steps=2), 0, progress=False)
+    pictures = Noised(tiny, ["church", "dog"], Pictures(n=3, ddim_steps=2), 0, progress=False)
     assert pictures.z0.shape == (6, *tiny.latent_shape)
     assert pictures.prompt.tolist() == [0, 0, 0, 1, 1, 1]
     only = torch.zeros(len(tiny.process.alphas))
@@ -87,17 +91,17 @@ def test_pictures_are_noised_to_their_timestep(tiny):
 
 def test_an_anchor_of_the_users_is_taken_without_a_search(tiny, words):
     method = quick(AGE(), words)
-    found = method.candidates(tiny, [CHURCH, DOG])
+    found = method.candidates(job_of(tiny, [CHURCH, DOG], method))
     assert [found.words[i] for i in found.of[1]] == ["cat"]
     assert len(found.of[0]) > 1
 
 
 def test_age_does_not_search_exactly():
     with pytest.raises(UserError, match="not 'exact'"):
-        AGE(search=Search(kind="exact"))
+        AGE(search=Exact())
 
 
-@pytest.mark.parametrize("search", [Search(kind="random"), Search(kind="gumbel", mixture=2)])
+@pytest.mark.parametrize("search", [Random(), Gumbel(mixture=2)])
 def test_age_takes_random_anchors_and_mixtures(tiny, words, search):
     base = quick(AGE(), words)
     other = dataclasses.replace(base, search=search)
@@ -105,16 +109,16 @@ def test_age_takes_random_anchors_and_mixtures(tiny, words, search):
 
 
 def test_a_mixture_keeps_the_largest_shares(tiny, words):
-    candidates = quick(AGE(), words).candidates(tiny, [CHURCH])
-    source = Bank(tiny, [CHURCH], Latents(ddim_steps=2, trajectories=1), 0, progress=False)
+    candidates = quick(AGE(), words).candidates(job_of(tiny, [CHURCH]))
+    source = Banked(tiny, [CHURCH], Bank(ddim_steps=2, trajectories=1), 0, progress=False)
 
     def none(*_):
         raise AssertionError
 
     whole, few = (
-        Gumbel(
-            candidates, Search(kind="gumbel", mixture=m), source, none, False, tiny.device
-        ).sample(0, seeded(3))
+        Gumbel(mixture=m)
+        .start(Setting(job_of(tiny, [CHURCH]), candidates, source, none))
+        .sample(0, seeded(3))
         for m in (0, 3)
     )
     kept = few.nonzero()[:, 0]
@@ -216,10 +220,10 @@ def test_fusion_is_the_least_squares_solution(tiny, words):
         {n: w + 0.1 * torch.randn(w.shape, generator=g, dtype=w.dtype) for n, w in own.items()}
         for _ in range(3)
     )
-    prior = method.prior_rows(tiny, [CHURCH, DOG])
+    prior = method.prior_rows(job_of(tiny, [CHURCH, DOG], method))
     found = method.fuse(tiny, [CHURCH, DOG], own, refined, [one, two], prior)
-    from efface.closed_form import text_vectors
     from efface.concepts import TEMPLATES
+    from efface.training.closed_form import text_vectors
 
     rows = [
         text_vectors(tiny, [t.format(n) for n in c.names for t in TEMPLATES[c.kind]], "all")
@@ -241,7 +245,7 @@ def test_fusion_is_the_least_squares_solution(tiny, words):
 
 def test_the_concept_is_looked_at_less(tiny, words):
     method = quick(MACE(focal=False), words, updates=30)
-    method = dataclasses.replace(method, tuning=dataclasses.replace(method.tuning, lr=3e-2))
+    method = dataclasses.replace(method, lr=3e-2)
     edit = method.erase(tiny, [CHURCH], QUIET)
     where = span_of(tiny, "{}", "church")
     z, t, cond = tiny.noise(8, seeded()), torch.full((8,), 300), tiny.embed(["church"] * 8)
@@ -267,9 +271,8 @@ def test_a_picture_whose_mask_is_empty_teaches_nothing(tiny, words):
 
 
 def test_mace_trains_keys_and_values_only():
-    tuning = MACE().tuning
     with pytest.raises(UserError, match="on the group 'kv' only"):
-        MACE(tuning=dataclasses.replace(tuning, rank=0))
+        MACE(rank=0)
 
 
 # -- SPM -----------------------------------------------------------------------------------------
@@ -279,7 +282,7 @@ def test_mace_trains_keys_and_values_only():
 def gated(tiny, words):
     """An edit with a gate for each of two concepts."""
     method = quick(SPM(), words, updates=3)
-    method = dataclasses.replace(method, tuning=dataclasses.replace(method.tuning, lr=1e-2))
+    method = dataclasses.replace(method, lr=1e-2)
     return method.erase(tiny, [CHURCH, DOG], QUIET)
 
 
@@ -307,7 +310,8 @@ def test_a_prompt_gets_as_much_of_the_edit_as_it_asks_for(tiny, gated):
     wanted = [Wanted(p, 0, p) for p in ("church", prompt)]
     shown = torch.stack(list(draw(tiny, gated, wanted, progress=False)))
     slow = [
-        next(iter(tiny.generate([p], [0], weights=gated.on(tiny, p)))) for p in ("church", prompt)
+        next(iter(tiny.generate([p], [0], weights=gated.on(tiny, p), output_type="pt")))
+        for p in ("church", prompt)
     ]
     torch.testing.assert_close(shown, torch.stack(slow), rtol=0, atol=1e-5)
 

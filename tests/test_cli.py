@@ -10,8 +10,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from efface import commands
-from efface.cli import COMMANDS, main
-from efface.edit import Edit
+from efface.cli.main import COMMANDS, main
+from efface.edits.edit import Edit
 from efface.methods import METHODS, PRESETS
 
 JSON, NO_PICTURE = ("--json",), ("--no-picture",)
@@ -84,7 +84,7 @@ def files(folder):
 def test_help_is_quick_and_does_not_wait_for_torch():
     code = (
         "import sys, time; start = time.perf_counter()\n"
-        "from efface.cli import main\n"
+        "from efface.cli.main import main\n"
         "main(sys.argv[1:])\n"
         "print(time.perf_counter() - start, 'torch' in sys.modules, file=sys.stderr)"
     )

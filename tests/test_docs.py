@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import efface
-from efface.cli import ABOUT
-from efface.methods import METHODS, PRESETS
+from efface.cli.main import ABOUT
+from efface.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -30,7 +30,7 @@ def test_every_command_is_in_the_docs(command):
 def test_every_method_and_preset_is_in_the_readme():
     for name in METHODS:
         assert f"efface erase {name}" in README
-        for preset in PRESETS.get(name, {}):
+        for preset in METHODS[name].presets():
             assert f"`{preset}`" in README
 
 

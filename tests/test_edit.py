@@ -9,14 +9,17 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from efface import checkpoints
-from efface import edit as edit_module
-from efface.edit import Edit, merge, merge_single, write
+from efface.edits import edit as edit_module
+from efface.edits import merge as merge_module
+from efface.edits.edit import Edit
+from efface.edits.merge import merge, merge_single
 from efface.errors import UserError
-from efface.methods import ESD, UCE
+from efface.methods.esd import ESD
+from efface.methods.uce import UCE
 from efface.models import load
-from efface.models.single_file import denoiser_key, vae_key
-from efface.runs import Run
+from efface.models.files.original import denoiser_key, vae_key
+from efface.storage import write
+from efface.training import Run, checkpoints
 
 
 @pytest.fixture
@@ -170,10 +173,12 @@ def test_applied_puts_the_weights_in_and_the_old_ones_back_bit_for_bit(edit, tin
 
 
 def test_applied_and_laid_over_draw_the_same_picture(edit, tiny):
-    over = torch.stack(list(tiny.generate(["church"], [3], weights=edit.on(tiny))))
+    over = torch.stack(
+        list(tiny.generate(["church"], [3], weights=edit.on(tiny), output_type="pt"))
+    )
     with edit.applied(tiny):
-        inside = torch.stack(list(tiny.generate(["church"], [3])))
-    base = torch.stack(list(tiny.generate(["church"], [3])))
+        inside = torch.stack(list(tiny.generate(["church"], [3], output_type="pt")))
+    base = torch.stack(list(tiny.generate(["church"], [3], output_type="pt")))
     torch.testing.assert_close(over, inside, rtol=0, atol=1e-6)
     assert not torch.allclose(over, base, atol=1e-4)
 
@@ -188,9 +193,11 @@ def test_a_merged_folder_opens_in_stock_diffusers(tiny, tmp_path):
     own = tiny.parameters()
     for name, w in pipe.unet.named_parameters():
         assert torch.equal(w, edit.weights.get(name, own[name])), name
-    ours = torch.stack(list(tiny.generate(["church"], [0], weights=edit.on(tiny))))
+    ours = torch.stack(
+        list(tiny.generate(["church"], [0], weights=edit.on(tiny), output_type="pt"))
+    )
     again = load(tmp_path / "merged", device="cpu")
-    theirs = torch.stack(list(again.generate(["church"], [0], steps=tiny.steps)))
+    theirs = torch.stack(list(again.generate(["church"], [0], steps=tiny.steps, output_type="pt")))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["merged"]
 
@@ -295,7 +302,7 @@ def test_merge_stores_what_the_base_stores(tokenizer, tmp_path):
 
 
 def test_merge_on_a_full_disk_leaves_nothing(tiny, edit, tmp_path, monkeypatch):
-    monkeypatch.setattr(edit_module, "save_file", full_disk)
+    monkeypatch.setattr(merge_module, "save_file", full_disk)
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
         merge(tiny, edit, tmp_path / "merged")
     assert not list(tmp_path.iterdir())

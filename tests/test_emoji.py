@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from efface.benchmark import OBJECTS, evaluate, pictures
 from efface.concepts import Concept
-from efface.methods import AP, ESD, UCE
-from efface.metrics import Judge, esr, psr
-from efface.protocols import load as load_protocol
-from efface.runs import Run
-from efface.training import Tuning
-from efface.vocabulary import shipped
+from efface.evaluation.evaluate import OBJECTS, evaluate, pictures
+from efface.evaluation.metrics import Judge, esr, psr
+from efface.evaluation.protocols import load as load_protocol
+from efface.methods.ap import AP
+from efface.methods.esd import ESD
+from efface.methods.uce import UCE
+from efface.storage import ASSETS
+from efface.training import Run
+from efface.vocabulary import brought
 
 ERASED = "church"
 
 
 def test_the_shipped_folder_opens_in_a_stock_pipeline_and_is_small():
     from diffusers import StableDiffusionPipeline
-
-    from efface.models import ASSETS
 
     size = sum(f.stat().st_size for f in (ASSETS / "emoji").rglob("*") if f.is_file())
     assert size <= 45e6
@@ -31,7 +29,7 @@ def test_the_shipped_folder_opens_in_a_stock_pipeline_and_is_small():
 
 
 def test_the_benchmark_set_is_of_the_models_own_concepts():
-    names, objects = set(shipped("emoji", "names").words), load_protocol(OBJECTS)
+    names, objects = set(brought(ASSETS / "emoji", "emoji", "names").words), load_protocol(OBJECTS)
     assert len(names) >= 300
     erasable = {c for split in objects.splits.values() for c in split}
     assert len(erasable) == 10
@@ -50,9 +48,8 @@ def test_the_benchmark_set_is_of_the_models_own_concepts():
 def test_erasing_erases_and_preserving_preserves(emoji, tmp_path, monkeypatch):
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
     judge, objects = Judge.load(), load_protocol(OBJECTS)
-    others = [n for n in shipped("emoji", "names").words[::6] if n != ERASED]
+    others = [n for n in brought(ASSETS / "emoji", "emoji", "names").words[::6] if n != ERASED]
     kept = list(dict.fromkeys([*objects.near([ERASED]), *others]))
-    tuning = Tuning(updates=150)
 
     def seen(method, name):
         edit = (
@@ -66,7 +63,7 @@ def test_erasing_erases_and_preserving_preserves(emoji, tmp_path, monkeypatch):
         return esr(gone, [ERASED], 1).value, psr(rest, kept, 1).value
 
     before = seen(None, "")
-    esd, ap = seen(ESD(tuning=tuning), "esd"), seen(AP(tuning=replace(tuning, batch=4)), "ap")
+    esd, ap = seen(ESD(updates=150), "esd"), seen(AP(updates=150), "ap")
     assert esd[0] > before[0]
     assert ap[0] > before[0]
     assert ap[1] > esd[1]
@@ -76,15 +73,15 @@ def test_erasing_erases_and_preserving_preserves(emoji, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["uce", "ca", "age", "lora", "speed", "spm", "mace"])
 def test_every_baseline_erases_some_and_keeps_some(emoji, tmp_path, monkeypatch, name):
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
-    from efface.bench import LINEUP
+    from efface.evaluation.bench import Cell
 
     judge, objects = Judge.load(), load_protocol(OBJECTS)
-    kept = [n for n in shipped("emoji", "names").words[::12] if n != ERASED]
+    kept = [n for n in brought(ASSETS / "emoji", "emoji", "names").words[::12] if n != ERASED]
     own = {  # UCE without its keep list; the line-up's LoRA is made for more updates
         "uce": UCE(),
-        "lora": ESD(tuning=Tuning(updates=150, rank=4)),
+        "lora": ESD(updates=150, rank=4),
     }
-    method = own.get(name) or LINEUP[name](Tuning(updates=150), 1)
+    method = own.get(name) or Cell(OBJECTS, "1", name, 0, 150).config()
     edit = method.erase(emoji, [Concept(ERASED)], Run(progress=False))
     gone, rest = (
         evaluate(

@@ -12,20 +12,26 @@ from families import TINY, build, flux
 from safetensors.torch import load_file, save_file
 
 from efface.concepts import Concept
-from efface.edit import Edit, merge, merge_single
+from efface.edits.edit import Edit
+from efface.edits.lora import factorise
+from efface.edits.lora import save as save_lora
+from efface.edits.merge import merge, merge_single
 from efface.errors import UserError
-from efface.latents import Latents
-from efface.lora import factorise
-from efface.lora import save as save_lora
-from efface.methods import AGE, AP, CA, ESD, MACE, SPEED, SPM, UCE
-from efface.methods.ap import PRESETS
+from efface.evaluation.sensitivity import closed_form, prediction
+from efface.methods.age import AGE
+from efface.methods.ap import AP
+from efface.methods.ca import CA
+from efface.methods.esd import ESD
+from efface.methods.mace import MACE
+from efface.methods.speed import SPEED
+from efface.methods.spm import SPM
+from efface.methods.uce import UCE
 from efface.models import FAMILIES, load, memory, plan, watched
+from efface.models.files.single_file import lay
+from efface.models.files.standard import STANDARD
 from efface.models.memory import activations, bytes_of
-from efface.models.one_file import lay
 from efface.models.process import Diffusion
-from efface.models.standard import STANDARD
-from efface.sensitivity import closed_form, prediction
-from efface.training import Tuning
+from efface.training import Bank, Tuning
 
 CAT = Concept("cat")
 SIZE = 8
@@ -94,7 +100,9 @@ def stock(pipeline, steps=3, seeds=(3, 4), guidance=4.0):
 
 
 def ours(model, weights=None, steps=3, seeds=(3, 4), guidance=4.0):
-    drawn = model.generate(PROMPTS, seeds, steps=steps, guidance=guidance, weights=weights)
+    drawn = model.generate(
+        PROMPTS, seeds, steps=steps, guidance=guidance, weights=weights, output_type="pt"
+    )
     return torch.stack(list(drawn))
 
 
@@ -128,7 +136,7 @@ def test_the_prompt_matters_and_rows_do_not_mix(family):
     [
         ESD(),
         AP(),
-        AP(search=PRESETS["paper"].search),
+        AP(search=AP.presets()["paper"].search),
         UCE(vocabulary="file"),
         SPEED(),
         AGE(),
@@ -196,7 +204,7 @@ def test_text_encoders_and_autoencoder_leave_memory_while_training(family, words
     before, kept = ours(model), method.erase(model, [CAT], QUIET)
     monkeypatch.setattr(memory, "WORTH", 0)
     there = []
-    watch = replace(QUIET, on_step=lambda *_: there.append(set(model.parts)))
+    watch = replace(QUIET, on_update=lambda *_: there.append(set(model.parts)))
     try:
         again = method.erase(model, [CAT], watch)
         assert there
@@ -214,14 +222,14 @@ def test_text_encoders_and_autoencoder_leave_memory_while_training(family, words
 @pytest.mark.parametrize("preset", ["paper", "official"])
 def test_the_published_forms_run_in_every_family(family, preset, words):
     _, _, model = family
-    edit = tiny_method(PRESETS[preset], words).erase(model, [CAT], QUIET)
+    edit = tiny_method(AP.presets()[preset], words).erase(model, [CAT], QUIET)
     own = model.parameters()
     assert any(not torch.equal(w, own[k]) for k, w in edit.weights.items())
 
 
 def test_spm_runs_in_every_family(family, words):
     _, _, model = family
-    method = SPM(anchors=1, latents=Latents(ddim_steps=2, trajectories=1), tuning=SPM().tuning)
+    method = SPM(anchors=1, latents=Bank(ddim_steps=2, trajectories=1))
     edit = tiny_method(method, words).erase(model, [CAT], QUIET)
     assert edit.weights
 
@@ -488,13 +496,13 @@ def test_weight_groups_at_full_size_have_the_known_sizes(name):
     with torch.device("meta"):
         denoiser = cls(**settings)
     own = dict(denoiser.named_parameters())
-    family = next(f for f in FAMILIES if name.partition(",")[0] in f.pipelines)
+    family = next(f for f in FAMILIES.values() if name.partition(",")[0] in f.pipelines)
     found = {g: sum(own[n].numel() for n in family.group(denoiser, g)) for g in sizes}
     assert found == sizes
     assert sum(own[n].numel() for n in family.text_maps(denoiser)) == reads
 
 
-@pytest.mark.parametrize("family_class", FAMILIES)
+@pytest.mark.parametrize("family_class", FAMILIES.values())
 def test_every_family_has_the_common_groups(family_class):
     common = {"xattn", "kv", "selfattn", "noxattn", "transformer", "full"}
     assert common <= set(family_class.groups)
@@ -502,11 +510,6 @@ def test_every_family_has_the_common_groups(family_class):
 
 
 # -- files that other programs load ------------------------------------------------------------
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
 
 
 def beside(model, path):
@@ -629,7 +632,7 @@ def test_single_files_of_transformers_have_the_published_names():
         cls, settings, *_ = FULL[name]
         with torch.device("meta"):
             denoiser = cls(**{**settings, **size})
-        kind = next(f for f in FAMILIES if name in f.pipelines)
+        kind = next(f for f in FAMILIES.values() if name in f.pipelines)
         found = kind().original({"transformer": denoiser})
         shapes = {k: tuple(w.shape) for k, w in found.items()}
         assert known.items() <= shapes.items()
@@ -662,7 +665,8 @@ def test_the_shipped_model_goes_into_one_file_and_comes_back_alone(emoji, tmp_pa
     again = load(path, device="cpu")
     assert same_weights(again.denoiser.state_dict(), emoji.denoiser.state_dict())
     one, two = (
-        next(m.generate(["church, noto style"], [0], steps=4, guidance=4.0)) for m in (again, emoji)
+        next(m.generate(["church, noto style"], [0], steps=4, guidance=4.0, output_type="pt"))
+        for m in (again, emoji)
     )
     torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
@@ -683,7 +687,7 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path, cache):
 def test_a_lora_loads_in_a_stock_pipeline_scales_and_unloads(family, form, words, tmp_path):
     pytest.importorskip("peft")
     _, pipeline, model = family
-    method = tiny_method(ESD(tuning=Tuning(rank=2, lr=0.05)), words)
+    method = tiny_method(ESD(rank=2, lr=0.05), words)
     edit = method.erase(model, [CAT], QUIET)
     lora = factorise(model, edit, 2)
     assert lora.error < 1e-5

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -9,16 +10,20 @@ from conftest import CHURCH, DOG, QUIET, quick, same_weights, shaken
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from efface import ledger as ledger_module
-from efface.cli import main
-from efface.combine import changes, combine, diff, overlap, overlaps
+from efface.cli.main import main
 from efface.concepts import Concept
-from efface.edit import Edit
+from efface.edits import ledger as ledger_module
+from efface.edits.combine import changes, combine, diff, overlap, overlaps
+from efface.edits.edit import Edit
+from efface.edits.ledger import Ledger, apply, remove
 from efface.errors import UserError
-from efface.ledger import Ledger, apply, remove
-from efface.methods import SPEED, SPM, UCE
+from efface.methods import METHODS
+from efface.methods.speed import SPEED
+from efface.methods.spm import SPM
+from efface.methods.uce import UCE
 from efface.models import load
-from efface.runs import Run
+from efface.training import Run
+from efface.training.joint import jointly
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -204,7 +209,7 @@ def test_a_combined_edit_is_the_sum_of_the_changes(tiny):
 def test_closed_forms_solved_together_are_those_of_all_concepts_at_once(tiny, words, method):
     method = quick(method, words)
     one, two = (method.erase(tiny, [c], QUIET) for c in (CHURCH, DOG))
-    both = combine(tiny, [one, two], "joint")
+    both = jointly(tiny, [one, two], METHODS)
     assert same_weights(both.weights, method.erase(tiny, [CHURCH, DOG], QUIET).weights)
     assert both.meta["method"] == "combine"
 
@@ -225,19 +230,20 @@ def test_combined_gates_still_open_for_their_concepts(tiny, words):
 def test_what_cannot_be_combined_is_refused(tiny, other_folder, words):
     one = moved(tiny, 0)
     other = moved(load(other_folder, device="cpu"), 0)
-    for edits, how, why in (
-        ([one], "sum", "got 1 edits"),
-        ([one, one], "sum", "given twice"),
-        ([one, other], "sum", "different base models"),
-        ([one, moved(tiny, 1)], "mean", "by 'sum' or 'joint'"),
-        ([one, moved(tiny, 1)], "joint", "edits by esd cannot be solved together"),
+    for edits, why in (
+        ([one], "got 1 edits"),
+        ([one, one], "given twice"),
+        ([one, other], "different base models"),
     ):
-        with pytest.raises(UserError, match=why):
-            combine(tiny, edits, how)
+        for how in (combine, partial(jointly, methods=METHODS)):
+            with pytest.raises(UserError, match=why):
+                how(tiny, edits)
+    with pytest.raises(UserError, match="edits by esd cannot be solved together"):
+        jointly(tiny, [one, moved(tiny, 1)], METHODS)
     a = quick(UCE(), words).erase(tiny, [CHURCH], QUIET)
     b = quick(UCE(ridge=0.1), words).erase(tiny, [DOG], QUIET)
     with pytest.raises(UserError, match="different settings"):
-        combine(tiny, [a, b], "joint")
+        jointly(tiny, [a, b], METHODS)
 
 
 def test_overlap_is_the_squared_cosine_of_single_directions():

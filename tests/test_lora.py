@@ -9,19 +9,19 @@ from conftest import CHURCH, QUIET, quick, shaken
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
-from efface.cli import main
-from efface.edit import Edit
+from efface.cli.main import main
+from efface.edits.edit import Edit
+from efface.edits.lora import factorise, kohya, save
 from efface.errors import UserError
-from efface.lora import factorise, kohya, save
-from efface.methods import PRESETS, UCE
+from efface.methods.esd import ESD
+from efface.methods.uce import UCE
 from efface.models import load
 
 
 def moved(tiny, words):
     """An edit of rank 4 that shows in pictures."""
-    method = quick(PRESETS["esd"]["lora"], words, updates=3)
-    tuning = dataclasses.replace(method.tuning, lr=0.05)
-    return dataclasses.replace(method, tuning=tuning).erase(tiny, [CHURCH], QUIET)
+    method = quick(ESD.presets()["lora"], words, updates=3)
+    return dataclasses.replace(method, lr=0.05).erase(tiny, [CHURCH], QUIET)
 
 
 @pytest.mark.parametrize("form", ["peft", "kohya"])
@@ -84,7 +84,7 @@ def test_what_a_lora_cannot_hold_counts_as_lost(tiny):
 def test_the_command_refuses_a_poor_approximation(tiny_folder, words, tmp_path, capsys):
     run = tmp_path / "run"
     erase = ["erase", "esd", "--concept", "church", "--model", str(tiny_folder), "--out", str(run)]
-    small = ["--tuning.updates", "2", "--tuning.batch", "1", "--latents.ddim-steps", "2"]
+    small = ["--updates", "2", "--batch", "1", "--latents.ddim-steps", "2"]
     assert main([*erase, *small, "--latents.trajectories", "1", "--no-picture"]) == 0
     capsys.readouterr()
     out = tmp_path / "a.safetensors"
@@ -117,11 +117,11 @@ def test_factors_have_one_rank_whatever_the_changes_have(tiny):
 
 
 def test_the_rounding_of_a_half_precision_base_is_no_part_of_the_change(tiny_folder, words):
-    method = quick(PRESETS["esd"]["lora"], words, updates=3)
+    method = quick(ESD.presets()["lora"], words, updates=3)
     half, whole = (load(tiny_folder, dtype=d, device="cpu") for d in ("bf16", "fp32"))
     edit = method.erase(half, [CHURCH], QUIET)
     assert edit.meta["dtype"] == "bfloat16"
-    assert factorise(whole, edit, method.tuning.rank).error < 1e-4
+    assert factorise(whole, edit, method.rank).error < 1e-4
     name = next(iter(edit.weights))
     plain = edit.weights[name] - whole.parameters()[name]
     assert (plain - edit.change(name, whole.parameters()[name])).abs().max() > 1e-5

@@ -7,15 +7,15 @@ import pytest
 import torch
 from conftest import shaken
 
-from efface.cli import main
-from efface.edit import Edit
+from efface.cli.main import main
+from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.measure import measure, wanted_of
-from efface.metrics import drift
-from efface.metrics.imagenet import ImageNetJudge
-from efface.metrics.nudity import LABELS
-from efface.protocols import Protocol, load
-from efface.samples import Samples
+from efface.evaluation.judges.imagenet import ImageNetJudge
+from efface.evaluation.measure import measure, wanted_of
+from efface.evaluation.metrics import drift
+from efface.evaluation.metrics.nudity import LABELS
+from efface.evaluation.protocols import Protocol, load
+from efface.evaluation.samples import Samples
 
 CSV = "prompt,evaluation_seed,artist\n" + "".join(
     f'"a {w}, drawn",{100 + i},{a}\n'

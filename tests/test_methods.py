@@ -2,28 +2,33 @@
 
 import dataclasses
 import json
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple
 
 import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET, quick, same_weights
 from safetensors.torch import save_file
 
-from efface.checkpoints import Checkpoint, adam_of
 from efface.concepts import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.methods import ESD, MACE, METHODS, PRESETS
-from efface.models import Counter, StableDiffusion, load
-from efface.runs import Run
+from efface.methods import METHODS
+from efface.methods.ap import AP
+from efface.methods.esd import ESD
+from efface.methods.mace import MACE
+from efface.models import Counter, load
+from efface.models.families.stable_diffusion import StableDiffusion
+from efface.settings import from_json, to_json
+from efface.training import EDIT, Run, Tuning
+from efface.training.checkpoints import Checkpoint, adam_of
 
 CASES = {name: (name, method()) for name, method in METHODS.items()} | {
     f"{name} {preset}": (name, config)
-    for name, presets in PRESETS.items()
-    for preset, config in presets.items()
+    for name, method in METHODS.items()
+    for preset, config in method.presets().items()
     if config != METHODS[name]()
 }
-TRAINED = [case for case, (_, method) in CASES.items() if hasattr(method, "tuning")]
+TRAINED = [case for case, (_, method) in CASES.items() if isinstance(method, Tuning)]
 
 
 class Made(NamedTuple):
@@ -34,26 +39,6 @@ class Made(NamedTuple):
     model: object
     before: dict
     edit: Edit
-
-
-def plain(method):
-    """As the method stands in an edit's meta."""
-    return json.loads(json.dumps(dataclasses.asdict(method)))
-
-
-def rebuilt(cls, fields):
-    """A (nested) config from its JSON."""
-    types = get_type_hints(cls)
-    return cls(
-        **{
-            k: rebuilt(types[k], v)
-            if dataclasses.is_dataclass(types[k])
-            else tuple(v)
-            if isinstance(v, list)
-            else v
-            for k, v in fields.items()
-        }
-    )
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -75,10 +60,9 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_global_one(made):
 
 
 def test_another_seed_gives_other_weights(made):
-    if not hasattr(made.method, "tuning"):
+    if not isinstance(made.method, Tuning):
         pytest.skip("a closed form draws nothing")
-    tuning = dataclasses.replace(made.method.tuning, seed=1)
-    other = dataclasses.replace(made.method, tuning=tuning).erase(made.model, [CHURCH, DOG], QUIET)
+    other = dataclasses.replace(made.method, seed=1).erase(made.model, [CHURCH, DOG], QUIET)
     assert made.edit.digest != other.digest
 
 
@@ -91,9 +75,8 @@ def test_the_base_model_is_left_alone(made):
 
 def chosen(method, denoiser):
     """The weights that a method says it changes."""
-    tuning = getattr(method, "tuning", None)
-    names = StableDiffusion.group(denoiser, tuning.group if tuning else "kv")
-    if tuning and tuning.rank:
+    names = StableDiffusion.group(denoiser, getattr(method, "group", "kv"))
+    if getattr(method, "rank", 0):
         own = dict(denoiser.named_parameters())
         return {n for n in names if own[n].ndim >= 2}
     if getattr(method, "maps", "kv") == "v":
@@ -128,7 +111,7 @@ def test_the_config_comes_back_from_the_meta_of_a_file(made, tmp_path):
     made.edit.save(tmp_path / "edit.safetensors")
     meta = Edit.load(tmp_path / "edit.safetensors").meta
     assert meta["method"] == made.name
-    assert rebuilt(METHODS[meta["method"]], meta["config"]) == made.method
+    assert from_json(METHODS[meta["method"]], meta["config"]) == made.method
     assert [Concept(**c) for c in meta["concepts"]] == [CHURCH, DOG]
     assert (meta["model"], meta["base"]) == (made.model.name, made.model.base)
 
@@ -148,7 +131,7 @@ def test_a_keep_list_is_taken(made):
     method = dataclasses.replace(made.method, keep=("moon", ""))
     kept = method.erase(made.model, [CHURCH, DOG], QUIET)
     assert kept.digest != made.edit.digest
-    assert kept.meta["config"]["keep"] == ("moon", "")
+    assert kept.meta["config"]["keep"] == ["moon", ""]
 
 
 @pytest.mark.parametrize("word", ["Church", "hound"])
@@ -160,14 +143,14 @@ def test_a_keep_list_with_an_erased_concept_is_refused(made, word):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_defaults_survive_json(name):
-    for method in (METHODS[name](), *PRESETS.get(name, {}).values()):
-        assert rebuilt(METHODS[name], plain(method)) == method
+    for method in (METHODS[name](), *METHODS[name].presets().values()):
+        assert from_json(METHODS[name], json.loads(json.dumps(to_json(method)))) == method
 
 
 @pytest.mark.parametrize("group", StableDiffusion.groups)
 def test_every_weight_group_can_be_trained(tiny, words, group):
     method = quick(METHODS["esd"](), words, updates=2)
-    method = dataclasses.replace(method, tuning=dataclasses.replace(method.tuning, group=group))
+    method = dataclasses.replace(method, group=group)
     edit = method.erase(tiny, [CHURCH], QUIET)
     assert set(edit.weights) == set(tiny.group(group))
 
@@ -182,9 +165,9 @@ class Killed(Exception):
 RESUMED = {
     "esd": METHODS["esd"](),
     "ap exact": METHODS["ap"](),
-    "ap paper": PRESETS["ap"]["paper"],
-    "ap official": PRESETS["ap"]["official"],
-    "esd lora": PRESETS["esd"]["lora"],
+    "ap paper": AP.presets()["paper"],
+    "ap official": AP.presets()["official"],
+    "esd lora": ESD.presets()["lora"],
     "ca": METHODS["ca"](),
     "age": METHODS["age"](),
 }
@@ -199,23 +182,23 @@ def test_killed_at_every_update_and_started_again_it_ends_with_the_same_bits(
     seen = []
 
     def killed_at(last):
-        def on_step(update, _):
+        def on_update(update, losses, edit):
             seen.append(update)
             if update == last:
                 raise Killed
 
-        return Run(tmp_path, on_step, progress=False)
+        return Run(tmp_path, on_update, progress=False)
 
-    for update in range(5):
+    for update in range(1, 6):
         with pytest.raises(Killed):
             method.erase(tiny, [CHURCH, DOG], killed_at(update))
     edit = method.erase(tiny, [CHURCH, DOG], Run(tmp_path, progress=False))
     # a checkpoint every 2: what was done before the last one is never done again
-    assert seen == [0, 0, 1, 0, 1, 2, 2, 3, 2, 3, 4]
+    assert seen == [1, 1, 2, 1, 2, 3, 3, 4, 3, 4, 5]
     assert same_weights(dict(edit.weights), dict(whole.weights))
     for what in ("forward", "backward"):
         assert edit.meta["cost"][what] == whole.meta["cost"][what]
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == [EDIT]
 
 
 @pytest.mark.parametrize("name", ["spm", "mace"])
@@ -224,19 +207,19 @@ def test_killed_in_the_second_concept_it_goes_on_there(tiny, words, tmp_path, na
     whole = method.erase(tiny, [CHURCH, DOG], QUIET)
     seen = []
 
-    def on_step(update, _):
+    def on_update(update, losses, edit):
         seen.append(update)
         if len(seen) == 5:
             raise Killed
 
     with pytest.raises(Killed):
-        method.erase(tiny, [CHURCH, DOG], Run(tmp_path, on_step, progress=False))
+        method.erase(tiny, [CHURCH, DOG], Run(tmp_path, on_update, progress=False))
     with tiny.counting() as spent:
         edit = method.erase(tiny, [CHURCH, DOG], Run(tmp_path, progress=False))
     assert spent.forward < whole.meta["cost"]["forward"]
     assert same_weights(dict(edit.weights), dict(whole.weights))
     assert edit.digest == whole.digest
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == [EDIT]
 
 
 @pytest.fixture
@@ -244,22 +227,22 @@ def unfinished(tiny, words, tmp_path):
     """A method, and a folder with its checkpoint."""
     method = quick(METHODS["esd"](), words, updates=4)
 
-    def on_step(update, _):
-        if update == 2:
+    def on_update(update, losses, edit):
+        if update == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        method.erase(tiny, [CHURCH], Run(tmp_path, on_step, progress=False))
+        method.erase(tiny, [CHURCH], Run(tmp_path, on_update, progress=False))
     assert [p.name for p in tmp_path.iterdir()] == ["unfinished.safetensors"]
     return method, Run(tmp_path, progress=False)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tiny, unfinished):
     method, run = unfinished
-    tuning = dataclasses.replace(method.tuning, updates=5)
+    longer = dataclasses.replace(method, updates=5)
     for other, concept in (
         (dataclasses.replace(method, eta=2.0), CHURCH),
-        (dataclasses.replace(method, tuning=tuning), CHURCH),
+        (longer, CHURCH),
         (method, DOG),
     ):
         with pytest.raises(UserError, match="holds an unfinished run with other settings"):
@@ -291,7 +274,7 @@ def test_a_foreign_file_in_place_of_the_checkpoint_is_refused(tiny, unfinished):
 @pytest.mark.parametrize("case", TRAINED)
 def test_a_loss_that_is_not_finite_stops_and_names_the_update(tiny, words, tmp_path, case):
     method = quick(CASES[case][1], words, updates=5)
-    method = dataclasses.replace(method, tuning=dataclasses.replace(method.tuning, lr=1e30))
+    method = dataclasses.replace(method, lr=1e30)
     with pytest.raises(UserError, match=r"loss of update [1-4] is (nan|inf).*learning rate"):
         method.erase(tiny, [CHURCH], Run(tmp_path, progress=False))
 
@@ -311,9 +294,25 @@ def test_mace_cannot_do_without_the_attention(tiny, words):
 def test_on_step_hears_every_update(tiny, words):
     heard = []
     method = quick(METHODS["esd"](), words, updates=3)
-    method.erase(tiny, [CHURCH], Run(on_step=lambda *a: heard.append(a), progress=False))
-    assert [u for u, _ in heard] == [0, 1, 2]
-    assert all(values["loss"] > 0 for _, values in heard)
+    method.erase(tiny, [CHURCH], Run(on_update=lambda *a: heard.append(a), progress=False))
+    assert [u for u, *_ in heard] == [1, 2, 3]
+    assert all(values["loss"] > 0 for _, values, _ in heard)
+
+
+def test_whoever_watches_sees_the_edit_and_may_end_the_training(tiny, words, tmp_path):
+    method, seen = quick(METHODS["esd"](), words, updates=5), []
+
+    def on_update(update, losses, edit):
+        seen.append(Edit({k: w.clone() for k, w in edit.weights.items()}))
+        return update == 2
+
+    edit = method.erase(tiny, [CHURCH], Run(tmp_path, on_update, progress=False))
+    assert len(seen) == 2
+    assert seen[0].digest != seen[1].digest
+    assert same_weights(edit.weights, seen[1].weights)
+    assert edit.meta["stopped_after"] == 2
+    short = dataclasses.replace(method, updates=2).erase(tiny, [CHURCH], QUIET)
+    assert same_weights(edit.weights, short.weights)
 
 
 @pytest.mark.parametrize(
@@ -328,12 +327,12 @@ def test_on_step_hears_every_update(tiny, words):
 )
 def test_settings_out_of_range_are_refused(change, message):
     with pytest.raises(UserError, match=message):
-        dataclasses.replace(METHODS["esd"]().tuning, **change)
+        dataclasses.replace(METHODS["esd"](), **change)
 
 
 def test_an_unknown_weight_group_is_refused_with_a_guess(tiny, words):
     method = quick(METHODS["esd"](), words)
-    method = dataclasses.replace(method, tuning=dataclasses.replace(method.tuning, group="xatn"))
+    method = dataclasses.replace(method, group="xatn")
     with pytest.raises(UserError, match="unknown weight group 'xatn'; did you mean 'xattn'"):
         method.erase(tiny, [CHURCH], QUIET)
 
@@ -354,7 +353,7 @@ def test_parts_are_made_once_and_taken_back_by_their_own_run_alone(tmp_path):
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(UserError, match="is damaged"):
         run.part(0, {"seed": 1}, make)
-    run.forget(1)
+    run.forget()
     assert not list(tmp_path.iterdir())
     assert run.part(0, {"seed": 2}, make)["w"].tolist() == [2, 2]
     assert Run().part(0, {}, make)["w"].tolist() == [3, 3]
@@ -388,6 +387,6 @@ def test_an_edit_made_with_eight_bit_moments_is_nearly_the_same(tiny, words):
     pytest.importorskip("bitsandbytes")
     method = quick(METHODS["esd"](), words, updates=3)
     plain = method.erase(tiny, [CHURCH], QUIET)
-    small = method.erase(tiny, [CHURCH], dataclasses.replace(QUIET, adam8bit=True))
+    small = dataclasses.replace(method, adam_8bit=True).erase(tiny, [CHURCH], QUIET)
     for k, w in plain.weights.items():
         torch.testing.assert_close(small.weights[k], w, rtol=0, atol=1e-4)

@@ -8,13 +8,22 @@ import pytest
 import torch
 
 from efface.errors import UserError
-from efface.metrics import METRICS, clip_score, cmmd, drift, exposed, fid, kid, lpips_distance
-from efface.metrics.clip import TinyClip, TransformersClip
-from efface.metrics.cmmd import gaussian
-from efface.metrics.fid import frechet
-from efface.metrics.kid import mmd2
-from efface.metrics.nudity import LABELS, curve, look, parts
-from efface.samples import to_image
+from efface.evaluation.metrics import (
+    METRICS,
+    clip_score,
+    cmmd,
+    drift,
+    exposed,
+    fid,
+    kid,
+    lpips_distance,
+)
+from efface.evaluation.metrics.clip import TinyClip, TransformersClip
+from efface.evaluation.metrics.cmmd import gaussian
+from efface.evaluation.metrics.fid import frechet
+from efface.evaluation.metrics.kid import mmd2
+from efface.evaluation.metrics.nudity import LABELS, curve, look, parts
+from efface.models import to_image
 from efface.scores import jackknifed
 
 
@@ -98,7 +107,7 @@ def test_drift_is_the_root_mean_square_of_the_difference():
 
 def test_the_shipped_clip_tells_drawings_apart(emoji):
     prompts = ["wolf", "church", "beer mug", "red apple"]
-    images = torch.stack(list(emoji.generate(prompts, [0] * 4)))
+    images = torch.stack(list(emoji.generate(prompts, [0] * 4, output_type="pt")))
     clip = TinyClip()
     fit = clip.pictures(images) @ clip.texts(prompts).T
     assert (fit.argmax(1) == torch.arange(4)).all()

@@ -17,10 +17,12 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
-from efface.edit import Edit, merge
+from efface.edits.edit import Edit
+from efface.edits.merge import merge
 from efface.errors import UserError
-from efface.methods import ESD
-from efface.models import Conditioning, StableDiffusion, hash_files, load, mix, stack
+from efface.methods.esd import ESD
+from efface.models import Conditioning, hash_stored, load, mix, stack
+from efface.models.families.stable_diffusion import StableDiffusion
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -73,7 +75,7 @@ def test_precision_is_chosen_at_load_and_what_is_trained_stays_fp32(tiny_folder,
     assert model.dtype == is_
     z, t = torch.randn(1, 4, 4, 4), torch.tensor([500])
     assert model.predict(z, t, model.embed(["dog"])).dtype == torch.float32
-    picture = next(model.generate(["dog"], [0], steps=2))
+    picture = next(model.generate(["dog"], [0], steps=2, output_type="pt"))
     assert picture.dtype == torch.float32
     assert torch.isfinite(picture).all()
     edit = quick(ESD(), words).erase(model, [CHURCH], QUIET)
@@ -292,7 +294,7 @@ def test_a_folder_that_holds_the_variant_alone_is_opened_and_merged(folder, tmp_
         path = folder / part / name
         path.rename(path.with_suffix(".fp16.safetensors"))
     model = load(folder, device="cpu")
-    assert model.base == hash_files(folder / "unet")
+    assert model.base == hash_stored(folder / "unet")
     merge(model, Edit(shaken(model), {"base": model.base}), tmp_path / "merged")
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "merged", variant="fp16")
     name = model.group("kv")[0]
@@ -343,7 +345,7 @@ def test_conditionings_stack_mix_repeat_and_index():
 
 
 def pictures(model, prompts, seeds, **options):
-    return torch.stack(list(model.generate(prompts, seeds, **options)))
+    return torch.stack(list(model.generate(prompts, seeds, **options, output_type="pt")))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -12,14 +12,13 @@ from conftest import CHURCH, DOG, QUIET, quick
 
 from efface.methods import METHODS
 from efface.models import load
-from efface.runs import Run
+from efface.training import Run
 
 
 def method_of(name, words, accumulate):
     """Four updates of four batches of one."""
     method = quick(METHODS[name](), words, updates=4)
-    tuning = dataclasses.replace(method.tuning, accumulate=accumulate, batch=1)
-    return dataclasses.replace(method, tuning=tuning)
+    return dataclasses.replace(method, accumulate=accumulate, batch=1)
 
 
 def train(rank, port, name, folder, words, out):
@@ -58,7 +57,7 @@ def test_two_processes_make_the_edit_that_one_makes(tiny_folder, words, tmp_path
 
 @pytest.mark.slow
 def test_accelerate_launches_the_command_line(tiny_folder, tmp_path):
-    from efface.edit import Edit
+    from efface.edits.edit import Edit
 
     args = ["-m", "efface", "erase", "esd", "--concept", "church", "--model", str(tiny_folder)]
     args += ["--tuning.updates", "3", "--tuning.batch", "1", "--tuning.accumulate", "2"]

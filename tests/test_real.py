@@ -10,22 +10,23 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from efface.concepts import Concept
-from efface.edit import Edit, merge_single
-from efface.lora import factorise
-from efface.lora import save as save_lora
-from efface.methods import ESD, UCE
+from efface.edits.edit import Edit
+from efface.edits.lora import factorise
+from efface.edits.lora import save as save_lora
+from efface.edits.merge import merge_single
+from efface.methods.esd import ESD
+from efface.methods.uce import UCE
 from efface.models import load
-from efface.models.one_file import lay
-from efface.models.standard import STANDARD
-from efface.runs import Run
-from efface.training import Tuning
+from efface.models.files.single_file import lay
+from efface.models.files.standard import STANDARD
+from efface.training import Run
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_half_precision_trains_on_a_gpu(tiny_folder, dtype):
     model = load(tiny_folder, dtype=dtype, device="cuda")
-    method = ESD(tuning=Tuning(updates=3, batch=2, lr=1e-3))
+    method = ESD(updates=3, batch=2, lr=1e-3)
     edit = method.erase(model, [Concept("church")], Run(progress=False))
     assert all(w.dtype == torch.float32 for w in edit.weights.values())
     assert all(torch.isfinite(w).all() for w in edit.weights.values())
@@ -51,14 +52,18 @@ def test_real_weights_load_can_be_erased_from_and_go_into_files(family, tmp_path
     model = load(HUB[family], dtype="bf16" if torch.cuda.is_available() else "fp32")
     if family == "sd2":
         assert model.scheduler.config.prediction_type == "v_prediction"
-    method = ESD(tuning=Tuning(updates=1, batch=1, group="kv"))
+    method = ESD(updates=1, batch=1, group="kv")
     method = replace(method, latents=replace(method.latents, ddim_steps=4, trajectories=1))
     run = Run(progress=False, checkpointing=True)
     edit = method.erase(model, [Concept("Van Gogh")], run)
     assert set(edit.weights) == set(model.group("kv"))
     own = model.parameters()
     assert any(not torch.equal(w, own[k].float().cpu()) for k, w in edit.weights.items())
-    picture = next(model.generate(["a painting by Van Gogh"], [0], steps=4, weights=edit.on(model)))
+    picture = next(
+        model.generate(
+            ["a painting by Van Gogh"], [0], steps=4, weights=edit.on(model), output_type="pt"
+        )
+    )
     assert torch.isfinite(picture).all()
     assert picture.std() > 0.01
     solved = UCE().erase(model, [Concept("Van Gogh")], run)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from conftest import shaken
 
-from efface import samples as samples_module
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.evaluation import samples as samples_module
+from efface.evaluation.samples import Samples, Wanted, generate
 from efface.models import load
-from efface.samples import Samples, Wanted, generate
 
 WANTED = [Wanted(p, s, p) for p in ("church", "dog", "red house") for s in (0, 1)]
 
@@ -40,7 +40,9 @@ def test_a_picture_and_a_row_for_each(tiny, folder):
     assert found.rows == tuple(WANTED)
     assert found.settings.base == tiny.base
     assert (found.settings.steps, found.settings.guidance) == (tiny.steps, tiny.guidance)
-    slow = torch.stack(list(tiny.generate([w.prompt for w in WANTED], [w.seed for w in WANTED])))
+    slow = torch.stack(
+        list(tiny.generate([w.prompt for w in WANTED], [w.seed for w in WANTED], output_type="pt"))
+    )
     torch.testing.assert_close(found.images(), slow, rtol=0, atol=0.51 / 255)
 
 

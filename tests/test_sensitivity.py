@@ -6,15 +6,11 @@ import pytest
 import torch
 from conftest import CHURCH, QUIET, WORDS, quick, shaken
 
-from efface.cli import main
-from efface.closed_form import text_vectors
-from efface.edit import Edit
+from efface.cli.main import main
+from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.methods import SPM, UCE
-from efface.models import family as family_module
-from efface.samples import Wanted, generate
-from efface.scores import rank_correlation, ranks
-from efface.sensitivity import (
+from efface.evaluation.samples import Wanted, generate
+from efface.evaluation.sensitivity import (
     Moved,
     _size,
     agreement,
@@ -24,6 +20,11 @@ from efface.sensitivity import (
     suggested,
     text_states,
 )
+from efface.methods.spm import SPM
+from efface.methods.uce import UCE
+from efface.models.families import family as family_module
+from efface.scores import rank_correlation, ranks
+from efface.training.closed_form import text_vectors
 
 
 def edit_of(model, weights):

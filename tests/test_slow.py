@@ -10,10 +10,10 @@ from conftest import CHURCH, QUIET, SD14, tiny_pipeline
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from efface.latents import Latents
-from efface.methods import ESD
-from efface.models import DiffusionModel, StableDiffusion, plan
-from efface.training import Tuning
+from efface.methods.esd import ESD
+from efface.models import DiffusionModel, plan
+from efface.models.families.stable_diffusion import StableDiffusion
+from efface.training import Bank
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +63,7 @@ def test_one_update_at_full_size_fits_into_24_gb_and_moves_cross_attention_only(
         return {k: (float(p.sum()), float(p.norm())) for k, p in model.parameters().items()}
 
     before = sums()
-    method = ESD(latents=Latents(ddim_steps=1, trajectories=1), tuning=Tuning(updates=1, batch=1))
+    method = ESD(latents=Bank(ddim_steps=1, trajectories=1), updates=1, batch=1)
     edit = method.erase(model, [CHURCH], QUIET)
     assert set(edit.weights) == set(model.group("xattn"))
     assert all(".attn2." in k for k in edit.weights)
@@ -89,7 +89,7 @@ def test_the_plan_is_within_a_fifth_of_what_a_training_takes(tokenizer, all_thre
     loaded = memory("VmRSS")
     found = plan(model, "xattn", 1)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    method = ESD(latents=Latents(ddim_steps=1, trajectories=1), tuning=Tuning(updates=1, batch=1))
+    method = ESD(latents=Bank(ddim_steps=1, trajectories=1), updates=1, batch=1)
     method.erase(model, [CHURCH], QUIET)
     took = found.frozen + memory("VmHWM") - loaded
     assert found.total == pytest.approx(took, rel=0.2)

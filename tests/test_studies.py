@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS, quick, shaken
+from conftest import WORDS, job_of, quick, shaken
 
-from efface.cli import main
+from efface.cli.main import main
 from efface.concepts import Concept
 from efface.errors import UserError
-from efface.latents import Latents
-from efface.metrics.judge import Judge, JudgeConfig
+from efface.evaluation.judges.emoji import Judge, JudgeConfig
 from efface.models import load as load_model
 from efface.models import watched
-from efface.runs import Run
 from efface.studies import (
     STUDIES,
     Lab,
@@ -31,7 +29,7 @@ from efface.studies import (
     vocabulary_kind,
     vocabulary_size,
 )
-from efface.training import Tuning, finetune
+from efface.training import Bank
 from efface.vocabulary import load as load_vocabulary
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -155,20 +153,22 @@ def test_attention_overlap_is_that_of_one_word_at_a_time(tiny):
 
 
 def test_a_watcher_compares_the_favourite_with_the_worst(tiny, words):
-    from efface.methods import AP
-    from efface.search import Exact, Search
+    from efface.methods.ap import AP
+    from efface.training.search import Exact, Setting
 
-    tuning = Tuning(updates=4, batch=2, lr=1e-2)
     method = AP(
         vocabulary=str(words),
         search=search.SETTINGS["tuned"],
-        latents=Latents(ddim_steps=3, trajectories=2),
-        tuning=tuning,
+        latents=Bank(ddim_steps=3, trajectories=2),
+        updates=4,
+        batch=2,
+        lr=1e-2,
     )
-    built = method.build(tiny, [Concept("church")], progress=False)
-    exact = Exact(built.candidates, Search(probes=3), tiny, built.source, 1)
+    job = job_of(tiny, [Concept("church")], method)
+    built = method.build(job)
+    exact = Exact(probes=3).start(Setting(job, built.candidates, built.source, None))
     watcher = search.Watcher(built.search, exact, every=2)
-    finetune(tiny, built.loss, tuning, Run(progress=False), {}, [built.search, watcher])
+    job.train(built.loss, [built.search, watcher])
     assert [r["update"] for r in watcher.rows] == [2, 4]
     for r in watcher.rows:
         assert 0 <= r["regret"] <= 100
@@ -199,8 +199,8 @@ def test_a_small_run_of_each(name, options, tmp_path, monkeypatch):
     for module in (anchors, order, vocabulary_size, vocabulary_kind, tradeoff):
         small = dataclasses.replace(
             module.BASE,
-            latents=Latents(ddim_steps=3, trajectories=2),
-            tuning=dataclasses.replace(module.BASE.tuning, updates=1),
+            latents=Bank(ddim_steps=3, trajectories=2),
+            updates=1,
         )
         monkeypatch.setattr(module, "BASE", small)
     found = json.loads(json.dumps(study.run(lab, **options)))

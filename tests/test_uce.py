@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET
 
-from efface.closed_form import solve
-from efface.methods import UCE
+from efface.methods.uce import UCE
+from efface.training.closed_form import solve
 
 
 @pytest.fixture(scope="module")

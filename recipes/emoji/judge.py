@@ -24,7 +24,7 @@ from torch.nn.functional import affine_grid, conv2d, cross_entropy, grid_sample,
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from efface.metrics.judge import Judge, JudgeConfig
+from efface.evaluation.judges.emoji import Judge, JudgeConfig
 
 STYLE_WEIGHT = 1.0
 CYCLE = 1800

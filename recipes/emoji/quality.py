@@ -8,10 +8,10 @@ import torch
 from common import ASSETS, BUILD, HELD_OUT, STYLES, WORDS, concepts, load_data, stage
 from torch import Tensor
 
-from efface.metrics import Judge
+from efface.evaluation.metrics import Judge
 from efface.models import load
 from efface.scores import rate
-from efface.vocabulary import shipped
+from efface.vocabulary import brought
 
 SEEDS = range(8)
 CARD = """---
@@ -92,10 +92,12 @@ def nearest(pictures: Tensor, asked: list[tuple[int, int]]) -> tuple[Tensor, Ten
 def main() -> None:
     with stage("quality") as report:
         model, judge = load("emoji"), Judge.load()
-        concept_names = shipped("emoji", "names").words
+        concept_names = brought(ASSETS, "emoji", "names").words
         names = [n for n in concept_names for _ in SEEDS]
         seeds = [s for _ in concept_names for s in SEEDS]
-        pictures = torch.stack(list(model.generate(names, seeds, batch=64, progress=True)))
+        pictures = torch.stack(
+            list(model.generate(names, seeds, batch=64, progress=True, output_type="pt"))
+        )
         guess = judge.classify(pictures).concepts
         hit = guess == torch.tensor([judge.index(n) for n in names])[:, None]
         top1, top5 = hit[:, 0], hit.any(1)
@@ -103,7 +105,11 @@ def main() -> None:
         asked = [(n, s) for n in concept_names for s in range(len(STYLES))]
         prompts = [f"{n}, {WORDS[STYLES[s]]}" for n, s in asked]
         styled = torch.stack(
-            list(model.generate(prompts, [0] * len(prompts), batch=64, progress=True))
+            list(
+                model.generate(
+                    prompts, [0] * len(prompts), batch=64, progress=True, output_type="pt"
+                )
+            )
         )
         style = judge.classify(styled).styles[:, 0] == torch.tensor([s for _, s in asked])
         near, drawn = nearest(

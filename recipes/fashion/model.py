@@ -36,8 +36,8 @@ from muon import Muon  # noqa: E402
 from unet import GAMMA, HIGHEST, NO_TEXT, TILT, export, rate  # noqa: E402
 from vae import loss_of  # noqa: E402
 
-from efface.metrics.judge import Judge, JudgeConfig  # noqa: E402
-from efface.models import ASSETS  # noqa: E402
+from efface.evaluation.judges.emoji import Judge, JudgeConfig  # noqa: E402
+from efface.storage import ASSETS  # noqa: E402
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 GOAL = HERE / "build" / "model"

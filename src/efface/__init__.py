@@ -2,77 +2,83 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("efface")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0.0.0"
+from efface.storage import VERSION as __version__
 
 if TYPE_CHECKING:
+    from efface.api import erase, load_model, score
     from efface.concepts import Concept
-    from efface.edit import Edit
+    from efface.edits.edit import Edit
     from efface.errors import UserError
-    from efface.methods import AGE, AP, CA, ESD, MACE, METHODS, SPEED, SPM, UCE
-    from efface.metrics import METRICS, Judge
+    from efface.evaluation.judges.emoji import Judge
+    from efface.evaluation.metrics import METRICS
+    from efface.evaluation.protocols import Protocol
+    from efface.evaluation.samples import Samples
+    from efface.methods import METHODS
+    from efface.methods.age import AGE
+    from efface.methods.ap import AP
+    from efface.methods.ca import CA
+    from efface.methods.esd import ESD
+    from efface.methods.mace import MACE
+    from efface.methods.speed import SPEED
+    from efface.methods.spm import SPM
+    from efface.methods.uce import UCE
     from efface.models import MODELS, DiffusionModel
-    from efface.models import load as load_model
-    from efface.samples import Samples
     from efface.scores import Score
+    from efface.training import Bank, Job, Latents, Made, Method, Pictures, Rollout, Run, Tuning
+    from efface.training.search import Exact, Gumbel, Random, Search
     from efface.vocabulary import Vocabulary
 
 _HOME = {
-    "AGE": "methods",
-    "AP": "methods",
-    "CA": "methods",
-    "Concept": "concepts",
-    "DiffusionModel": "models",
-    "ESD": "methods",
-    "Edit": "edit",
-    "Judge": "metrics",
-    "MACE": "methods",
-    "METHODS": "methods",
-    "METRICS": "metrics",
-    "MODELS": "models",
-    "SPEED": "methods",
-    "SPM": "methods",
-    "Samples": "samples",
-    "Score": "scores",
-    "UCE": "methods",
-    "UserError": "errors",
-    "Vocabulary": "vocabulary",
-    "load_model": "models",
+    "api": ("erase", "load_model", "score"),
+    "concepts": ("Concept",),
+    "edits.edit": ("Edit",),
+    "errors": ("UserError",),
+    "evaluation.judges.emoji": ("Judge",),
+    "evaluation.metrics": ("METRICS",),
+    "evaluation.protocols": ("Protocol",),
+    "evaluation.samples": ("Samples",),
+    "methods": ("METHODS",),
+    "models": ("MODELS", "DiffusionModel"),
+    "scores": ("Score",),
+    "training": (
+        "Bank",
+        "Job",
+        "Latents",
+        "Made",
+        "Method",
+        "Pictures",
+        "Rollout",
+        "Run",
+        "Tuning",
+    ),
+    "training.search": ("Exact", "Gumbel", "Random", "Search"),
+    "vocabulary": ("Vocabulary",),
 }
-__all__ = [
-    "AGE",
-    "AP",
-    "CA",
-    "ESD",
-    "MACE",
-    "METHODS",
-    "METRICS",
-    "MODELS",
-    "SPEED",
-    "SPM",
-    "UCE",
-    "Concept",
-    "DiffusionModel",
-    "Edit",
-    "Judge",
-    "Samples",
-    "Score",
-    "UserError",
-    "Vocabulary",
-    "__version__",
-    "load_model",
-]
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: ``efface --help`` does not wait for torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'efface' has no attribute {name!r}")
-    from importlib import import_module
+    """Import a public name when it is first used: ``efface --help`` does not wait for torch.
 
-    return getattr(import_module(f"efface.{_HOME[name]}"), "load" if name == "load_model" else name)
+    A method's class has its own name, whichever package it is from.
+    """
+    if name in _WHERE:
+        return getattr(import_module(f"efface.{_WHERE[name]}"), name)
+    if name == "__all__":
+        return [*_WHERE, *_methods(), "__version__"]
+    if not name.startswith("_") and name in (methods := _methods()):
+        return methods[name]
+    raise AttributeError(f"module 'efface' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE, *_methods()])
+
+
+def _methods() -> dict[str, Any]:
+    from efface.methods import METHODS
+
+    return {m.__name__: m for m in METHODS.values()}

@@ -2,7 +2,7 @@
 
 import sys
 
-from efface.cli import main
+from efface.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -126,3 +126,16 @@ def check_keep(concepts: Sequence[Concept], keep: Iterable[str]) -> None:
                 f"{word!r} is on the keep list and among the erased concepts "
                 f"({erased[normal(word)]!r}): take it off one."
             )
+
+
+def listed(concepts: str | Concept | Sequence[str | Concept]) -> list[Concept]:
+    """Concepts from what a caller gives: one or several, each a Concept or a :func:`parse` line.
+
+    Raises:
+        UserError: none.
+    """
+    some = [concepts] if isinstance(concepts, (str, Concept)) else concepts
+    found = [c if isinstance(c, Concept) else parse(c) for c in some]
+    if not found:
+        raise UserError("no concept to erase: name at least one.")
+    return list(dict.fromkeys(found))

@@ -7,13 +7,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from efface.concepts import Concept, normal
 from efface.errors import UserError, pick
-from efface.models import MODELS, DiffusionModel
+
+if TYPE_CHECKING:
+    from efface.models import DiffusionModel
 
 COMMON = 1000
 """Words of ``auto`` where a model does not say what it draws."""
@@ -158,11 +161,6 @@ def from_tokenizer(tokenizer: object) -> Vocabulary:
     vocab: dict[str, int] = tokenizer.get_vocab()  # type: ignore[attr-defined]
     whole = (t[:-4] for t in sorted(vocab, key=vocab.__getitem__) if t.endswith("</w>"))
     return Vocabulary(tuple(w for w in whole if re.fullmatch(r"[a-z]{2,}", w)), "tokens")
-
-
-def shipped(name: str, field: str) -> Vocabulary:
-    """The concept names or the search tags of a shipped model."""
-    return brought(MODELS[name].folder, name, field)
 
 
 def brings(model: DiffusionModel) -> bool:

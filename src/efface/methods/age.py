@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from efface.concepts import Concept, check_keep
-from efface.edit import Edit
 from efface.errors import UserError
-from efface.latents import Batch, Latents, Words, draw_beside, source_of
-from efface.models import Conditioning, DiffusionModel, stack
-from efface.runs import Run
-from efface.search import Gumbel, Pools, Random, Search, pools
-from efface.training import Making, Student, Tuning, finetune
-from efface.vocabulary import Vocabulary, load
+from efface.models import Conditioning, stack
+from efface.training import Bank, Batch, Job, Latents, Made, Method, Rollout, Student, Tuning, Words
+from efface.training.search import Gumbel, Pools, Random, Setting, pools
+from efface.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True)
-class AGE:
+@dataclass(frozen=True, kw_only=True)
+class AGE(Method, Tuning):
     """Steer each concept to an anchor found by a min-max over a vocabulary, and preserve that.
 
     Source: arXiv:2501.18950, sections 4.2 and 4.3; search by Gumbel-Softmax over single words
@@ -30,6 +26,9 @@ class AGE:
     the erased concepts' absence from the candidates, and ε instead of x0 in both errors unless
     ``x0_weighting``. A concept with an anchor of its own gets that one, without a search.
     """
+
+    name: ClassVar[str] = "age"
+    label: ClassVar[str] = "AGE"
 
     eta: float = 1.0
     """Strength of the guidance away from the concept; 0 maps it onto its anchor."""
@@ -45,29 +44,25 @@ class AGE:
     """k, the vocabulary is first narrowed to the k nearest by text states; 0: all of it."""
     spread: str = "kmeans"
     """How K are chosen among k: nearest, even, or kmeans."""
-    own_latents: bool = False
-    """Preserve the anchor on latents rolled out under it, as the authors do; else on the
-    concept's."""
     x0_weighting: bool = False
     """Compare predicted pictures instead of noise: every term times (1 - ᾱ)/ᾱ."""
-    search: Search = Search(kind="gumbel", hard=True, tau=0.1)
-    """``gumbel`` or ``random``."""
-    latents: Latents = Latents()
-    tuning: Tuning = Tuning()
+    search: Gumbel | Random = Gumbel(hard=True, tau=0.1)
+    """How anchors are chosen."""
+    latents: Latents = Bank()
+    """Where noisy latents come from; with ``own`` rollouts the anchor is preserved on latents of
+    its own, as the authors do."""
 
     def __post_init__(self) -> None:
-        if self.search.kind == "exact":
+        super().__post_init__()
+        if not isinstance(self.search, (Gumbel, Random)):
             raise UserError("AGE searches anchors by 'gumbel' or takes 'random' ones, not 'exact'.")
-        self.latents.check_own(self.own_latents)
 
-    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
-        """Train an edit that erases ``concepts``."""
-        check_keep(concepts, self.keep)
-        making = Making("age", self, model, concepts)
-        candidates = self.candidates(model, concepts)
-        making.about["candidates"] = {"words": len(candidates.words), "hash": candidates.digest}
-        source = source_of(model, concepts, self.latents, self.tuning.seed, run.progress)
-        kept = model.embed(self.keep) if self.keep else None
+    def make(self, job: Job) -> Made:
+        """Train by the searched anchor's prediction, and by the anchor's own."""
+        model, source, kept = job.model, self.latents.open(job), job.kept()
+        own = isinstance(self.latents, Rollout) and self.latents.own
+        candidates = self.candidates(job)
+        job.about["candidates"] = candidates.about
 
         def weigh(b: Batch) -> Tensor:
             return b.weight if self.x0_weighting else torch.ones_like(b.weight)
@@ -77,30 +72,24 @@ class AGE:
             with torch.no_grad():
                 goal = model.predict(b.z, b.t, words.cond.detach())
                 same = goal
-                if self.own_latents:
+                if own:
                     same = model.predict(words.z, words.t, words.cond.detach())
                 away = (student(b.z, b.t, b.concept) - goal).square().mean((1, 2, 3))
             harm = (student(words.z, words.t, words.cond) - same).square().mean((1, 2, 3))
             climbed_to: Tensor = (weigh(b) * (away + self.preserve * harm)).mean()
             return climbed_to
 
-        search = (
-            Random(candidates)
-            if self.search.kind == "random"
-            else Gumbel(candidates, self.search, source, climbed, self.own_latents, model.device)
-        )
+        search = self.search.start(Setting(job, candidates, source, climbed))
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
             def choose(which: Tensor) -> Conditioning:
                 return search.draw(which, len(which), g).cond
 
-            b, words = draw_beside(
-                source, g, self.tuning.batch, student.weights, choose, self.own_latents
-            )
+            b, words = source.draw_beside(g, self.batch, student.weights, choose)
             anchor, z = words.cond, words.z
             with torch.no_grad():
                 e_anchor = same = model.predict(b.z, b.t, anchor)
-                if self.own_latents:
+                if own:
                     same = model.predict(z, b.t, anchor)
             both = student(torch.cat([b.z, z]), torch.cat([b.t, b.t]), stack([b.concept, anchor]))
             goal = b._replace(e_anchor=e_anchor).goal(self.eta)
@@ -115,19 +104,16 @@ class AGE:
                 value = value + (student(b.z, b.t, cond) - still).square().mean()
             return value
 
-        weights = finetune(model, loss, self.tuning, run, making.about, [search])
-        return making.edit(weights)
+        return Made(job.train(loss, [search]))
 
-    def candidates(self, model: DiffusionModel, concepts: Sequence[Concept]) -> Pools:
+    def candidates(self, job: Job) -> Pools:
         """The anchors that each concept may get."""
-        common, found = load(self.vocabulary, model), []
-        for c in concepts:
+        found = []
+        for c in job.concepts:
             if c.anchor:
                 found.append(Vocabulary((c.anchor,), f"anchor of {c.name}"))
                 continue
-            own = Vocabulary(c.pool, f"pool of {c.name}") if c.pool else common
-            size = 0 if c.pool else self.pool_size
-            nearest = 0 if c.pool else self.nearest
-            clean = own.without(concepts, model.tokenizer)
-            found.append(clean.pool(model, c, size, nearest, self.spread))
-        return pools(model, concepts, found)
+            size, nearest = (0, 0) if c.pool else (self.pool_size, self.nearest)
+            clean = job.words(self.vocabulary, c)
+            found.append(clean.pool(job.model, c, size, nearest, self.spread))
+        return pools(job, found)

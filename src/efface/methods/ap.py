@@ -2,50 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from efface.concepts import Concept, check_keep
-from efface.edit import Edit
-from efface.errors import UserError, pick
-from efface.latents import (
+from efface.errors import UserError
+from efface.models import Conditioning, stack
+from efface.training import (
     Bank,
     Batch,
+    Entry,
+    Job,
     Latents,
-    Rollouts,
+    Loss,
+    Made,
+    Method,
+    Rollout,
+    Student,
+    Tuning,
     Words,
-    draw_beside,
-    source_of,
 )
-from efface.models import Conditioning, DiffusionModel, stack
-from efface.runs import Run
-from efface.search import Exact, Gumbel, Objective, Pools, Random, Search, pools
-from efface.training import Loss, Making, Student, Tuning, finetune
-from efface.vocabulary import Vocabulary, load
+from efface.training.latents import Source
+from efface.training.search import (
+    Exact,
+    Gumbel,
+    Objective,
+    Pools,
+    Random,
+    Search,
+    Searching,
+    Setting,
+    pools,
+)
 
 
 class Built(NamedTuple):
     """The parts of a run."""
 
     candidates: Pools
-    source: Bank | Rollouts
-    search: Random | Exact | Gumbel
+    source: Source
+    search: Searching
     loss: Loss
 
 
-@dataclass(frozen=True)
-class AP:
+@dataclass(frozen=True, kw_only=True)
+class AP(Method, Tuning):
     """Erase concepts while preserving the adversarial concept.
 
-    Source: arXiv:2410.15618, section 3. The defaults are ours; :data:`PRESETS` holds the paper's
-    formulas and the
-    authors' released behaviour, as differences of these fields.
+    Source: arXiv:2410.15618, section 3. The defaults are ours; :meth:`presets` holds the paper's
+    formulas and the authors' released behaviour, as differences of these fields.
     """
 
+    name: ClassVar[str] = "ap"
+    label: ClassVar[str] = "AP, ours"
+
+    batch: int = 4
+    """Latents of erased concepts in an update."""
     eta: float = 4.0
     """Strength of the negative guidance away from the erased concept; 0 maps it onto its anchor
     (the paper)."""
@@ -66,40 +81,33 @@ class AP:
     """How K are chosen among k: nearest, even, or kmeans (on the distances, as the authors do)."""
     exclude_erased: bool = True
     """Keep the erased concepts, their case variants, tokens and synonyms out of the candidates."""
-    own_latents: bool = False
-    """Preserve a word on latents rolled out under it, from the erased concept's noise; else on the
-    concept's own."""
     x0_weighting: bool = False
     """Compare predicted pictures instead of noise: every term times (1 - ᾱ)/ᾱ."""
-    search: Search = Search(refresh=60, probes=2, top=0)
-    latents: Latents = Latents(trajectories=4)
-    tuning: Tuning = Tuning(batch=4)
+    search: Search = Exact(refresh=60, probes=2, top=0)
+    """How preserved words are chosen."""
+    latents: Latents = Bank(trajectories=4)
+    """Where noisy latents come from."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("preserve_batch", "pool_size", "nearest"):
             if getattr(self, name) < 0:
                 raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
-        self.latents.check_own(self.own_latents)
 
-    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
-        """Train an edit that erases ``concepts``."""
-        check_keep(concepts, self.keep)
-        making = Making("ap", self, model, concepts)
-        built = self.build(model, concepts, run.progress)
-        words = built.candidates
-        making.about["candidates"] = {"words": len(words.words), "hash": words.digest}
-        weights = finetune(model, built.loss, self.tuning, run, making.about, [built.search])
-        return making.edit(weights)
+    def make(self, job: Job) -> Made:
+        """Train by the erased concept's guided prediction and by what the search preserves."""
+        built = self.build(job)
+        job.about["candidates"] = built.candidates.about
+        return Made(job.train(built.loss, [built.search]))
 
-    def build(self, model: DiffusionModel, concepts: Sequence[Concept], progress: bool) -> Built:
+    def build(self, job: Job) -> Built:
         """Candidates, latents, search, and the loss that ties them together."""
-        candidates = self.candidates(model, concepts)
-        source = source_of(model, concepts, self.latents, self.tuning.seed, progress)
-        search = self._search(model, candidates, source)
-        kept = model.embed(self.keep) if self.keep else None
+        model, source, kept = job.model, self.latents.open(job), job.kept()
+        candidates = self.candidates(job)
+        search = self.search.start(Setting(job, candidates, source, self._objective(job)))
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
-            n = self.preserve_batch or self.tuning.batch
+            n = self.preserve_batch or self.batch
 
             def choose(which: Tensor) -> Conditioning:
                 cond = search.draw(which, n, g).cond
@@ -108,9 +116,7 @@ class AP:
                 also = torch.randint(0, len(kept), (max(n // 4, 1),), generator=g)
                 return stack([cond, kept[also.to(model.device)]])
 
-            b, words = draw_beside(
-                source, g, self.tuning.batch, student.weights, choose, self.own_latents
-            )
+            b, words = source.draw_beside(g, self.batch, student.weights, choose)
             with torch.no_grad():
                 goal = model.predict(words.z, words.t, words.cond)
             guess = student(
@@ -125,42 +131,22 @@ class AP:
 
         return Built(candidates, source, search, loss)
 
-    def candidates(self, model: DiffusionModel, concepts: Sequence[Concept]) -> Pools:
+    def candidates(self, job: Job) -> Pools:
         """The pool of every erased concept."""
-        common = load(self.vocabulary, model)
         found = []
-        for c in concepts:
-            own = Vocabulary(c.pool, f"pool of {c.name}") if c.pool else common
-            if self.exclude_erased:
-                own = own.without(concepts, model.tokenizer)
-            small = bool(c.pool)
-            size, nearest = (0, 0) if small else (self.pool_size, self.nearest)
-            found.append(own.pool(model, c, size, nearest, self.spread).including(self.keep))
-        return pools(model, concepts, found)
+        for c in job.concepts:
+            own = job.words(self.vocabulary, c, self.exclude_erased)
+            size, nearest = (0, 0) if c.pool else (self.pool_size, self.nearest)
+            found.append(own.pool(job.model, c, size, nearest, self.spread).including(self.keep))
+        return pools(job, found)
 
-    def _search(
-        self, model: DiffusionModel, candidates: Pools, source: Bank | Rollouts
-    ) -> Random | Exact | Gumbel:
-        kind = self.search.kind
-        if kind == "random":
-            return Random(candidates)
-        if kind == "exact":
-            return Exact(candidates, self.search, model, source, self.tuning.seed)
-        return Gumbel(
-            candidates,
-            self.search,
-            source,
-            self._objective(model),
-            self.own_latents,
-            model.device,
-        )
-
-    def _objective(self, model: DiffusionModel) -> Objective:
+    def _objective(self, job: Job) -> Objective:
         """The harm that Gumbel's logits climb (arXiv:2410.15618, equation 6)."""
+        through = isinstance(self.search, Gumbel) and self.search.teacher_gradient
 
         def harm(student: Student, b: Batch, words: Words) -> Tensor:
-            with torch.set_grad_enabled(self.search.teacher_gradient):
-                goal = model.predict(words.z, words.t, words.cond)
+            with torch.set_grad_enabled(through):
+                goal = job.model.predict(words.z, words.t, words.cond)
             change = (student(words.z, words.t, words.cond) - goal).square().mean((1, 2, 3))
             return (self._weighting(b) * change).mean()
 
@@ -169,41 +155,41 @@ class AP:
     def _weighting(self, b: Batch) -> Tensor:
         return b.weight if self.x0_weighting else torch.ones_like(b.weight)
 
+    @classmethod
+    def presets(cls) -> Mapping[str, AP]:
+        """``ours``; ``paper``: its formulas; ``official``: the authors' code, quirks included."""
+        paper: dict[str, Any] = {
+            "preserve_batch": 0,
+            "pool_size": 100,
+            "nearest": 1000,
+            "spread": "kmeans",
+            "batch": 1,
+        }
+        return {
+            "ours": cls(),
+            "paper": cls(
+                eta=0.0,
+                search=Gumbel(hard=False),
+                latents=Rollout(ddim_steps=50),
+                **paper,
+            ),
+            "official": cls(
+                eta=1.0,
+                exclude_erased=False,
+                x0_weighting=True,
+                search=Gumbel(hard=True, uniform_start=True, teacher_gradient=False),
+                latents=Rollout(ddim_steps=50, aligned=False, own=True),
+                **paper,
+            ),
+        }
 
-PRESETS: dict[str, AP] = {
-    "ours": AP(),
-    "paper": AP(
-        eta=0.0,
-        preserve_batch=0,
-        pool_size=100,
-        nearest=1000,
-        spread="kmeans",
-        search=Search(kind="gumbel", hard=False),
-        latents=Latents(source="student", ddim_steps=50),
-        tuning=Tuning(batch=1),
-    ),
-    "official": AP(
-        eta=1.0,
-        preserve_batch=0,
-        pool_size=100,
-        nearest=1000,
-        spread="kmeans",
-        exclude_erased=False,
-        own_latents=True,
-        x0_weighting=True,
-        search=Search(kind="gumbel", hard=True, uniform_start=True, teacher_gradient=False),
-        latents=Latents(source="student", ddim_steps=50, aligned=False),
-        tuning=Tuning(batch=1),
-    ),
-}
-"""Named settings: ours; the paper's formulas; what the authors' released code does, quirks
-included."""
-
-
-def preset(name: str) -> AP:
-    """A preset by name.
-
-    Raises:
-        UserError: no such preset.
-    """
-    return pick(PRESETS, name, "preset")
+    @classmethod
+    def lineup(cls) -> Mapping[str, Entry]:
+        """Beside ours the control without a search, and the paper's two forms."""
+        known = cls.presets()
+        return {
+            "ap-random": Entry("AP, random words instead of the search", cls(search=Random())),
+            "ap": Entry(cls.label, known["ours"]),
+            "ap-paper": Entry("AP, the paper's formulas", known["paper"]),
+            "ap-official": Entry("AP, as the authors' code", known["official"]),
+        }

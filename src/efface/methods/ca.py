@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from efface.concepts import TEMPLATES, Concept, check_keep
-from efface.edit import Edit
-from efface.errors import UserError
-from efface.latents import Latents
-from efface.models import Conditioning, DiffusionModel, stack
-from efface.pictures import Pictures
-from efface.runs import Run
-from efface.training import Making, Student, Tuning, finetune
+from efface.concepts import TEMPLATES
+from efface.models import Conditioning, stack
+from efface.training import Job, Made, Method, Pictures, Student, Tuning
 
 
-@dataclass(frozen=True)
-class CA:
+@dataclass(frozen=True, kw_only=True)
+class CA(Method, Tuning):
     """Map a concept onto its anchor's distribution, on noised pictures of the anchor.
 
     Source: arXiv:2303.13516, section 3.2 (model-based objective). Left out: the noise-based
@@ -31,7 +27,12 @@ class CA:
     ``keep`` is ours.
     """
 
-    pictures: int = 32
+    name: ClassVar[str] = "ca"
+    label: ClassVar[str] = "CA"
+
+    group: str = "kv"
+    """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full."""
+    pictures: Pictures = Pictures(n=32)
     """Anchor pictures of each erased concept; the paper's code makes 1000."""
     live: bool = False
     """The goal is what the student itself predicts for the anchor, without gradient (the authors'
@@ -40,26 +41,11 @@ class CA:
     """Words to be preserved at every update, one drawn for each row; ``""`` is the null prompt."""
     preserve: float = 1.0
     """Weight of the preservation term."""
-    latents: Latents = Latents(cfg=6.0)
-    """How anchor pictures are drawn; only steps and scale count."""
-    tuning: Tuning = Tuning(group="kv")
 
-    def __post_init__(self) -> None:
-        if self.pictures < 1:
-            raise UserError(f"got {self.pictures} for pictures; at least 1 is needed.")
-
-    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
-        """Train an edit that erases ``concepts``."""
-        check_keep(concepts, self.keep)
-        making = Making("ca", self, model, concepts)
-        pictures = Pictures(
-            model,
-            [c.anchor for c in concepts],
-            self.pictures,
-            self.latents,
-            self.tuning.seed,
-            run.progress,
-        )
+    def make(self, job: Job) -> Made:
+        """Train by what the anchor's prompt predicts, on the anchor's pictures."""
+        model, concepts, kept = job.model, job.concepts, job.kept()
+        pictures = self.pictures.make(job, [c.anchor for c in concepts])
         pairs = [
             [(t.format(n), t.format(c.anchor) if c.anchor else "") for t in TEMPLATES[c.kind]]
             for c in concepts
@@ -69,7 +55,6 @@ class CA:
         erased, anchor = (
             [model.embed([p[side] for p in some]) for some in pairs] for side in (0, 1)
         )
-        kept = model.embed(self.keep) if self.keep else None
 
         def pick_prompts(rows: Tensor, g: torch.Generator) -> tuple[Conditioning, Conditioning]:
             """A random name and template for the concept of each picture."""
@@ -83,7 +68,7 @@ class CA:
             return stack(ours), stack(theirs)
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
-            z, t, rows = pictures.draw(g, self.tuning.batch)
+            z, t, rows = pictures.draw(g, self.batch)
             concept, instead = pick_prompts(rows, g)
             with torch.no_grad():
                 goal = student(z, t, instead) if self.live else model.predict(z, t, instead)
@@ -94,9 +79,9 @@ class CA:
             harm = mse_loss(student(z, t, cond), model.predict(z, t, cond))
             return value + self.preserve * harm
 
-        weights = finetune(model, loss, self.tuning, run, making.about)
-        return making.edit(weights)
+        return Made(job.train(loss))
 
-
-PRESETS: dict[str, CA] = {"searched": CA(tuning=Tuning(group="kv", lr=5e-5))}
-"""``searched``: found on ``emoji`` (split 4)."""
+    @classmethod
+    def presets(cls) -> Mapping[str, CA]:
+        """``searched``: found on ``emoji`` (split 4)."""
+        return {"searched": cls(lr=5e-5)}

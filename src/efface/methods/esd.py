@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from efface.concepts import Concept, check_keep
-from efface.edit import Edit
-from efface.latents import Latents, source_of
-from efface.models import DiffusionModel
-from efface.runs import Run
-from efface.training import Making, Student, Tuning, finetune
+from efface.training import Bank, Entry, Job, Latents, Made, Method, Student, Tuning
 
 
-@dataclass(frozen=True)
-class ESD:
+@dataclass(frozen=True, kw_only=True)
+class ESD(Method, Tuning):
     """Erase by negative guidance; optionally preserve fixed words.
 
     Source: arXiv:2303.07345, section 4; with ``keep`` the "preserve a word" control of
-    arXiv:2410.15618, figure 1b
-    (there with the latents of the erased concept for both terms, as here). Left out: nothing of the
-    loss; latents come
-    from a bank of the frozen model unless ``latents.source`` is ``student``.
+    arXiv:2410.15618, figure 1b (there with the latents of the erased concept for both terms, as
+    here). Left out: nothing of the loss; latents come from a bank of the frozen model unless
+    ``latents`` are rollouts of the student.
     """
+
+    name: ClassVar[str] = "esd"
+    label: ClassVar[str] = "ESD"
 
     eta: float = 1.0
     """Strength of the negative guidance; 0 maps the concept onto its anchor."""
@@ -34,18 +32,14 @@ class ESD:
     """Words to be preserved at every update, one drawn for each row; ``""`` is the null prompt."""
     preserve: float = 1.0
     """Weight of the preservation term."""
-    latents: Latents = Latents()
-    tuning: Tuning = Tuning()
+    latents: Latents = Bank()
 
-    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
-        """Train an edit that erases ``concepts``."""
-        check_keep(concepts, self.keep)
-        making = Making("esd", self, model, concepts)
-        source = source_of(model, concepts, self.latents, self.tuning.seed, run.progress)
-        kept = model.embed(self.keep) if self.keep else None
+    def make(self, job: Job) -> Made:
+        """Train by the guided prediction, and where words are kept by what they should predict."""
+        model, source, kept = job.model, self.latents.open(job), job.kept()
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
-            b = source.draw(g, self.tuning.batch, student.weights)
+            b = source.draw(g, self.batch, student.weights)
             value = mse_loss(student(b.z, b.t, b.concept), b.goal(self.eta))
             if kept is None or not self.preserve:
                 return value
@@ -54,13 +48,23 @@ class ESD:
                 student(b.z, b.t, cond), model.predict(b.z, b.t, cond)
             )
 
-        weights = finetune(model, loss, self.tuning, run, making.about)
-        return making.edit(weights)
+        return Made(job.train(loss))
 
+    @classmethod
+    def presets(cls) -> Mapping[str, ESD]:
+        """``lora``: low-rank adapters, as LECO and concept sliders have it; ``searched``.
 
-PRESETS: dict[str, ESD] = {
-    "lora": ESD(tuning=Tuning(rank=4)),
-    "searched": ESD(tuning=Tuning(lr=3e-5)),
-}
-"""``lora``: the same loss on low-rank adapters, as LECO and concept sliders have it
-(arXiv:2311.12092); alpha = rank. ``searched``: the learning rate found on ``emoji`` (split 4)."""
+        ``lora`` is the same loss (arXiv:2311.12092), alpha = rank. ``searched`` has the learning
+        rate found on ``emoji`` (split 4).
+        """
+        return {"lora": cls(rank=4), "searched": cls(lr=3e-5)}
+
+    @classmethod
+    def lineup(cls) -> Mapping[str, Entry]:
+        """Also with the null prompt preserved, and on adapters."""
+        best = cls.presets()["searched"]
+        return {
+            "esd": Entry("ESD", best),
+            "esd-null": Entry('ESD, "" preserved', replace(best, keep=("",))),
+            "lora": Entry("ESD on LoRA", cls(rank=4, lr=1e-4)),
+        }

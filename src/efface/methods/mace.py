@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from efface.closed_form import solve, text_vectors
-from efface.concepts import TEMPLATES, Concept, check_keep
-from efface.edit import Edit
+from efface.concepts import TEMPLATES, Concept
 from efface.errors import UserError
-from efface.latents import Latents
 from efface.models import Conditioning, DiffusionModel, check_crosses, watched
-from efface.pictures import Pictures
-from efface.runs import Run
-from efface.training import Making, Student, Tuning, finetune
-from efface.vocabulary import load
+from efface.training import Job, Made, Method, Pictures, Student, Tuning
+from efface.training.closed_form import solve, text_vectors
+from efface.training.pictures import Noised
 
 
-@dataclass(frozen=True)
-class MACE:
+@dataclass(frozen=True, kw_only=True)
+class MACE(Method, Tuning):
     """Refinement, one low-rank adapter a concept, and fusion, all on keys and values.
 
     Source: arXiv:2403.06135, sections 3.1 to 3.3. Left out: the segmenter (masks are the frozen
@@ -33,7 +30,19 @@ class MACE:
     authors' code counts as the concept's.
     """
 
-    pictures: int = 8
+    name: ClassVar[str] = "mace"
+    label: ClassVar[str] = "MACE"
+    apart: ClassVar[bool] = True
+
+    updates: int = 50
+    """Weight updates of each concept's adapter."""
+    batch: int = 4
+    """Pictures in an update."""
+    group: str = "kv"
+    """Which weights are trained: kv only."""
+    rank: int = 1
+    """Rank of each concept's adapter."""
+    pictures: Pictures = Pictures(n=8)
     """Pictures of each erased concept that its attention is starved on."""
     prior: float = 1e-2
     """μ, weight of the vocabulary's text states in both closed forms."""
@@ -48,66 +57,44 @@ class MACE:
     vocabulary: str = "auto"
     """The prior: auto, names, tags, tokens, or a word list file; the erased concepts are left
     out."""
-    latents: Latents = Latents(cfg=6.0)
-    """How pictures are drawn; only steps and scale count."""
-    tuning: Tuning = Tuning(updates=50, batch=4, group="kv", rank=1)
-    """Of each concept's adapter."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("prior", "ridge", "keep_scale"):
             if getattr(self, name) < 0:
                 raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
-        if self.pictures < 1:
-            raise UserError(f"got {self.pictures} for pictures; at least 1 is needed.")
-        if self.tuning.group != "kv" or not self.tuning.rank:
+        if self.group != "kv" or not self.rank:
             raise UserError("MACE trains adapters (rank 1 or more) on the group 'kv' only.")
 
-    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
-        """Make an edit that erases ``concepts``."""
-        check_keep(concepts, self.keep)
+    def make(self, job: Job) -> Made:
+        """Refine, starve each concept, fuse."""
+        model, concepts, run = job.model, job.concepts, job.run
         check_crosses(model)
         if run.checkpointing:
             raise UserError("MACE looks at the attention, which checkpointing does not keep.")
-        making = Making("mace", self, model, concepts)
-        prior = self.prior_rows(model, concepts)
+        prior = self.prior_rows(job)
         own = {n: w.detach().cpu().double() for n, w in model.parameters().items()}
         maps = model.text_maps()
         rest, instead = refinement_rows(model, concepts)
         q = solve(rest, instead, prior, 1.0, self.prior, self.ridge)
         refined = {n: own[n] @ q for n in maps}
         parts = []
-        for i, c in enumerate(concepts):
-            about = {**making.about, "part": i}
-            parts.append(run.part(i, about, partial(self.starve, model, c, refined, run, about)))
-        weights = self.fuse(model, concepts, {n: own[n] for n in maps}, refined, parts, prior)
-        run.forget(len(concepts))
-        return making.edit(weights)
+        for i in range(len(concepts)):
+            alone = job.alone(i)
+            parts.append(run.part(i, alone.about, partial(self.starve, alone, refined)))
+        return Made(self.fuse(model, concepts, {n: own[n] for n in maps}, refined, parts, prior))
 
-    def prior_rows(self, model: DiffusionModel, concepts: Sequence[Concept]) -> Tensor:
+    def prior_rows(self, job: Job) -> Tensor:
         """Text states (m, D) that should stay, the keep list's scaled up."""
-        words = load(self.vocabulary, model).without(concepts, model.tokenizer).words
-        rows = text_vectors(model, words[:3000], "all")
+        rows = text_vectors(job.model, job.words(self.vocabulary).words[:3000], "all")
         if not self.keep:
             return rows
-        return torch.cat([rows, self.keep_scale**0.5 * text_vectors(model, self.keep, "all")])
+        return torch.cat([rows, self.keep_scale**0.5 * text_vectors(job.model, self.keep, "all")])
 
-    def starve(
-        self,
-        model: DiffusionModel,
-        concept: Concept,
-        refined: Mapping[str, Tensor],
-        run: Run,
-        about: Mapping[str, object],
-    ) -> dict[str, Tensor]:
+    def starve(self, job: Job, refined: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Stage 2: keys and values by which the concept's pixels do not look at its words."""
-        pictures = Pictures(
-            model,
-            concept.names,
-            self.pictures,
-            self.latents,
-            self.tuning.seed,
-            run.progress,
-        )
+        model, concept = job.model, job.concepts[0]
+        pictures = self.pictures.make(job, concept.names)
         prompts = [[t.format(n) for t in TEMPLATES[concept.kind]] for n in concept.names]
         cond = [model.embed(p) for p in prompts]
         where = [[span_of(model, t, n) for t in TEMPLATES[concept.kind]] for n in concept.names]
@@ -117,7 +104,7 @@ class MACE:
         chance = focal.clamp(min=1e-6) if self.focal else None
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
-            z, t, rows = pictures.draw(g, self.tuning.batch, chance)
+            z, t, rows = pictures.draw(g, self.batch, chance)
             name = int(pictures.prompt[rows[:1]])
             rows = torch.where(pictures.prompt[rows] == name, rows, rows[:1])
             template = int(torch.randint(0, len(prompts[name]), (), generator=g))
@@ -137,13 +124,13 @@ class MACE:
         own = model.parameters()
         start = {n: w.float() for n, w in refined.items()}
         start |= {n: own[n] for n in own if n not in start}
-        return finetune(model, loss, self.tuning, run, about, start=start)
+        return job.train(loss, start=start)
 
     @torch.no_grad()
     def masks(
         self,
         model: DiffusionModel,
-        pictures: Pictures,
+        pictures: Noised,
         cond: Sequence[Conditioning],
         where: Sequence[Sequence[slice]],
     ) -> Tensor:
@@ -152,7 +139,7 @@ class MACE:
         At 30 % of the noise's timesteps; above the middle of the attention's range.
         """
         found = []
-        g = torch.Generator().manual_seed(self.tuning.seed)
+        g = torch.Generator().manual_seed(self.seed)
         for z0, name in zip(pictures.z0, pictures.prompt.tolist(), strict=True):
             t = torch.tensor([int(0.3 * model.process.times)], device=model.device)
             noise = torch.randn(z0.shape, generator=g).to(model.device)
@@ -197,6 +184,11 @@ class MACE:
             found[name] = torch.linalg.solve(below, above.T).T.float().contiguous()
         return found
 
+    @classmethod
+    def presets(cls) -> Mapping[str, MACE]:
+        """``searched``: found on ``emoji`` (split 4)."""
+        return {"searched": cls(prior=1.0, lr=1e-2, updates=80)}
+
 
 def span_of(model: DiffusionModel, template: str, name: str) -> slice:
     """Which token positions of a filled template are the concept's words."""
@@ -232,9 +224,3 @@ def refinement_rows(model: DiffusionModel, concepts: Sequence[Concept]) -> tuple
                 erased.append(states[end : end + n])
                 instead.append(anchor[end_anchor : end_anchor + n])
     return torch.cat(erased), torch.cat(instead)
-
-
-PRESETS: dict[str, MACE] = {
-    "searched": MACE(prior=1.0, tuning=replace(MACE().tuning, lr=1e-2, updates=80))
-}
-"""``searched``: found on ``emoji`` (split 4)."""

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from efface.closed_form import text_vectors
-from efface.concepts import Concept, check_keep
-from efface.edit import Edit
 from efface.errors import UserError, pick
 from efface.models import DiffusionModel
-from efface.runs import Run
-from efface.training import Making
-from efface.vocabulary import load
+from efface.training import Job, Made, Method
+from efface.training.closed_form import text_vectors
 
 MAPS = {"v": (".to_v.",), "k": (".to_k.",), "kv": (".to_k.", ".to_v.")}
 
 
-@dataclass(frozen=True)
-class SPEED:
+@dataclass(frozen=True, kw_only=True)
+class SPEED(Method):
     """Erase inside the null space of the preserved vectors that the erasure would move.
 
     Source: arXiv:2503.07392, sections 4.1 to 4.3: influence-based filtering of the preserved words,
@@ -31,6 +28,10 @@ class SPEED:
     directions below a *share* of the mean singular value, because a threshold in absolute numbers
     means something else in every model; and the whole vocabulary is the preserved set.
     """
+
+    name: ClassVar[str] = "speed"
+    label: ClassVar[str] = "SPEED (null space)"
+    closed_form: ClassVar[bool] = True
 
     maps: str = "v"
     """Which text projections are edited: values (``v``), keys (``k``) or both (``kv``)."""
@@ -60,13 +61,11 @@ class SPEED:
             if getattr(self, name) < 0:
                 raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
 
-    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
-        """Solve for an edit that erases ``concepts``."""
-        check_keep(concepts, self.keep)
-        making = Making("speed", self, model, concepts)
-        c = text_vectors(model, [n for k in concepts for n in k.names])
-        a = text_vectors(model, [k.anchor for k in concepts for _ in k.names])
-        words = load(self.vocabulary, model).without(concepts, model.tokenizer).words
+    def make(self, job: Job) -> Made:
+        """Solve for every map."""
+        model = job.model
+        c, a = text_vectors(model, job.names), text_vectors(model, job.anchors)
+        words = job.words(self.vocabulary).words
         kept = text_vectors(model, self.keep) if self.keep else c[:0]
         fixed = fixed_vectors(model)
         own = model.parameters()
@@ -85,8 +84,13 @@ class SPEED:
                 "no direction is free of the preserved words: nothing can be erased; "
                 "raise null, or preserve fewer words."
             )
-        making.about["free_directions"] = ranks
-        return making.edit(found)
+        job.notes["free_directions"] = ranks
+        return Made(found)
+
+    @classmethod
+    def presets(cls) -> Mapping[str, SPEED]:
+        """``searched``: found on ``emoji`` (split 4)."""
+        return {"searched": cls(maps="kv", retain_scale=0.05)}
 
     def influenced(self, w: Tensor, c: Tensor, a: Tensor, preserved: Tensor) -> Tensor:
         """The preserved vectors (m, D) that the plain erasure moves more than the mean, augmented.
@@ -161,7 +165,3 @@ def fixed_vectors(model: DiffusionModel, centres: int = 3) -> Tensor:
             [rest[near == i].mean(0) if (near == i).any() else found[i] for i in range(len(found))]
         )
     return torch.cat([rows[:1], found])
-
-
-PRESETS: dict[str, SPEED] = {"searched": SPEED(maps="kv", retain_scale=0.05)}
-"""``searched``: found on ``emoji`` (split 4)."""

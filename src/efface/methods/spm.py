@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from efface.concepts import Concept, check_keep
-from efface.edit import Edit, Gate
+from efface.edits.edit import Gate
+from efface.edits.lowrank import LowRank
 from efface.errors import UserError
-from efface.latents import Latents, source_of
-from efface.lowrank import LowRank
-from efface.models import Conditioning, DiffusionModel, stack
-from efface.runs import Run
-from efface.training import Making, Student, Tuning, finetune
+from efface.models import Conditioning, stack
+from efface.training import Bank, Job, Latents, Made, Method, Student, Tuning
 
 
-@dataclass(frozen=True)
-class SPM:
+@dataclass(frozen=True, kw_only=True)
+class SPM(Method, Tuning):
     """Train an adapter for each concept while random text states stay put; gate it by the prompt.
 
     Source: arXiv:2312.16145, sections 3.1 to 3.4. Left out: restarts of the learning rate, random
@@ -30,6 +28,14 @@ class SPM:
     adapter once, apart from the others.
     """
 
+    name: ClassVar[str] = "spm"
+    label: ClassVar[str] = "SPM"
+    apart: ClassVar[bool] = True
+
+    group: str = "transformer"
+    """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full."""
+    rank: int = 1
+    """Rank of each concept's adapter."""
     eta: float = 1.0
     """Strength of the guidance away from the concept; 0 maps it onto its anchor."""
     anchoring: float = 10.0
@@ -40,50 +46,38 @@ class SPM:
     """Switch each adapter by how much a prompt asks for its concept; else always on."""
     keep: tuple[str, ...] = ()
     """Words to be preserved beside the random states, one drawn an update."""
-    latents: Latents = Latents()
-    tuning: Tuning = Tuning(group="transformer", rank=1)
-    """Of each concept's adapter."""
+    latents: Latents = Bank()
+    """Where noisy latents come from."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.anchors < 1:
             raise UserError(f"got {self.anchors} for anchors; at least 1 is needed.")
-        if not self.tuning.rank:
+        if not self.rank:
             raise UserError("SPM trains adapters: rank 1 or more is needed.")
 
-    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
-        """Train an edit that erases ``concepts``."""
-        check_keep(concepts, self.keep)
-        making = Making("spm", self, model, concepts)
-        own = model.parameters()
-        base = {k: own[k].detach().float() for k in model.group(self.tuning.group)}
+    def make(self, job: Job) -> Made:
+        """One adapter a concept; the weights are those with all gates open."""
+        own = job.model.parameters()
+        base = {k: own[k].detach().float() for k in job.model.group(self.group)}
         gates = []
-        for i, c in enumerate(concepts):
-            about = {**making.about, "part": i}
-            factors = run.part(i, about, partial(self.adapter, model, c, base, run, about))
+        for i, c in enumerate(job.concepts):
+            alone = job.alone(i)
+            factors = job.run.part(i, alone.about, partial(self.adapter, alone, base))
             gates.append(Gate(c.names, factors))
         weights = {k: w.cpu().clone() for k, w in base.items() if w.ndim >= 2}
         for gate in gates:
             for k in weights:
                 weights[k] += gate.change(k).view_as(weights[k])
-        run.forget(len(concepts))
-        edit = making.edit(weights)
-        return Edit(edit.weights, edit.meta, tuple(gates)) if self.gated else edit
+        return Made(weights, tuple(gates) if self.gated else ())
 
-    def adapter(
-        self,
-        model: DiffusionModel,
-        concept: Concept,
-        base: dict[str, Tensor],
-        run: Run,
-        about: dict[str, object],
-    ) -> dict[str, Tensor]:
+    def adapter(self, job: Job, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The factors of one concept's adapter."""
-        source = source_of(model, [concept], self.latents, self.tuning.seed, run.progress)
-        kept = model.embed(self.keep) if self.keep else None
-        adapters = LowRank(base, self.tuning.rank, self.tuning.seed)
+        model, source, kept = job.model, self.latents.open(job), job.kept()
+        adapters = LowRank(base, self.rank, self.seed)
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
-            b = source.draw(g, self.tuning.batch, student.weights)
+            b = source.draw(g, self.batch, student.weights)
             value = mse_loss(student(b.z, b.t, b.concept), b.goal(self.eta))
             n = self.anchors
             cond = random_like(b.concept[:1], n, g)
@@ -95,8 +89,13 @@ class SPM:
             value = value + self.anchoring * harm[:n].mean()
             return value if kept is None else value + harm[n:].mean()
 
-        finetune(model, loss, self.tuning, run, about, adapters=adapters)
+        job.train(loss, adapters=adapters)
         return {k: w.detach().cpu().contiguous() for k, w in adapters.factors.items()}
+
+    @classmethod
+    def presets(cls) -> Mapping[str, SPM]:
+        """``searched``: found on ``emoji`` (split 4)."""
+        return {"searched": cls(anchoring=1.0)}
 
 
 def random_like(cond: Conditioning, n: int, g: torch.Generator) -> Conditioning:
@@ -114,7 +113,3 @@ def random_like(cond: Conditioning, n: int, g: torch.Generator) -> Conditioning:
         return drawn
 
     return cond.each(draw)
-
-
-PRESETS: dict[str, SPM] = {"searched": SPM(anchoring=1.0)}
-"""``searched``: found on ``emoji`` (split 4)."""

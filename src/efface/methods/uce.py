@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from efface.closed_form import ROWS, solve, text_vectors
-from efface.concepts import Concept, check_keep
-from efface.edit import Edit
 from efface.errors import UserError, pick
-from efface.models import DiffusionModel
-from efface.runs import Run
-from efface.training import Making
-from efface.vocabulary import load
+from efface.training import Entry, Job, Made, Method
+from efface.training.closed_form import ROWS, solve, text_vectors
 
 
-@dataclass(frozen=True)
-class UCE:
+@dataclass(frozen=True, kw_only=True)
+class UCE(Method):
     """One least-squares solve over all keys and values of the cross-attention.
 
     Source: arXiv:2308.14761, section 4; row choice and defaults of the 2025 release. Left out:
     debiasing, and prompt
     expansion (give synonyms instead).
     """
+
+    name: ClassVar[str] = "uce"
+    label: ClassVar[str] = "UCE, keep list of all names"
+    closed_form: ClassVar[bool] = True
 
     erase_scale: float = 1.0
     """Weight of the erased vectors."""
@@ -45,30 +45,32 @@ class UCE:
             if getattr(self, name) < 0:
                 raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
 
-    def erase(self, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()) -> Edit:
-        """Solve for an edit that erases ``concepts``."""
-        check_keep(concepts, self.keep)
-        making = Making("uce", self, model, concepts)
-        names = [n for c in concepts for n in c.names]
-        anchors = [c.anchor for c in concepts for _ in c.names]
-        words = list(self.keep)
+    def make(self, job: Job) -> Made:
+        """Solve once, for all maps."""
+        model, words = job.model, list(self.keep)
         if self.vocabulary:
-            words += load(self.vocabulary, model).without(concepts, model.tokenizer).words
-        maps = model.text_maps()
+            words += job.words(self.vocabulary).words
         keep = text_vectors(model, list(dict.fromkeys(words)), self.rows) if words else None
         q = solve(
-            text_vectors(model, names, self.rows),
-            text_vectors(model, anchors, self.rows),
+            text_vectors(model, job.names, self.rows),
+            text_vectors(model, job.anchors, self.rows),
             keep,
             self.erase_scale,
             self.preserve_scale,
             self.ridge,
         )
         own = model.parameters()
-        weights = {n: (own[n].cpu().double() @ q).float() for n in maps}
-        return making.edit(weights)
+        return Made({n: (own[n].cpu().double() @ q).float() for n in model.text_maps()})
 
+    @classmethod
+    def presets(cls) -> Mapping[str, UCE]:
+        """``searched``: found on ``emoji`` (split 4).
 
-PRESETS: dict[str, UCE] = {"searched": UCE(erase_scale=100.0, ridge=0.1, vocabulary="auto")}
-"""``searched``: against a keep list of hundreds of words, the erased ones must weigh more; found on
-``emoji`` (split 4)."""
+        Against a keep list of hundreds of words, the erased ones must weigh more.
+        """
+        return {"searched": cls(erase_scale=100.0, ridge=0.1, vocabulary="auto")}
+
+    @classmethod
+    def lineup(cls) -> Mapping[str, Entry]:
+        """With the model's own names."""
+        return {"uce": Entry(cls.label, replace(cls.presets()["searched"], vocabulary="names"))}

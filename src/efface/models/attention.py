@@ -20,8 +20,8 @@ def check_crosses(model: DiffusionModel) -> None:
     """
     if not model.family.crosses:
         raise UserError(
-            f"{model.family.name} has no cross-attention blocks, where one could see what looks at "
-            "which word: choose another method."
+            f"{model.family.label} has no cross-attention blocks, where one could see what looks "
+            "at which word: choose another method."
         )
 
 

@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from efface.errors import UserError
+from efface.errors import UserError, pick
 from efface.models.conditioning import Conditioning, stack
 from efface.models.counter import Counter
-from efface.models.family import Asked, Family, warn_long
+from efface.models.families.family import Asked, Family, warn_long
 from efface.models.process import Process, Schedule, process_of, sampled
 
 Weights = Mapping[str, Tensor]
 """Parameter name -> tensor, laid over the frozen denoiser."""
+
+
+def to_image(x: Tensor) -> Image.Image:
+    """A (3, H, W) tensor in [0, 1] as a picture."""
+    return Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 @dataclass
@@ -40,8 +46,8 @@ class DiffusionModel:
     parts: dict[str, Any]
     """Components by diffusers' names: denoiser, ``vae``, ``scheduler``, text encoders and
     tokenizers."""
-    base: str
-    """Hash of the denoiser's weights as stored: what an edit remembers of its base."""
+    hashed: Callable[[], str]
+    """Gives :attr:`base`."""
     steps: int = 50
     """Default sampling steps."""
     guidance: float = 7.5
@@ -54,6 +60,8 @@ class DiffusionModel:
     """Side of a picture in pixels; 0: what the model was made for."""
     quantised: str = ""
     """How frozen weights are quantised; "": not at all."""
+    borrowed: bool = False
+    """Whether the weights are somebody else's, a pipeline's."""
     counter: Counter = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -74,6 +82,11 @@ class DiffusionModel:
         self.guides = self.family.guides(self.denoiser)
         """``cfg``, ``embedded`` or ``none``: how guidance works."""
         self._null: Conditioning | None = None
+
+    @cached_property
+    def base(self) -> str:
+        """Hash of the denoiser's weights as stored: what an edit remembers of its base."""
+        return self.hashed()
 
     @property
     def denoiser(self) -> Any:
@@ -264,34 +277,39 @@ class DiffusionModel:
     @torch.no_grad()
     def generate(
         self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] = 0,
         steps: int | None = None,
         guidance: float | None = None,
         weights: Weights | None = None,
         batch: int = 0,
         progress: bool = False,
-    ) -> Iterator[Tensor]:
+        output_type: str = "pil",
+    ) -> Iterator[Any]:
         """Make a picture for each (prompt, seed), in order.
 
         The start noise comes from the seed alone, drawn on the CPU, so that a picture does not
         depend on the pictures made beside it, nor on the device.
 
         Args:
-            prompts: N texts.
-            seeds: N integers.
+            prompts: N texts, or one.
+            seeds: N integers, or one for all.
             steps: sampling steps; None: the model's default.
             guidance: scale of classifier-free guidance; None: the model's default.
             weights: laid over the denoiser's own.
             batch: pictures at once; 0: by their size.
+            output_type: ``pil``, or ``pt`` for tensors.
 
         Yields:
-            (3, H, W) pictures in [0, 1], fp32, on the CPU.
+            PIL pictures; or tensors (3, H, W) in [0, 1], fp32, on the CPU.
 
         Raises:
             UserError: ``steps`` below 1, or more than the model has timesteps.
             ValueError: not as many seeds as prompts.
         """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        seeds = [seeds] * len(prompts) if isinstance(seeds, int) else seeds
+        pick(dict.fromkeys(("pil", "pt")), output_type, "output type")
         if len(prompts) != len(seeds):
             raise ValueError(f"got {len(prompts)} prompts and {len(seeds)} seeds.")
         steps = self.steps if steps is None else steps
@@ -305,9 +323,8 @@ class DiffusionModel:
             noise = [torch.randn((1, *self.latent_shape), generator=g) for g in draws]
             guess = partial(self.guided, cond=self.embed(some), guidance=guidance, weights=weights)
             scheduler = self.process.sampler(self.scheduler, steps, self.device)
-            yield from self.decode(
-                sampled(scheduler, torch.cat(noise).to(self.device), draws, guess)
-            )
+            made = self.decode(sampled(scheduler, torch.cat(noise).to(self.device), draws, guess))
+            yield from made if output_type == "pt" else map(to_image, made)
             bar.update(len(some))
         bar.close()
 

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from efface.models.conditioning import Conditioning
 from efface.models.diffusion import DiffusionModel
-from efface.models.family import Asked
-from efface.models.folder import open_component, read_json
+from efface.models.families.family import Asked
+from efface.models.files.folder import open_component, read_json
 
 ADAM, ADAM_8BIT = 16, 10
 """Bytes of a trained number: itself, its gradient (fp32) and two moments (fp32, or 8 bits)."""
@@ -83,7 +83,8 @@ def releasable(model: DiffusionModel) -> list[str]:
     """Text encoders and autoencoder, where they are large and can be opened again."""
     names = [n for n in (*model.family.encoders, "vae") if n in model.parts]
     size = sum(bytes_of(model.parts[n]) for n in names)
-    return names if model.folder is not None and size >= WORTH else []
+    own = model.folder is not None and not model.borrowed
+    return names if own and size >= WORTH else []
 
 
 def release(model: DiffusionModel) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from efface.errors import UserError, pick
-from efface.models.family import Family
+from efface.models.families.family import Family
 
 FORMS = ("nf4",)
 """How weights can be quantised: 4-bit NormalFloat (arXiv:2305.14314, section 3)."""

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from efface.concepts import Concept
-from efface.figures import OTHER, OURS, panels, svg
-from efface.methods import ESD
+from efface.evaluation.sensitivity import prediction
+from efface.methods.esd import ESD
+from efface.reporting.figures import OTHER, OURS, panels, svg
 from efface.scores import Score, resampled
-from efface.sensitivity import prediction
 from efface.studies.lab import Lab
-from efface.training import Tuning
 
 ABSTRACT = ("love", "anger", "celebration", "danger", "luck", "sadness")
 CONCRETE = ("church", "wolf", "beer mug", "bomb", "syringe", "bikini")
@@ -35,7 +34,7 @@ def run(
     edits, rows = [], []
     for kind, some in (("abstract", abstract), ("concrete", concrete)):
         for word in some:
-            edit = lab.edit(ESD(tuning=Tuning(updates=updates)), [Concept(word)])
+            edit = lab.edit(ESD(updates=updates), [Concept(word)])
             edits.append(edit)
             others = [n for n in lab.names if n != word]
             moved = prediction(lab.model, edit, [word, *others], latents, progress=lab.progress)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from efface.methods import AP
-from efface.search import Search
+from efface.methods.ap import AP
 from efface.studies import grid
 from efface.studies.lab import Lab
 from efface.studies.similarity import cosines
+from efface.training.search import Exact, Random
 
-ANY = Search(kind="random")
+ANY = Random()
 BASE = AP()
 
 
@@ -25,7 +25,7 @@ def run(
 
     Source: arXiv:2410.15618, figure 1b.
     """
-    base = replace(BASE, search=ANY, tuning=replace(BASE.tuning, updates=updates))
+    base = replace(BASE, search=ANY, updates=updates)
     others = [n for n in lab.names if n not in erased]
     near = cosines(lab.model, erased, others)
     nearest = tuple(dict.fromkeys(others[int(i)] for i in near.argmax(1)))
@@ -33,7 +33,7 @@ def run(
     def choices(seed: int) -> list[grid.Choice]:
         g = torch.Generator().manual_seed(seed)
         some = others[int(torch.randint(0, len(others), (), generator=g))]
-        worst = replace(base, search=replace(BASE.search, top=1, refresh=10))
+        worst = replace(base, search=Exact(refresh=10, probes=2, top=1))
         return [
             grid.Choice("nothing", replace(base, preserve=0.0)),
             grid.Choice("the null prompt", replace(base, exclude_erased=False), ("",)),

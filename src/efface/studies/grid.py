@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from efface.concepts import Concept
-from efface.figures import OTHER, OURS, panels, svg
+from efface.reporting.figures import OTHER, OURS, panels, svg
 from efface.scores import Score, paired_difference, rate
 from efface.studies.lab import Lab
+from efface.training import Tuning
 
 ERASED = ("church", "wolf", "beer mug")
 
@@ -69,9 +70,9 @@ def run(
 
 def seeded(method: Any, seed: int) -> Any:
     """A method with another seed; a closed form has none."""
-    if not hasattr(method, "tuning"):
+    if not isinstance(method, Tuning):
         return method
-    return replace(method, tuning=replace(method.tuning, seed=seed))
+    return replace(method, seed=seed)
 
 
 def labels(found: Mapping[str, Any]) -> list[str]:

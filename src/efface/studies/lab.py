@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from efface.benchmark import judge_for, own_protocol, pictures, unedited_folder
 from efface.concepts import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.metrics import Seen, see
+from efface.evaluation.evaluate import judge_for, own_protocol, pictures, unedited_folder
+from efface.evaluation.metrics import Seen, see
+from efface.evaluation.samples import Samples, generate
+from efface.evaluation.sensitivity import Moved, picture
 from efface.models import DiffusionModel, load
-from efface.runs import Run
-from efface.samples import Samples, generate
-from efface.sensitivity import Moved, picture
-from efface.training import provenance
+from efface.training import EDIT, Method, Run, provenance
 
 
 class Lab:
@@ -31,20 +30,18 @@ class Lab:
         self.names: tuple[str, ...] = tuple(self.judge.concept_names)
 
     def edit(
-        self, method: Any, concepts: Sequence[Concept], model: DiffusionModel | None = None
+        self, method: Method, concepts: Sequence[Concept], model: DiffusionModel | None = None
     ) -> Edit:
         """The edit that a method makes of these concepts; a killed training goes on.
 
         Args:
             model: None: the lab's own.
         """
-        name, model = type(method).__name__.lower(), model or self.model
-        folder = self.place(name, provenance(name, method, model, concepts))
-        if (folder / "edit.safetensors").exists():
+        model = model or self.model
+        folder = self.place(method.name, provenance(method, model, concepts))
+        if (folder / EDIT).exists():
             return Edit.load(folder)
-        edit: Edit = method.erase(model, concepts, Run(folder, progress=self.progress))
-        edit.save(folder / "edit.safetensors")
-        return edit
+        return method.erase(model, concepts, Run(folder, progress=self.progress))
 
     def place(self, name: str, about: Mapping[str, Any]) -> Path:
         """A folder for what depends on ``about`` alone, made where it is missing.

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from efface.concepts import Concept
-from efface.edit import Edit
-from efface.figures import OTHER, OURS, panels, svg
-from efface.methods import AP
+from efface.edits.edit import Edit
+from efface.evaluation.sensitivity import prediction
+from efface.methods.ap import AP
 from efface.models import DiffusionModel
+from efface.reporting.figures import OTHER, OURS, panels, svg
 from efface.scores import Score, rank_correlation
-from efface.sensitivity import prediction
 from efface.studies import grid
 from efface.studies.lab import Lab
 
@@ -55,7 +55,7 @@ def run(
 
 def tuned(updates: int) -> AP:
     """AP with so many updates."""
-    return replace(BASE, tuning=replace(BASE.tuning, updates=updates))
+    return replace(BASE, updates=updates)
 
 
 def one_after_another(lab: Lab, order: Sequence[str], updates: int) -> Edit:
@@ -77,7 +77,8 @@ def edited(model: DiffusionModel, weights: Mapping[str, torch.Tensor]) -> Diffus
     denoiser = kind.from_config(model.denoiser.config).to(model.device)
     denoiser.load_state_dict({**model.denoiser.state_dict(), **weights})
     parts = {**model.parts, model.family.denoiser: denoiser}
-    return replace(model, parts=parts, base=f"{model.base}+{Edit(weights).digest}")
+    base = f"{model.base}+{Edit(weights).digest}"
+    return replace(model, parts=parts, hashed=lambda: base)
 
 
 def agreements(found: Mapping[str, Any]) -> dict[str, Score]:

@@ -7,21 +7,23 @@ from dataclasses import replace
 from typing import Any
 
 from efface.errors import UserError
-from efface.methods import AP, ESD, UCE
+from efface.methods.ap import AP
+from efface.methods.esd import ESD
+from efface.methods.uce import UCE
 from efface.models import MODELS
-from efface.search import Search
 from efface.studies import grid
 from efface.studies.lab import Lab
 from efface.training import Tuning
+from efface.training.search import Random
 
-TUNING = Tuning(batch=4, lr=MODELS["emoji"].lr)
+LR = MODELS["emoji"].lr
 """That of the benchmark, with the shipped model's learning rate, which no search changed."""
 CHOICES: Mapping[str, Any] = {
     "unedited": None,
-    "ESD (nothing preserved)": ESD(tuning=replace(TUNING, batch=8)),
+    "ESD (nothing preserved)": ESD(lr=LR),
     "UCE": UCE(vocabulary="names"),
-    "AP, random word (control)": AP(search=Search(kind="random"), tuning=TUNING),
-    "AP (ours)": AP(tuning=TUNING),
+    "AP, random word (control)": AP(search=Random(), lr=LR),
+    "AP (ours)": AP(lr=LR),
 }
 
 
@@ -48,9 +50,7 @@ def run(
         return [
             grid.Choice(
                 label,
-                replace(m, tuning=replace(m.tuning, updates=updates))
-                if hasattr(m, "tuning")
-                else m,
+                replace(m, updates=updates) if isinstance(m, Tuning) else m,
             )
             for label, m in CHOICES.items()
         ]

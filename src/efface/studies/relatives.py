@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from efface.concepts import Concept
-from efface.figures import OTHER, panels, svg
-from efface.methods import ESD
+from efface.methods.esd import ESD
+from efface.reporting.figures import OTHER, panels, svg
 from efface.scores import Score, paired_difference, resampled
 from efface.studies.lab import Lab
 from efface.studies.similarity import cosines
-from efface.training import Tuning
 
 ERASED = ("church", "wolf", "beer mug")
 GROUPS = ("related", "unrelated", "random")
@@ -28,7 +27,7 @@ def run(
     """
     edits, rows = [], []
     for name in erased:
-        edit = lab.edit(ESD(tuning=Tuning(updates=updates)), [Concept(name)])
+        edit = lab.edit(ESD(updates=updates), [Concept(name)])
         edits.append(edit)
         related = lab.protocol.near([name])
         others = [w for w in lab.names if w != name and w not in related]

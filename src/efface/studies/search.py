@@ -11,28 +11,26 @@ import torch
 from torch import Tensor
 
 from efface.concepts import Concept
-from efface.edit import write
-from efface.figures import OTHER, OURS, QUIET, panels, svg
-from efface.latents import Latents
-from efface.methods import AP
-from efface.runs import Run
+from efface.methods.ap import AP
+from efface.reporting.figures import OTHER, OURS, QUIET, panels, svg
 from efface.scores import Score, rate, resampled
-from efface.search import Exact, Gumbel, Search
+from efface.storage import write_text
 from efface.studies.lab import Lab
-from efface.training import Student, Tuning, finetune, provenance
+from efface.training import Job, Run, Student, provenance
+from efface.training.search import Exact, Gumbel, Search, Setting
+from efface.training.search.exact import ExactSearch
+from efface.training.search.gumbel import GumbelSearch
 
 SETTINGS: Mapping[str, Search] = {
-    "official": Search(
-        kind="gumbel", hard=True, tau=2.0, lr=1e-2, uniform_start=True, teacher_gradient=False
-    ),
-    "tuned": Search(kind="gumbel", hard=False, tau=0.5, lr=0.3),
+    "official": Gumbel(hard=True, tau=2.0, lr=1e-2, uniform_start=True, teacher_gradient=False),
+    "tuned": Gumbel(hard=False, tau=0.5, lr=0.3),
 }
 
 
 class Watcher:
     """Scores every candidate now and then, and notes how good the search's favourite is."""
 
-    def __init__(self, search: Gumbel, exact: Exact, every: int) -> None:
+    def __init__(self, search: GumbelSearch, exact: ExactSearch, every: int) -> None:
         self.search, self.exact, self.every = search, exact, every
         self.calls, self.rows = 0, list[dict[str, Any]]()
 
@@ -77,41 +75,37 @@ def run(
     rows = []
     for name, config in SETTINGS.items():
         for size in sizes:
-            tuning = Tuning(updates=updates, batch=4)
-            method = AP(
-                eta=1.0,
-                search=config,
-                pool_size=size,
-                latents=Latents(trajectories=4),
-                tuning=tuning,
-            )
-            about = provenance("ap", method, lab.model, [Concept(erased)])
+            method = AP(eta=1.0, search=config, pool_size=size, updates=updates)
+            about = provenance(method, lab.model, [Concept(erased)])
             path = lab.place("search", {**about, "every": every, "probes": probes}) / "looks.json"
             if not path.exists():
                 row = watched(lab, method, erased, every, probes)
                 text = json.dumps({"settings": name, "size": size, **row})
-                write(path, lambda p, t=text: p.write_text(t, encoding="utf8"))
+                write_text(path, text)
             rows.append(json.loads(path.read_text(encoding="utf8")))
     return {**lab.about(), "erased": erased, "updates": updates, "probes": probes, "rows": rows}
 
 
 def watched(lab: Lab, method: AP, erased: str, every: int, probes: int) -> dict[str, Any]:
     """One training; what the search found, and what both searches cost per update."""
-    tuning, size = method.tuning, method.pool_size
-    built = method.build(lab.model, [Concept(erased)], lab.progress)
+    size, run = method.pool_size, Run(progress=lab.progress)
+    job = Job(method, lab.model, (Concept(erased),), run)
+    built = method.build(job)
     search = built.search
-    assert isinstance(search, Gumbel)
-    exact = Exact(
-        built.candidates, replace(Search(), probes=probes), lab.model, built.source, tuning.seed + 1
+    assert isinstance(search, GumbelSearch)
+    other = replace(job, method=replace(method, seed=method.seed + 1))
+    exact = ExactSearch(
+        Exact(probes=probes),
+        Setting(other, built.candidates, built.source, lambda *_: torch.zeros(())),
     )
     watcher = Watcher(search, exact, every)
     before = lab.model.counter.copy()
-    finetune(lab.model, built.loss, tuning, Run(progress=lab.progress), {}, [search, watcher])
+    job.train(built.loss, [search, watcher])
     spent = lab.model.counter.since(before)
-    looked = (tuning.updates // every) * probes * size
+    looked = (method.updates // every) * probes * size
     return {
         "looks": watcher.rows,
-        "forward_per_update": round((spent.forward - looked) / tuning.updates, 2),
+        "forward_per_update": round((spent.forward - looked) / method.updates, 2),
         "exact_per_look": probes * size,
     }
 

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from efface.concepts import Concept
-from efface.figures import OTHER, QUIET, panels, svg
-from efface.methods import ESD, UCE
-from efface.metrics.clip import load as load_clip
+from efface.evaluation.metrics.clip import load as load_clip
+from efface.evaluation.sensitivity import PROXIES, closed_form, prediction, text_states
+from efface.methods.esd import ESD
+from efface.methods.uce import UCE
 from efface.models import DiffusionModel, watched
+from efface.reporting.figures import OTHER, QUIET, panels, svg
 from efface.scores import Score, rank_correlation, ranks
-from efface.sensitivity import PROXIES, closed_form, prediction, text_states
 from efface.studies.lab import Lab
-from efface.training import Tuning
 from efface.vocabulary import tokens_of
 
 ERASED = ("church", "wolf", "beer mug")
@@ -33,7 +33,7 @@ def run(
     """
     edits, table = [], {}
     for name in erased:
-        edit = lab.edit(ESD(tuning=Tuning(updates=updates)), [Concept(name)])
+        edit = lab.edit(ESD(updates=updates), [Concept(name)])
         edits.append(edit)
         others = [w for w in lab.names if w != name]
         proxies = {k: lab.edit(make(), [Concept(name)]) for k, make in PROXIES.items()}

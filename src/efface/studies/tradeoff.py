@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from efface.figures import OTHER, OURS, QUIET, panels, svg
-from efface.methods import AP
+from efface.methods.ap import AP
+from efface.reporting.figures import OTHER, OURS, QUIET, panels, svg
 from efface.studies import grid
 from efface.studies.lab import Lab
 
@@ -27,14 +27,8 @@ def run(
     def choices(_: int) -> list[grid.Choice]:
         return [
             *(grid.Choice(f"lambda {w:g}", replace(BASE, preserve=w)) for w in weights),
-            *(
-                grid.Choice(f"{n} updates", replace(BASE, tuning=replace(BASE.tuning, updates=n)))
-                for n in updates
-            ),
-            *(
-                grid.Choice(f"group {g}", replace(BASE, tuning=replace(BASE.tuning, group=g)))
-                for g in groups
-            ),
+            *(grid.Choice(f"{n} updates", replace(BASE, updates=n)) for n in updates),
+            *(grid.Choice(f"group {g}", replace(BASE, group=g)) for g in groups),
         ]
 
     return grid.run(lab, choices, seeds, erased)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from efface.concepts import Concept
-from efface.methods import AP
+from efface.methods.ap import AP
 from efface.studies import grid
 from efface.studies.lab import Lab
 from efface.studies.similarity import cosines
@@ -27,7 +27,7 @@ def run(
 ) -> dict[str, Any]:
     """AP with as many candidates of each kind."""
     concepts = [Concept(e) for e in erased]
-    method = replace(BASE, tuning=replace(BASE.tuning, updates=updates))
+    method = replace(BASE, updates=updates)
     lists = {
         kind: load_vocabulary(kind, lab.model).without(concepts, lab.model.tokenizer).words
         for kind in ("names", "tags", "tokens")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from efface.concepts import Concept
-from efface.methods import AP
+from efface.methods.ap import AP
 from efface.studies import grid
 from efface.studies.lab import Lab
 from efface.vocabulary import Vocabulary
@@ -29,7 +29,7 @@ def run(
     clean = Vocabulary(tuple(dict.fromkeys(all_words)), "names and tags").without(
         concepts, lab.model.tokenizer
     )
-    method = replace(BASE, tuning=replace(BASE.tuning, updates=updates))
+    method = replace(BASE, updates=updates)
 
     def choices(_: int) -> list[grid.Choice]:
         found = []

@@ -1,0 +1,232 @@
+"""``efface sensitivity``: which concepts an erasure harms, or will harm."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from efface.cli.score import folder_of
+from efface.cli.terminal import parsed, show
+from efface.concepts import Concept, parse
+from efface.edits.edit import Edit
+from efface.errors import UserError, pick
+from efface.evaluation.evaluate import OBJECTS, pictures, unedited_folder
+from efface.evaluation.protocols import load as load_protocol
+from efface.evaluation.samples import generate
+from efface.evaluation.sensitivity import (
+    INSTRUMENTS,
+    PROXIES,
+    Moved,
+    agreement,
+    closed_form,
+    picture,
+    prediction,
+    suggested,
+    text_states,
+)
+from efface.models import DiffusionModel, load
+from efface.reporting.figures import sensitivity as figure
+from efface.storage import cache_folder, write_text
+from efface.vocabulary import Vocabulary
+from efface.vocabulary import load as load_vocabulary
+
+MANY = 2000
+"""Words above which nobody waits for the prediction instrument unasked."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Of which edit, by which instruments, over which words."""
+
+    run: tyro.conf.Positional[str] = ""
+    """A run's folder or an edit file. Without one, name what you mean to erase by --concept: a
+    cheap proxy edit then says what will be harmed."""
+    concept: tuple[str, ...] = ()
+    """What is to be erased (again for more)."""
+    anchor: str = ""
+    """What it is to be steered to; "" is the null prompt."""
+    proxy: str = "steps"
+    """The edit that stands for the real one before it exists: steps (ten updates), or
+    closed-form."""
+    instrument: tuple[str, ...] = ()
+    """prediction, closed-form or picture (again for more); the first one ranks. Default:
+    prediction and closed-form where the edit allows it; for thousands of words closed-form
+    alone."""
+    vocabulary: str = "auto"
+    """Which words: auto, names, tags, tokens, or the path of a word list."""
+    latents: int = 8
+    """prediction: latents that all words share."""
+    pictures: int = 4
+    """picture: pictures of each word, before and after."""
+    clip: str = ""
+    """picture: a CLIP by path or hub id; default: the shipped tiny one, for emoji."""
+    top: int = 20
+    """Words in the table."""
+    model: str = ""
+    """The base model; default: the one that the edit was made for, or emoji."""
+    out: Path | None = None
+    """Folder of sensitivity.json and sensitivity.svg; default: the run's folder."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def sensitivity(args: list[str]) -> int:
+    """``efface sensitivity [RUN]``."""
+    o = parsed(Sensitivity, args, "efface sensitivity")
+    for name in ("latents", "pictures", "top"):
+        if getattr(o, name) < 1:
+            raise UserError(f"got {getattr(o, name)} for {name}; at least 1 is needed.")
+    for name in o.instrument:
+        pick(INSTRUMENTS, name, "instrument")
+    model, edit, concepts = opened(o)
+    words = load_vocabulary(o.vocabulary, model).without(concepts, model.tokenizer)
+    if len(words) < 3:
+        raise UserError(
+            f"the vocabulary ({words.source}) holds {len(words)} other words; 3 or more."
+        )
+    found = [
+        looked(name, o, model, edit, words) for name in instruments(o, model, edit, len(words))
+    ]
+    told = summary(o, edit, concepts, found)
+    out = o.out or (Path(o.run) if Path(o.run).is_dir() and o.run else None)
+    if out is not None:
+        keep(
+            out, told, figure(found[0], similarity(model, concepts, words), named(concepts), o.top)
+        )
+    if o.json:
+        print(json.dumps(told, indent=1))
+        return 0
+    tell(found, told, o.top)
+    if out is not None:
+        print(f"\n{out / 'sensitivity.svg'}")
+    return 0
+
+
+def opened(o: Sensitivity) -> tuple[DiffusionModel, Edit, list[Concept]]:
+    """The model, and the edit or its proxy."""
+    if o.run:
+        if o.concept:
+            raise UserError("give either a run, or --concept to look ahead; not both.")
+        edit = Edit.load(Path(o.run))
+        return (
+            load(o.model or edit.meta["model"]),
+            edit,
+            [
+                Concept(c["name"], c["anchor"], synonyms=tuple(c["synonyms"]))
+                for c in edit.meta["concepts"]
+            ],
+        )
+    if not o.concept:
+        raise UserError(
+            "name a run, or what you mean to erase: efface sensitivity --concept church."
+        )
+    model = load(o.model or "emoji")
+    concepts = [replace(c, anchor=c.anchor or o.anchor) for c in map(parse, o.concept)]
+    return model, pick(PROXIES, o.proxy, "proxy")().erase(model, concepts), concepts
+
+
+def instruments(o: Sensitivity, model: DiffusionModel, edit: Edit, words: int) -> Sequence[str]:
+    """Those asked for; else the two that need no pictures, where they apply."""
+    if o.instrument:
+        return tuple(dict.fromkeys(o.instrument))
+    if edit.gates or not any(n in edit.weights for n in model.text_maps()):
+        return ("prediction",)
+    return ("closed-form",) if words > MANY else ("prediction", "closed-form")
+
+
+def looked(
+    name: str, o: Sensitivity, model: DiffusionModel, edit: Edit, words: Vocabulary
+) -> Moved:
+    """What one instrument says."""
+    if name == "prediction":
+        return prediction(model, edit, words.words, o.latents)
+    if name == "closed-form":
+        return closed_form(model, edit, words.words, cache_folder())
+    protocol = load_protocol(OBJECTS)
+    wanted = pictures(protocol, words.words, range(o.pictures))
+    folder = (folder_of(o.run, edit) if o.run else None) or cache_folder() / "edits" / edit.digest
+    before = generate(model, wanted, unedited_folder(model, protocol))
+    return picture(before, generate(model, wanted, folder, edit), o.clip)
+
+
+def named(concepts: Sequence[Concept]) -> str:
+    """The erased concepts in words."""
+    return ", ".join(c.name for c in concepts)
+
+
+@torch.no_grad()
+def similarity(
+    model: DiffusionModel, concepts: Sequence[Concept], words: Vocabulary
+) -> list[float]:
+    """The largest cosine of each word's text state to an erased concept's."""
+    mine = text_states(model, [c.name for c in concepts]).float().flatten(1)
+    others = text_states(model, words.words, cache_folder()).float().flatten(1)
+    near = (
+        torch.nn.functional.normalize(others, dim=1) @ torch.nn.functional.normalize(mine, dim=1).T
+    )
+    found: list[float] = near.amax(1).tolist()
+    return found
+
+
+def summary(
+    o: Sensitivity, edit: Edit, concepts: Sequence[Concept], found: Sequence[Moved]
+) -> dict[str, Any]:
+    """All of it, as JSON."""
+    pairs = [(a, b) for i, a in enumerate(found) for b in found[i + 1 :]]
+    return {
+        "erased": [c.name for c in concepts],
+        "edit": edit.digest,
+        "method": edit.meta["method"] if o.run else f"proxy {o.proxy}",
+        "before_the_edit": not o.run,
+        "instruments": [m.to_json() for m in found],
+        "agreement": {
+            f"{a.instrument} / {b.instrument}": agreement(a, b).to_json() for a, b in pairs
+        },
+        "keep": suggested(found),
+    }
+
+
+def keep(out: Path, told: dict[str, Any], svg: str) -> None:
+    """Write the result and its figure."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot make {str(out)!r}: {e.strerror}.") from None
+    text = json.dumps(told, indent=1) + "\n"
+    write_text(out / "sensitivity.json", text)
+    write_text(out / "sensitivity.svg", svg)
+
+
+def tell(found: Sequence[Moved], told: dict[str, Any], top: int) -> None:
+    """Table and words on stdout."""
+    first, rest = found[0], found[1:]
+    place = [{m.words[w]: k for k, w in enumerate(m.order(), 1)} for m in rest]
+    plain = first.few  # too few draws for an interval
+
+    def harm(i: int) -> str:
+        return f"{float(first.harm[i]):.2f}" if plain else first.score(i).said(2)
+
+    rows = [
+        [str(k), first.words[i], harm(i), *(str(p[first.words[i]]) for p in place)]
+        for k, i in enumerate(first.order()[:top], 1)
+    ]
+    unit = first.unit if plain else f"{first.unit} [95 %]"
+    show(rows, ["rank", "word", unit, *(f"rank by {m.instrument}" for m in rest)])
+    print()
+    for m in found:
+        stable = m.stability()
+        if stable is not None:
+            print(f"rank stability of {m.instrument}: {stable.said(2)}, {stable.n} words")
+    for names, s in told["agreement"].items():
+        print(f"agreement {names}: {s['value']:.2f} [{s['low']:.2f}, {s['high']:.2f}]")
+    when = "will be" if told["before_the_edit"] else "is"
+    flags = " ".join(f"--keep {shlex.quote(w)}" for w in told["keep"])
+    if told["keep"]:
+        print(f"Harmed most {when}: {', '.join(told['keep'])}. To protect them: {flags}")

@@ -1,0 +1,315 @@
+"""The weights that an erasure changed, with their provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from efface.errors import UserError
+from efface.models import PICKLES, DiffusionModel, load, refuse_pickle
+from efface.storage import make_folder, write
+
+FORMAT = "efface-edit-1"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A low-rank part of an edit that a prompt switches on as much as it asks for its concept.
+
+    Source: arXiv:2312.16145, section 3.4 ("facilitated transport").
+    """
+
+    names: tuple[str, ...]
+    """The erased concept's name and synonyms."""
+    factors: Mapping[str, Tensor]
+    """``NAME/up`` (out, r) and ``NAME/down`` (r, in) for each weight."""
+
+    def change(self, name: str) -> Tensor:
+        """The change of a weight with the gate open, (out, in)."""
+        return self.factors[f"{name}/up"] @ self.factors[f"{name}/down"]
+
+    def opening(self, model: DiffusionModel, prompt: str) -> float:
+        """How far a prompt opens it, 0 to 1.
+
+        The larger of the cosine of the flattened text states and the share of the concept's tokens
+        that the prompt holds; the largest over the names.
+        """
+        states = model.embed([prompt, *self.names]).states.float().flatten(1)
+        near = torch.cosine_similarity(states[:1], states[1:]).max().item()
+
+        def tokens(text: str) -> set[int]:
+            return set(model.tokenizer(text, add_special_tokens=False).input_ids)
+
+        asked = tokens(prompt)
+        shared = max(len(tokens(n) & asked) / max(len(tokens(n)), 1) for n in self.names)
+        return min(max(near, shared, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Changed weights only; lies over the base model without touching it."""
+
+    weights: Mapping[str, Tensor]
+    """Parameter name of the denoiser -> its new value, fp32 on the CPU; all gates open."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """JSON: efface version, method and config, concepts, base model and its hash, seed, costs."""
+    gates: tuple[Gate, ...] = ()
+    """What depends on the prompt; mostly nothing."""
+    base: DiffusionModel | None = field(default=None, repr=False, compare=False)
+    """The model that it was made for, where that is at hand."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a file holds: the weights, and the factors of the gates."""
+        found = {k: w.detach().cpu().contiguous() for k, w in self.weights.items()}
+        for i, gate in enumerate(self.gates):
+            found |= {f"gate{i}/{k}": w.cpu().contiguous() for k, w in gate.factors.items()}
+        return found
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 over names, shapes and bytes of the tensors."""
+        h = hashlib.sha256()
+        for name, w in sorted(self.tensors().items()):
+            h.update(name.encode() + str(w.dtype).encode() + struct.pack(f"{w.dim()}q", *w.shape))
+            h.update(w.view(torch.uint8).numpy().tobytes() if w.dim() else w.numpy().tobytes())
+        return h.hexdigest()[:16]
+
+    def change(self, name: str, own: Tensor) -> Tensor:
+        """What it adds to a weight, fp32 on the CPU.
+
+        An edit that was made in half precision set out from the base model rounded to it, and that
+        rounding is no part of the change.
+
+        Args:
+            own: the base model's value.
+        """
+        made_in = getattr(torch, self.meta.get("dtype", "float32"))
+        return self.weights[name].cpu().float() - own.detach().cpu().to(made_in).float()
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all.
+
+        Args:
+            path: a file that ends in ``.safetensors``, or a run's folder, made where it is missing.
+
+        Raises:
+            UserError: the folder cannot be written, or the disk is full.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            make_folder(path)
+            path = path / "edit.safetensors"
+        weights = self.tensors()
+        gates = {"gates": [list(gate.names) for gate in self.gates]} if self.gates else {}
+        about, digest = json.dumps(dict(self.meta) | gates), self.digest
+        meta = {"format": FORMAT, "digest": digest, "meta": about, "seal": seal(digest, about)}
+        write(path, lambda p: save_file(weights, p, meta))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Edit:
+        """Read an edit back: from a run's folder, or from its file.
+
+        Raises:
+            UserError: no such file, no edit, truncated, or its content is not what was written.
+        """
+        path = Path(path)
+        path = path / "edit.safetensors" if path.is_dir() else path
+        if not path.is_file():
+            raise UserError(f"no edit at {str(path)!r}; give a run folder or an edit.safetensors.")
+        if path.suffix in PICKLES:
+            refuse_pickle(path)
+        try:
+            with safe_open(path, "pt") as f:
+                meta = f.metadata() or {}
+                weights = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError) as e:
+            raise UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).") from None
+        if meta.get("format") != FORMAT:
+            raise UserError(
+                f"{str(path)!r} is no efface edit "
+                f"(its format is {meta.get('format')!r}, not {FORMAT!r})."
+            )
+        digest, about = meta.get("digest", ""), meta.get("meta", "")
+        if meta.get("seal") != seal(digest, about):
+            raise UserError(f"{str(path)!r} is damaged: its content is not what was written.")
+        known = json.loads(about)
+        gates = tuple(
+            Gate(tuple(names), take(weights, f"gate{i}/"))
+            for i, names in enumerate(known.pop("gates", ()))
+        )
+        edit = cls(weights, known, gates)
+        if edit.digest != digest:
+            raise UserError(f"{str(path)!r} is damaged: its content is not what was written.")
+        return edit
+
+    def check(self, model: DiffusionModel) -> None:
+        """Refuse a model that this edit does not belong to.
+
+        Raises:
+            UserError: another base (by hash), or another architecture (by names and shapes).
+        """
+        own = model.parameters()
+        for name, w in self.weights.items():
+            if name not in own or own[name].shape != w.shape:
+                has = tuple(own[name].shape) if name in own else "no such weight"
+                raise UserError(
+                    f"the edit is of another architecture than {model.name!r}: {name!r} is "
+                    f"{tuple(w.shape)} in the edit, {has} in the model."
+                )
+            if not torch.isfinite(w).all():
+                raise UserError(f"the edit is damaged: {name!r} holds NaN or infinity.")
+        base = self.meta.get("base")
+        if base and base != model.base:
+            raise UserError(
+                f"the edit was made for {self.meta.get('model', 'another model')!r} (hash {base}); "
+                f"{model.name!r} has "
+                f"hash {model.base}: load the model it was made for."
+            )
+
+    def on(self, model: Any, prompt: str | None = None, strength: float = 1.0) -> dict[str, Tensor]:
+        """The weights on the model's device, for ``weights=`` of its verbs.
+
+        Args:
+            model: a model or a pipeline.
+            prompt: what the gates are to be opened for; None: all are open.
+            strength: how much of the edit; 1: all of it.
+
+        Raises:
+            UserError: as :meth:`check`, or a strength that is not finite.
+        """
+        model = load(model)
+        self.check(model)
+        own = model.parameters()
+        weights = {k: self.laid(k, own[k], strength).to(model.device) for k in self.weights}
+        for gate in self.gates if prompt is not None else ():
+            shut = strength * (1 - gate.opening(model, str(prompt)))
+            for k, w in weights.items():
+                weights[k] = w - shut * gate.change(k).view_as(w).to(w.device)
+        return weights
+
+    def laid(self, name: str, own: Tensor, strength: float = 1.0) -> Tensor:
+        """A weight's new value, fp32: the base's own and ``strength`` times the change.
+
+        Raises:
+            UserError: a strength that is not finite.
+        """
+        if not math.isfinite(strength):
+            raise UserError(f"got {strength} for strength; a finite number is needed, 1 is whole.")
+        if strength == 1:
+            return self.weights[name]
+        return own.detach().cpu().float() + strength * self.change(name, own)
+
+    def scaled(self, strength: float, model: Any = None) -> Edit:
+        """The same edit, ``strength`` times as strong.
+
+        Args:
+            model: the base; None: the one at hand, or what the edit says it was made for.
+
+        Raises:
+            UserError: as :meth:`on`.
+        """
+        base = self.home(model)
+        self.check(base)
+        own = base.parameters()
+        weights = {k: self.laid(k, own[k], strength) for k in self.weights}
+        gates = tuple(
+            replace(
+                g,
+                factors={k: strength * f if k.endswith("/up") else f for k, f in g.factors.items()},
+            )
+            for g in self.gates
+        )
+        return replace(self, weights=weights, gates=gates, meta={**self.meta, "strength": strength})
+
+    def home(self, model: Any = None) -> DiffusionModel:
+        """The base model: the one given, the one at hand, or what the edit was made for, opened.
+
+        Raises:
+            UserError: it cannot be opened.
+        """
+        if model is None:
+            model = self.base or self.meta.get("model") or "emoji"
+        return load(model)
+
+    @contextmanager
+    def applied(self, model: Any, strength: float = 1.0) -> Iterator[Any]:
+        """Put the weights into a model, and its own back at the end of the block, bit for bit.
+
+        Gates are open for every prompt, which stored weights cannot tell apart.
+
+        Args:
+            model: a model or a diffusers pipeline; the block gets it back.
+            strength: how much of the edit; 1: all of it.
+
+        Raises:
+            UserError: as :meth:`check`.
+        """
+        own = self._own(model)
+        before = {k: own[k].data for k in self.weights}
+        try:
+            self._put(own, strength)
+            yield model
+        finally:
+            for k, data in before.items():
+                own[k].data = data
+
+    def merged_into(self, model: Any, strength: float = 1.0) -> Any:
+        """Put the weights into a model or a pipeline for good, and give it back.
+
+        Raises:
+            UserError: as :meth:`check`.
+        """
+        self._put(self._own(model), strength)
+        return model
+
+    def _own(self, model: Any) -> dict[str, Tensor]:
+        """The parameters of a model or a pipeline that fits this edit."""
+        known = load(model)
+        self.check(known)
+        return dict(getattr(model, known.family.denoiser, known.denoiser).named_parameters())
+
+    def _put(self, own: Mapping[str, Tensor], strength: float) -> None:
+        for k in self.weights:
+            own[k].data = self.laid(k, own[k], strength).to(own[k].device, own[k].dtype)
+
+    def save_lora(
+        self, path: str | Path, rank: int = 64, form: str = "peft", model: Any = None
+    ) -> float:
+        """Write the edit as a LoRA file; gives the part of its change that is left out, 0 to 1.
+
+        Args:
+            form: ``peft`` (diffusers) or ``kohya`` (A1111, ComfyUI).
+            model: as in :meth:`scaled`.
+
+        Raises:
+            UserError: as :func:`efface.edits.lora.factorise` and ``save``.
+        """
+        from efface.edits.lora import factorise
+        from efface.edits.lora import save as save_lora
+
+        base = self.home(model)
+        found = factorise(base, self, rank)
+        save_lora(base, found, Path(path), form)
+        return found.error
+
+
+def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take what begins with ``prefix`` out of a dict, without the prefix."""
+    return {k.removeprefix(prefix): tensors.pop(k) for k in list(tensors) if k.startswith(prefix)}
+
+
+def seal(digest: str, about: str) -> str:
+    """Hash of an edit's digest and provenance: the first 16 hex digits of their SHA-256."""
+    return hashlib.sha256(f"{digest}\n{about}".encode()).hexdigest()[:16]

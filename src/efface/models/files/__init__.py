@@ -1,0 +1,1 @@
+"""Models on disk: diffusers folders, single files, the original layout; used by ``models``."""

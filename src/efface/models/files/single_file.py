@@ -1,0 +1,190 @@
+"""Opening a single file in the original layout, as A1111 and ComfyUI have them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from efface.errors import UserError
+from efface.models.families.family import Family
+from efface.models.files.folder import STORED, precisions, present, read_json, the_one, which
+from efface.models.files.standard import STANDARD, Configs
+from efface.storage import ASSETS, cache_folder
+
+MARKS: Mapping[str, str] = {
+    "joint_blocks.": "StableDiffusion3Pipeline",
+    "double_stream_modulation_img.": "Flux2KleinPipeline",
+    "double_blocks.": "FluxPipeline",
+    "cap_embedder.": "ZImagePipeline",
+    "conditioner.embedders.1.": "sdxl",
+    "cond_stage_model.model.": "sd2",
+    "cond_stage_model.transformer.": "sd1",
+}
+"""What a file is, by what some key of it holds."""
+OURS = (
+    "model.diffusion_model.",
+    "first_stage_model.",
+    "cond_stage_model.",
+    "conditioner.embedders.",
+)
+"""Prefixes of what is read; what else a file holds (EMA weights, schedules) is not looked at."""
+SPARE = ("position_ids", "logit_scale", "text_projection", "transformer.resblocks.23.")
+"""Ends and parts of keys that published files hold and no component needs."""
+
+
+def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
+    """A single file as a diffusers folder, converted once and kept in the cache.
+
+    Configs come from a diffusers folder beside the file (``x/`` for ``x.safetensors``; of SD3 and
+    FLUX with the other components' weights), from the file's metadata where efface wrote it, or are
+    those of the published Stable Diffusion 1.x, 2.x and SDXL.
+
+    Raises:
+        UserError: no such model, missing or extra keys (says which), or a damaged file.
+    """
+    try:
+        with safe_open(path, "pt") as f:
+            keys, meta = set(f.keys()), f.metadata() or {}
+            kind = next((k for mark, k in MARKS.items() if any(mark in x for x in keys)), "")
+            if not kind:
+                raise UserError(
+                    f"{str(path)!r} is no checkpoint that efface knows (Stable Diffusion 1.x, 2.x, "
+                    f"SDXL, SD3, FLUX, Z-Image): its first key is {min(keys, default='')!r}."
+                )
+            v = kind != "sd2" or told_v(f, keys)
+            whole = {k for k in keys if k.startswith(OURS[0])} or keys
+            the_one(precisions(f, whole), str(path))
+            kinds = precisions(f, {k for k in keys if k.startswith(OURS)} | whole)
+            dtype = next((d for k, d in STORED.items() if k in kinds), torch.float32)
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).") from None
+    state = path.stat()
+    known = [f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"]
+    beside = path.with_suffix("")
+    known += [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(beside.rglob("*"))]
+    own = hashlib.sha256("\n".join(known).encode())
+    out = cache_folder() / "single" / f"{path.stem}-{own.hexdigest()[:12]}"
+    if out.is_dir():
+        return out
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        if (beside / "model_index.json").exists():
+            shutil.copytree(beside, part, dirs_exist_ok=True)
+        elif kind in STANDARD:
+            given = json.loads(meta["configs"]) if "configs" in meta else STANDARD[kind]
+            lay(part, given, v or "configs" in meta)
+        else:
+            raise UserError(
+                f"{str(path)!r} holds the transformer of a {kind} alone: put its diffusers folder, "
+                f"with the text encoders, tokenizers and autoencoder, beside it as {beside.name!r}."
+            )
+        convert(path, keys, part, families, dtype)
+        os.replace(part, out)
+    except (OSError, ValueError, RuntimeError, TypeError) as e:
+        raise UserError(f"cannot convert {str(path)!r}: {' '.join(str(e).split())[:300]}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return out
+
+
+def told_v(f: Any, keys: set[str]) -> bool:
+    """Whether a Stable Diffusion 2.x predicts v, by the weight that ComfyUI looks at."""
+    name = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    return name not in keys or float(f.get_tensor(name).float().std()) > 0.09
+
+
+def lay(folder: Path, configs: Configs, v: bool) -> None:
+    """Write a folder of configs, with CLIP's tokenizers."""
+    from transformers import CLIPTokenizer
+
+    for name, content in configs.items():
+        part, _, file = name.rpartition("/")
+        if not file.endswith(".json") or "/" in part or ".." in part or "\\" in name:
+            raise UserError(f"the file's metadata names {name!r}, which is no config of a model.")
+        if file == "scheduler_config.json" and not v:
+            content = {**content, "prediction_type": "epsilon"}
+        if name == "unet/config.json" and not v:
+            content = {**content, "sample_size": 64}
+        (folder / part).mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
+    own = ASSETS / "emoji" / "tokenizer"
+    for name in configs["model_index.json"]:
+        if name.startswith("tokenizer"):
+            config = configs[f"{name.replace('tokenizer', 'text_encoder')}/config.json"]
+            if config.get("vocab_size") != 49408:
+                raise UserError("the file's text encoder does not have CLIP's vocabulary.")
+            spare = "!" if config.get("hidden_act") == "gelu" else "<|endoftext|>"
+            length = int(config["max_position_embeddings"])
+            CLIPTokenizer.from_pretrained(
+                own, pad_token=spare, model_max_length=length
+            ).save_pretrained(folder / name)
+
+
+def convert(
+    path: Path,
+    keys: set[str],
+    folder: Path,
+    families: Collection[type[Family]],
+    dtype: torch.dtype,
+) -> None:
+    """Put the file's weights into a folder that holds the configs."""
+    import diffusers
+
+    family, index = which(folder, str(path), families)
+    check_keys(path, keys, family, index, folder)
+    options = {"config": str(folder), "local_files_only": True, "torch_dtype": dtype}
+    if family.denoiser == "unet":
+        cls = getattr(diffusers, index["_class_name"])
+        spare = {k: None for k in ("safety_checker", "feature_extractor") if k in index}
+        cls.from_single_file(str(path), **options, **spare).save_pretrained(folder)
+    else:
+        kind = getattr(diffusers, index[family.denoiser][1])
+        own = kind.from_single_file(str(path), subfolder=family.denoiser, **options)
+        for old in (folder / family.denoiser).glob("*.safetensors*"):
+            old.unlink()
+        own.save_pretrained(folder / family.denoiser)
+
+
+def check_keys(
+    path: Path, keys: set[str], family: type[Family], index: dict[str, Any], folder: Path
+) -> None:
+    """Refuse a file that holds more or less than its architecture."""
+    import diffusers
+    import transformers
+
+    parts: dict[str, Any] = {}
+    with torch.device("meta"):
+        for name in (family.denoiser, "vae", *family.encoders):
+            if family.denoiser != "unet" and name != family.denoiser:
+                continue
+            if not present(index, name):
+                continue
+            library, kind = index[name]
+            cls = getattr(transformers if library == "transformers" else diffusers, kind)
+            config = read_json(folder / name / "config.json", f"the model has no {name}")
+            if library == "transformers":
+                parts[name] = cls(cls.config_class.from_dict(config))
+            else:
+                parts[name] = cls.from_config(config)
+        wanted = set(family(index).original(parts))
+    prefix = "" if family.denoiser == "unet" else "model.diffusion_model."
+    inside = {k for k in keys if k.startswith(prefix)} or keys  # other components may lie beside it
+    have = {k.removeprefix(prefix) for k in inside}
+    missing = sorted(wanted - have)
+    looked = have if prefix else {k for k in have if k.startswith(OURS)}
+    extra = sorted(k for k in looked - wanted if not any(s in k for s in SPARE))
+    for what, found in (("misses", missing), ("has besides", extra)):
+        if found:
+            raise UserError(
+                f"{str(path)!r} is another architecture than its configs say: it {what} "
+                f"{len(found)} keys, first {found[0]!r}."
+            )

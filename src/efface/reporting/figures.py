@@ -1,0 +1,156 @@
+"""Figures, as SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from efface.errors import UserError
+from efface.evaluation.bench import UNEDITED, label
+from efface.evaluation.sensitivity import Moved
+from efface.reporting.tables import Row, of_split, read, score, splits
+from efface.scores import Score
+
+OURS, OTHER, QUIET = "#b00020", "#30507a", "#9aa2b1"
+STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "efface",  # the same figure, the same bytes
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e6ea",
+}
+
+
+def panels(wide: float, high: float, n: int = 1, **options: Any) -> tuple[Any, list[Any]]:
+    """A figure of ``n`` panels side by side, in inches, that belongs to no window."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(wide, high), layout="constrained")
+        axes = figure.subplots(1, n, squeeze=False, **options)[0]
+    return figure, list(axes)
+
+
+def svg(figure: Any) -> str:
+    """The figure as SVG, the same bytes every time."""
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context(STYLE):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+class Mark(NamedTuple):
+    """A method in the Pareto picture."""
+
+    label: str
+    erased: Score
+    kept: Score
+    ours: bool
+
+
+def marks(found: Mapping[str, Sequence[Row]], protocol: str) -> list[Mark]:
+    """Every method's ESR-1, and its PSR-1 as percent of the unedited model's.
+
+    Args:
+        found: cells of one split.
+    """
+    whole = score(found[UNEDITED], "preserved", 1, protocol).value / 100
+    result = []
+    for name, rows in found.items():
+        if name != UNEDITED:
+            p = score(rows, "preserved", 1, protocol)
+            kept = Score(p.value / whole, p.low / whole, p.high / whole, p.n)
+            result.append(Mark(label(name), score(rows, "erased", 1, protocol), kept, name == "ap"))
+    return result
+
+
+def pareto(out: Path, protocol: str) -> str:
+    """ESR-1 against relative PSR-1, a panel a split; 95 % intervals as crosses, top right is best.
+
+    Raises:
+        UserError: a split without a cell of the unedited model.
+    """
+    found = read(out, protocol)
+    wanted = splits(found)
+    figure, planes = panels(8.4 * len(wanted), 5, len(wanted))
+    for split, axes in zip(wanted, planes, strict=True):
+        cells = of_split(found, split)
+        if UNEDITED not in cells:
+            raise UserError(
+                f"no cell of the unedited model on split {split} in {str(out)!r}: run it with the "
+                "others."
+            )
+        some = marks(cells, protocol)
+        low = min(m.kept.low for m in some) - 4
+        high = max(101.5, max(m.kept.high for m in some))
+        axes.set(xlabel="ESR-1, %", ylabel="PSR-1, % of the unedited model's", ylim=(low, high))
+        axes.set_xlim(min(m.erased.low for m in some) - 4, 101.5)
+        axes.set_title(f"split {split}", loc="left")
+        heights = spread([(m.kept.value - low) / (high - low) for m in some])
+        for m, at in zip(some, heights, strict=True):
+            colour, (x, y) = OURS if m.ours else OTHER, (m.erased.value, m.kept.value)
+            axes.plot([m.erased.low, m.erased.high], [y, y], color=colour)
+            axes.plot([x, x], [m.kept.low, m.kept.high], color=colour)
+            axes.plot(x, y, "o", color=colour)
+            axes.annotate(
+                m.label,
+                (x, y),
+                (1.03, at),
+                textcoords="axes fraction",
+                va="center",
+                color=colour,
+                arrowprops={"arrowstyle": "-", "color": QUIET, "lw": 0.6},
+            )
+    return svg(figure)
+
+
+def spread(heights: Sequence[float], room: float = 0.05) -> list[float]:
+    """Heights of labels between 0 and 1, moved apart so that they do not overlap."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    found = list(heights)
+    for a, b in pairwise(order):
+        found[b] = max(found[b], found[a] + room)
+    over = max(max(found) - 1, 0) if found else 0
+    return [h - over for h in found]
+
+
+def sensitivity(found: Moved, similarity: Sequence[float], erased: str, top: int = 20) -> str:
+    """What an edit harms: the worst words with intervals, the spectrum of all, and a map.
+
+    Args:
+        similarity: of every word's text to the erased concept's.
+        erased: its name.
+        top: words that are named.
+    """
+    order = found.order()
+    some = order[:top]
+    figure, (bars, all_words, plane) = panels(15, 0.24 * len(some) + 1.6, 3)
+    scores = [found.score(i) for i in some]
+    bars.barh(range(len(some)), [s.value for s in scores], color=OTHER)
+    bars.hlines(range(len(some)), [s.low for s in scores], [s.high for s in scores], color="#111")
+    bars.set_yticks(range(len(some)), [found.words[i] for i in some])
+    bars.invert_yaxis()
+    bars.set(xlabel=found.unit, title=f"harmed most by erasing {erased}")
+    harm = found.harm.tolist()
+    all_words.plot(range(1, len(order) + 1), [harm[i] for i in order], ".-", ms=3, color=OTHER)
+    all_words.set(xlabel="rank among all words", ylabel=found.unit, title="spectrum")
+    named = [order[round(k * (len(order) - 1) / 7)] for k in range(8)] if order else []
+    for i in dict.fromkeys(named):
+        at = (order.index(i) + 1, harm[i])
+        all_words.annotate(found.words[i], at, (4, 6), textcoords="offset points", fontsize=8)
+    plane.plot(similarity, harm, ".", ms=4, color=QUIET)
+    plane.set(xlabel=f"cosine of text to {erased}", ylabel=found.unit, title="similarity and harm")
+    for i in some[:8]:
+        here = (similarity[i], harm[i])
+        plane.annotate(found.words[i], here, (4, 3), textcoords="offset points", fontsize=8)
+    return svg(figure)

@@ -1,0 +1,196 @@
+"""The report: one self-contained HTML page about one or more runs."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from efface.edits.edit import Edit
+from efface.evaluation.protocols import Protocol
+from efface.evaluation.samples import Wanted
+from efface.scores import Score
+from efface.storage import ASSETS, VERSION
+
+TEMPLATE = ASSETS / "report.html.j2"
+SHOWN = 4
+"""Pictures of a concept in a grid."""
+
+
+def percent(hits: Sequence[int]) -> float:
+    """Mean of 0 and 1, in percent."""
+    return 100 * sum(hits) / len(hits)
+
+
+def hurt(concepts: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """Names in order of how much their recognition fell, most first."""
+    fall = {
+        n: percent(concepts[n]["unedited"][0]) - percent(concepts[n]["edited"][0]) for n in names
+    }
+    return sorted(names, key=lambda n: (-fall[n], n))
+
+
+def summary(found: Mapping[str, Any], erased: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The result in words."""
+
+    def of(side: str, key: str) -> Score:
+        return Score(**found[side][key])
+
+    def share(s: Score) -> str:
+        return f"{s.value:.1f} % [{s.low:.1f}, {s.high:.1f}]"
+
+    gone, was = of("edited", "ESR-1"), of("unedited", "ESR-1")
+    lines = [
+        f"Erased: {', '.join(erased)}. Of {gone.n} pictures that ask for it, the judge does not "
+        f"name it in {share(gone)}; without the edit in {share(was)}."
+    ]
+    if others:
+        kept, before = of("edited", "PSR-1"), of("unedited", "PSR-1")
+        change = Score(**found["difference"]["PSR-1"])
+        lines.append(
+            f"Of {kept.n} pictures of {len(others)} other concepts, {share(kept)} still show what "
+            f"they should; without the edit {share(before)}: a change of {change} points."
+        )
+        concepts = found["concepts"]
+        worst = [
+            n
+            for n in hurt(concepts, others)[:5]
+            if percent(concepts[n]["edited"][0]) < percent(concepts[n]["unedited"][0])
+        ]
+        lines.append(
+            f"Hurt most: {', '.join(worst)}." if worst else "No other concept is recognised less."
+        )
+    return lines
+
+
+def run_part(
+    title: str,
+    edit: Edit,
+    found: Mapping[str, Any],
+    folders: tuple[Path, Path],
+    protocol: Protocol,
+    commands: Sequence[str],
+    others_found: Sequence[Mapping[str, Any]] = (),
+    sensitivity: tuple[Mapping[str, Any], Path] | None = None,
+) -> dict[str, Any]:
+    """What the page says of one run.
+
+    Args:
+        found: of ``efface score``.
+        folders: of the unedited pictures, and of the edited ones.
+        others_found: of ``efface score --protocol``.
+        sensitivity: of ``efface sensitivity``, and its figure.
+    """
+    concepts, erased = found["concepts"], list(found["erased"])
+    others = [n for n in concepts if n not in erased]
+    near = [n for n in protocol.near(erased) if n in concepts]
+    order = hurt(concepts, others)
+    moved = [n for n in order if concepts[n]["edited"][0] != concepts[n]["unedited"][0]]
+    worst = [n for n in moved if n not in near][:6]
+    fine = [n for n in reversed(order) if n not in near and n not in worst][:6]
+
+    def figure(name: str) -> dict[str, Any]:
+        wanted = [
+            Wanted(p, s, name)
+            for p in protocol.prompts(name)
+            for s in range(min(SHOWN, found["pictures"]))
+        ][:SHOWN]
+        before, after = ([encoded(f / w.file) for w in wanted] for f in folders)
+        was, now = (percent(concepts[name][k][0]) for k in ("unedited", "edited"))
+        return {
+            "name": name,
+            "note": f"{was:.0f} → {now:.0f} % named",
+            "before": before,
+            "after": after,
+        }
+
+    blocks = [("Erased", erased), ("Neighbours, worst hurt first", hurt(concepts, near)[:6])]
+    blocks += [("Worst hurt of all others", worst), ("Least touched", fine)]
+    cost = edit.meta["cost"]
+    return {
+        "title": title,
+        "summary": summary(found, erased, others),
+        "scores": scores(found),
+        "blocks": [
+            {"title": t, "figures": [figure(n) for n in names]} for t, names in blocks if names
+        ],
+        "bars": [
+            {
+                "name": n,
+                "erased": n in erased,
+                "before": percent(concepts[n]["unedited"][0]),
+                "after": percent(concepts[n]["edited"][0]),
+            }
+            for n in (*erased, *moved[:40])
+        ],
+        "unchanged": len(others) - len(moved),
+        "cost": f"{cost['seconds']:.0f} s, {cost['forward']:,} forward and {cost['backward']:,} "
+        f"backward evaluations of the network; "
+        f"{sum(w.numel() for w in edit.weights.values()):,} weights changed.",
+        "commands": list(commands),
+        "extra": [extra(x) for x in others_found],
+        "sensitivity": sensitivity
+        and {"said": sensed(sensitivity[0]), "figure": encoded(sensitivity[1])},
+        "protocol": f"{protocol.name} {protocol.digest}, {found['pictures']} pictures a concept, "
+        f"{found['sampler']}",
+        "model": edit.meta["model"],
+        "base": edit.meta["base"],
+        "digest": edit.digest,
+        "judge": found["judge"],
+    }
+
+
+def sensed(found: Mapping[str, Any]) -> str:
+    """What the instruments say, in words."""
+    first, lines = found["instruments"][0], []
+    worst = [f"{w} ({Score(**s).said(2)})" for w, s in list(first["intervals"].items())[:8]]
+    lines.append(
+        f"By {first['instrument']}, of {len(first['words'])} words these moved most, "
+        f"in {first['unit']}: {', '.join(worst)}."
+    )
+    for m in found["instruments"]:
+        if m["stability"]:
+            lines.append(f"Rank stability of {m['instrument']}: {Score(**m['stability']).said(2)}.")
+    lines += [f"Agreement {k}: {Score(**v).said(2)}." for k, v in found["agreement"].items()]
+    return " ".join(lines)
+
+
+def extra(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says of another protocol's scores; a curve of NER apart."""
+    rows = [{"name": k, "said": str(Score(**v)), **v} for k, v in found["scores"].items()]
+    return {
+        "protocol": found["protocol"],
+        "prompts": found["prompts"],
+        "curve": [r for r in rows if r["name"].startswith("NER-")],
+        "scores": [r for r in rows if not r["name"].startswith("NER-")],
+    }
+
+
+def scores(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Scores as the table has them."""
+    return {
+        k: {
+            "edited": str(Score(**v)),
+            "unedited": str(Score(**found["unedited"][k])),
+            "difference": str(Score(**found["difference"][k])) if k in found["difference"] else "",
+            "n": str(v["n"]),
+        }
+        for k, v in found["edited"].items()
+    }
+
+
+def encoded(path: Path) -> str:
+    """A picture file for a data address."""
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def page(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The whole page; it needs nothing from outside."""
+    from jinja2 import Environment
+
+    env = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return env.from_string(TEMPLATE.read_text(encoding="utf8")).render(
+        runs=runs, version=VERSION, date=datetime.date.today().isoformat()
+    )

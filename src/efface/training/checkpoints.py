@@ -1,0 +1,107 @@
+"""Adam, and the state of a fine-tuning on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from efface.errors import UserError
+from efface.models import Counter
+from efface.storage import write
+from efface.training.runs import CHECKPOINT, foreign, opened
+from efface.training.student import Kept
+
+
+def adam_of(weights: Iterable[Tensor], lr: float, few_bits: bool) -> torch.optim.Optimizer:
+    """Adam, or bitsandbytes' with its moments in 8 bits (arXiv:2110.02861).
+
+    Raises:
+        UserError: no bitsandbytes.
+    """
+    if not few_bits:
+        return torch.optim.Adam(weights, lr=lr)
+    try:
+        from bitsandbytes.optim.adam import Adam8bit
+    except ImportError:
+        raise UserError(
+            "8-bit Adam needs bitsandbytes: pip install 'efface[bitsandbytes]'."
+        ) from None
+    made: torch.optim.Optimizer = Adam8bit(weights, lr=lr)  # type: ignore[no-untyped-call]
+    return made
+
+
+class Checkpoint:
+    """The state of a fine-tuning, in one safetensors file that is replaced whole."""
+
+    def __init__(
+        self,
+        folder: Path | None,
+        fingerprint: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        adam: torch.optim.Optimizer,
+        stateful: Sequence[Kept],
+    ) -> None:
+        self.path = None if folder is None else folder / CHECKPOINT
+        self.fingerprint = json.dumps(fingerprint, sort_keys=True)
+        self.weights, self.adam, self.stateful = weights, adam, stateful
+        self.start, self.began = Counter(), perf_counter()
+
+    def save(self, update: int, spent: Counter) -> None:
+        """Keep the state after ``update`` updates, and what they cost."""
+        if self.path is None:
+            return
+        tensors = {f"w/{k}": w.detach().clone() for k, w in self.weights.items()}
+        for k, w in self.weights.items():
+            own = {n: torch.as_tensor(v) for n, v in self.adam.state[w].items()}
+            tensors |= {f"adam/{name}/{k}": v for name, v in own.items()}
+        for i, part in enumerate(self.stateful):
+            tensors |= {f"s{i}/{k}": v.detach().clone() for k, v in part.state().items()}
+        tensors = {k: v.contiguous().clone() for k, v in tensors.items()}
+        cost = {
+            "forward": spent.forward - self.start.forward,
+            "backward": spent.backward - self.start.backward,
+            "seconds": round(spent.seconds - self.start.seconds + perf_counter() - self.began, 2),
+        }
+        meta = {"update": str(update), "run": self.fingerprint, "cost": json.dumps(cost)}
+        write(self.path, lambda p: save_file(tensors, p, meta))
+
+    def restore(self, counter: Counter) -> int:
+        """Take a kept state back, and its cost into ``counter``; gives the updates behind it."""
+        self.start = counter.copy()
+        if self.path is None or not self.path.exists():
+            return 0
+        tensors, meta = opened(self.path)
+        if meta.get("run") != self.fingerprint:
+            raise foreign(self.path.parent)
+        for k, w in self.weights.items():
+            w.data.copy_(tensors[f"w/{k}"])
+            end = f"/{k}"
+            state = {
+                n.removeprefix("adam/").removesuffix(end): v
+                for n, v in tensors.items()
+                if n.startswith("adam/") and n.endswith(end)
+            }
+            self.adam.state[w] = {n: stepped(n, v, self.adam, w) for n, v in state.items()}
+        for i, part in enumerate(self.stateful):
+            part.restore(
+                {k.removeprefix(f"s{i}/"): v for k, v in tensors.items() if k.startswith(f"s{i}/")}
+            )
+        cost = json.loads(meta["cost"])
+        counter.forward += cost["forward"]
+        counter.backward += cost["backward"]
+        counter.seconds += cost["seconds"]
+        return int(meta["update"])
+
+
+def stepped(name: str, value: Tensor, adam: torch.optim.Optimizer, w: Tensor) -> Any:
+    """A kept part of Adam's state as Adam has it: moments beside the weight, the count not."""
+    if name != "step":
+        return value.to(w.device)
+    return value if isinstance(adam, torch.optim.Adam) else int(value)

@@ -1,0 +1,209 @@
+"""How every erasure goes: what was asked, the work of the method, and the edit that remembers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from efface.concepts import Concept, check_keep, listed
+from efface.edits.edit import Edit, Gate
+from efface.edits.lowrank import LowRank
+from efface.models import Conditioning, DiffusionModel, load
+from efface.settings import to_json
+from efface.training.loop import finetune
+from efface.training.processes import join
+from efface.training.runs import EDIT, Run
+from efface.training.student import Loss, Stateful
+from efface.training.tuning import Tuning
+from efface.vocabulary import Vocabulary
+from efface.vocabulary import load as load_vocabulary
+
+
+class Made(NamedTuple):
+    """What a method gives back."""
+
+    weights: Mapping[str, Tensor]
+    """The changed weights by name, fp32, on the CPU."""
+    gates: tuple[Gate, ...] = ()
+    """What depends on the prompt; mostly nothing."""
+
+
+@dataclass
+class Job:
+    """One erasure at work: all that a method is given."""
+
+    method: Method
+    model: DiffusionModel
+    concepts: tuple[Concept, ...]
+    """What is erased, each with its anchor, synonyms and pool."""
+    run: Run
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the edit will remember; also the fingerprint of the run."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the edit will remember besides, known at the end only."""
+
+    @property
+    def seed(self) -> int:
+        """Of every random draw."""
+        return self.method.seed if isinstance(self.method, Tuning) else 0
+
+    @property
+    def names(self) -> list[str]:
+        """Every erased name and synonym, concept by concept."""
+        return [n for c in self.concepts for n in c.names]
+
+    @property
+    def anchors(self) -> list[str]:
+        """The anchor of each of :attr:`names`."""
+        return [c.anchor for c in self.concepts for _ in c.names]
+
+    def words(
+        self, source: str, concept: Concept | None = None, exclude: bool = True
+    ) -> Vocabulary:
+        """What may be preserved, without whatever asks for an erased concept.
+
+        Args:
+            source: of :func:`efface.vocabulary.load`.
+            concept: one of :attr:`concepts`, whose own pool comes first.
+            exclude: False: leave the erased ones in.
+        """
+        pool = concept.pool if concept else ()
+        if pool and concept:
+            found = Vocabulary(pool, f"pool of {concept.name}")
+        else:
+            found = load_vocabulary(source, self.model)
+        return found.without(self.concepts, self.model.tokenizer) if exclude else found
+
+    def kept(self) -> Conditioning | None:
+        """The method's ``keep`` list, encoded; None where it is empty."""
+        return self.model.embed(self.method.keep) if self.method.keep else None
+
+    def alone(self, i: int) -> Job:
+        """The part of this job that concerns its ``i``-th concept."""
+        return replace(self, concepts=self.concepts[i : i + 1], about={**self.about, "part": i})
+
+    def train(
+        self,
+        loss: Loss,
+        stateful: Sequence[Stateful] = (),
+        start: Mapping[str, Tensor] | None = None,
+        adapters: LowRank | None = None,
+    ) -> dict[str, Tensor]:
+        """Train the method's weight group by a loss; see :func:`~efface.training.loop.finetune`."""
+        assert isinstance(self.method, Tuning)
+        weights, updates = finetune(
+            self.model, loss, self.method, self.run, self.about, stateful, start, adapters
+        )
+        if updates < self.method.updates:
+            self.notes["stopped_after"] = updates
+        return weights
+
+
+class Method(ABC):
+    """An erasure method: a frozen dataclass of hyper-parameters, one file.
+
+    It is given a :class:`Job` and gives the new weights: by its batches and its loss
+    (:meth:`Job.train`; then it is a :class:`Tuning` as well), or in closed form.
+    """
+
+    name: ClassVar[str]
+    """What the command line calls it."""
+    label: ClassVar[str]
+    """What tables call it."""
+    closed_form: ClassVar[bool] = False
+    """One solve: edits of several concepts can be solved again together."""
+    apart: ClassVar[bool] = False
+    """Trains one concept after the other, each with ``updates``."""
+    keep: tuple[str, ...]
+    """Words to be preserved."""
+
+    @abstractmethod
+    def make(self, job: Job) -> Made:
+        """The new weights.
+
+        Raises:
+            UserError: what the method cannot do with this model or these concepts.
+        """
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Method]:
+        """Named settings; ``searched`` is what the benchmark uses."""
+        return {}
+
+    @classmethod
+    def lineup(cls) -> Mapping[str, Entry]:
+        """What the benchmark compares, by its name there: the method as it was searched for."""
+        return {cls.name: Entry(cls.label, cls.presets().get("searched", cls()))}
+
+    def erase(
+        self,
+        model: object,
+        concepts: str | Concept | Sequence[str | Concept],
+        run: Run = Run(),
+    ) -> Edit:
+        """Make an edit in which ``concepts`` cannot be asked for.
+
+        Args:
+            model: a :class:`DiffusionModel`, a diffusers pipeline (taken as it is), a shipped name,
+                a path or a hub id.
+            concepts: names, ``name -> anchor``, ``name | synonym, synonym``, or Concepts.
+
+        Raises:
+            UserError: no concept, one that is to be kept as well, and whatever the method cannot.
+        """
+        return erase(self, load(model), listed(concepts), run)
+
+
+class Entry(NamedTuple):
+    """One line of the benchmark."""
+
+    label: str
+    method: Method
+
+
+def erase(
+    method: Method, model: DiffusionModel, concepts: Sequence[Concept], run: Run = Run()
+) -> Edit:
+    """Ask a method for its weights, and give them as an edit that knows how it was made.
+
+    Raises:
+        UserError: a name on the keep list and among the erased, and whatever the method cannot.
+    """
+    check_keep(concepts, method.keep)
+    counter, before, began = model.counter, model.counter.copy(), perf_counter()
+    job = Job(method, model, tuple(concepts), run, provenance(method, model, concepts))
+    made = method.make(job)
+    spent = counter.since(before)
+    cost = {
+        "forward": spent.forward,
+        "backward": spent.backward,
+        "seconds": round(spent.seconds + perf_counter() - began, 2),
+    }
+    edit = Edit(made.weights, {**job.about, **job.notes, "cost": cost}, made.gates, model)
+    if run.folder is not None and join()[0] == 0:
+        edit.save(run.folder / EDIT)
+        run.forget()
+    return edit
+
+
+def provenance(
+    method: Method, model: DiffusionModel, concepts: Sequence[Concept]
+) -> dict[str, Any]:
+    """What an edit remembers of how it was made; also the fingerprint of a run."""
+    from efface.storage import VERSION
+
+    return {
+        "efface": VERSION,
+        "method": method.name,
+        "config": to_json(method),
+        "concepts": [c.to_json() for c in concepts],
+        "model": model.name,
+        "base": model.base,
+        "dtype": model.precision,
+        **({"quantised": model.quantised} if model.quantised else {}),
+    }

@@ -1,0 +1,310 @@
+"""Where the noisy latents of an update come from: a bank of trajectories, or rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from efface.concepts import Concept
+from efface.errors import UserError, pick
+from efface.models import Conditioning, DiffusionModel, Weights, stack
+from efface.training.erasure import Job
+
+OWNERS = ("student", "frozen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """Draw (z, t) from trajectories of the frozen model, made once."""
+
+    kind: ClassVar[str] = "bank"
+    ddim_steps: int = 25
+    """Steps of a trajectory."""
+    cfg: float = 3.0
+    """Scale of classifier-free guidance of the trajectories."""
+    trajectories: int = 8
+    """Trajectories of each erased name."""
+
+    def __post_init__(self) -> None:
+        for name in ("ddim_steps", "trajectories"):
+            if getattr(self, name) < 1:
+                raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
+
+    def open(self, job: Job) -> Banked:
+        """The bank of a job's concepts."""
+        return Banked(job.model, job.concepts, self, job.seed, job.run.progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """Draw (z, t) by a rollout at every update (arXiv:2303.07345, section 4)."""
+
+    kind: ClassVar[str] = "rollout"
+    of: str = "student"
+    """Whose: the ``student``'s as it is, or the ``frozen`` model's."""
+    ddim_steps: int = 25
+    """Steps of a whole trajectory."""
+    cfg: float = 3.0
+    """Scale of classifier-free guidance."""
+    aligned: bool = True
+    """Tell the denoiser the timestep that the latent has. False: as the authors of ESD and of
+    adversarial preservation do, whose latents are 39 to 58 timesteps cleaner than what the denoiser
+    is told."""
+    own: bool = False
+    """Preserve a word on latents rolled out under it, from the erased concept's noise; else on the
+    concept's own."""
+
+    def __post_init__(self) -> None:
+        pick(dict.fromkeys(OWNERS), self.of, "owner of the rollouts")
+        if self.ddim_steps < 1:
+            raise UserError(f"got {self.ddim_steps} for ddim_steps; at least 1 is needed.")
+
+    def open(self, job: Job) -> RolledOut:
+        """The rollouts for a job's concepts."""
+        return RolledOut(job.model, job.concepts, self)
+
+
+Latents = Bank | Rollout
+"""How (z, t) are drawn: each kind has its own settings."""
+
+
+class Batch(NamedTuple):
+    """What one update sees, a row each."""
+
+    z: Tensor
+    """Noisy latents of the erased concepts, (B, C, H, W)."""
+    t: Tensor
+    """Their timesteps, (B,)."""
+    which: Tensor
+    """Index of the erased concept of each row, (B,)."""
+    concept: Conditioning
+    """The erased concept of each row, encoded."""
+    e_concept: Tensor
+    """What the frozen model predicts for it, (B, C, H, W)."""
+    e_anchor: Tensor
+    """What the frozen model predicts for its anchor, (B, C, H, W)."""
+    weight: Tensor
+    """What a squared error of a prediction is as one of the clean latent, (B,)."""
+
+    def goal(self, eta: float) -> Tensor:
+        """What the erased concept is to predict: the anchor, pushed away from the concept.
+
+        Source: arXiv:2303.07345, equation 5.
+        """
+        return self.e_anchor - eta * (self.e_concept - self.e_anchor)
+
+
+class Words(NamedTuple):
+    """Other words beside a batch: row i goes with row i of the batch, over again."""
+
+    cond: Conditioning
+    """Encoded, N rows."""
+    z: Tensor
+    """What they are predicted on, (N, C, H, W)."""
+    t: Tensor
+    """Its timesteps, (N,)."""
+    rows: Tensor
+    """The row of the batch that each goes with, (N,)."""
+
+
+Choose = Callable[[Tensor], Conditioning]
+"""Chooses words, given the index of the erased concept of every row of a batch."""
+
+
+class Draw(NamedTuple):
+    """A random stopping point of a rollout, shared by the rows of a batch."""
+
+    noise: Tensor
+    span: range
+    t: float
+    weight: float
+
+
+class Encoded(NamedTuple):
+    """The erased concepts' prompts, a row each: every name and synonym."""
+
+    concept: Conditioning
+    anchor: Conditioning
+    of: Tensor
+    """Index of the concept that a row belongs to."""
+
+
+def encode(model: DiffusionModel, concepts: Sequence[Concept]) -> Encoded:
+    """Encode every erased name beside its anchor."""
+    rows = [(i, name, c.anchor) for i, c in enumerate(concepts) for name in c.names]
+    return Encoded(
+        model.embed([r[1] for r in rows]),
+        model.embed([r[2] for r in rows]),
+        torch.tensor([r[0] for r in rows]),
+    )
+
+
+class Banked:
+    """Latents of the frozen model's own trajectories, with its predictions there.
+
+    The predictions for the concept and for the null prompt fall out of classifier-free guidance for
+    nothing; only an
+    anchor other than the null prompt costs one evaluation more per latent.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        concepts: Sequence[Concept],
+        config: Bank,
+        seed: int,
+        progress: bool = True,
+    ) -> None:
+        self.encoded = encode(model, concepts)
+        n = config.trajectories
+        g = torch.Generator().manual_seed(seed)
+        schedule = model.schedule(config.ddim_steps)
+        self.t: Tensor = schedule.timesteps.cpu()
+        kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        for row in tqdm(
+            range(len(self.encoded.of)), desc="bank of latents", unit="prompt", disable=not progress
+        ):
+            cond = self.encoded.concept[[row]].repeat(n)
+            path: list[tuple[Tensor, Tensor, Tensor]] = []
+
+            def visit(_: int, z: Tensor, e0: Tensor, e1: Tensor, path: list[Any] = path) -> None:
+                path.append((z.cpu(), e0.cpu(), e1.cpu()))
+
+            span = range(config.ddim_steps)
+            model.rollout(model.noise(n, g), cond, schedule, span, config.cfg, visit=visit)
+            z, e0, e1 = (torch.stack(x, 1) for x in zip(*path, strict=True))  # (n, S, C, H, W)
+            kept.append((z, self._anchored(model, row, concepts, z, e0), e1))
+        self.z, self.e_anchor, self.e_concept = (torch.cat(x) for x in zip(*kept, strict=True))
+        self.row = torch.arange(len(self.encoded.of)).repeat_interleave(n)
+        self.weight = model.process.weight(schedule.timesteps).cpu()
+        self.model = model
+
+    def _anchored(
+        self, model: DiffusionModel, row: int, concepts: Sequence[Concept], z: Tensor, e0: Tensor
+    ) -> Tensor:
+        if not concepts[int(self.encoded.of[row])].anchor:
+            return e0
+        flat, t = z.flatten(0, 1), self.t.repeat(len(z))
+        anchor = self.encoded.anchor[[row]]
+        with torch.no_grad():
+            parts = [
+                model.predict(a.to(model.device), b.to(model.device), anchor.repeat(len(a))).cpu()
+                for a, b in zip(flat.split(64), t.split(64), strict=True)
+            ]
+        return torch.cat(parts).view_as(z)
+
+    def draw(self, g: torch.Generator, batch: int, weights: Weights | None = None) -> Batch:
+        """``batch`` latents, each of a random trajectory at a random step."""
+        path = torch.randint(0, len(self.z), (batch,), generator=g)
+        step = torch.randint(0, len(self.t), (batch,), generator=g)
+        row, to = self.row[path], self.model.device
+        return Batch(
+            self.z[path, step].to(to),
+            self.t[step].to(to),
+            self.encoded.of[row],
+            self.encoded.concept[row.to(to)],
+            self.e_concept[path, step].to(to),
+            self.e_anchor[path, step].to(to),
+            self.weight[step].to(to),
+        )
+
+    def draw_beside(
+        self, g: torch.Generator, batch: int, weights: Weights | None, choose: Choose
+    ) -> tuple[Batch, Words]:
+        """A batch, and words on its latents."""
+        b = self.draw(g, batch, weights)
+        return b, beside(b, choose(b.which))
+
+
+def beside(b: Batch, cond: Conditioning) -> Words:
+    """Words on the latents of a batch."""
+    rows = torch.arange(len(cond), device=b.z.device) % len(b.z)
+    return Words(cond, b.z[rows], b.t[rows], rows)
+
+
+class RolledOut:
+    """Latents made anew for every update, by the frozen model or by the student as it is."""
+
+    def __init__(self, model: DiffusionModel, concepts: Sequence[Concept], config: Rollout) -> None:
+        self.model, self.config = model, config
+        self.encoded = encode(model, concepts)
+        self.schedule = model.schedule(config.ddim_steps)
+
+    def stop(self, g: torch.Generator, batch: int) -> Draw:
+        """Start noise, and where the rollout stops.
+
+        Aligned: i of S steps, i uniform on 0..S-1, told the timestep that is reached. Otherwise the
+        released code's
+        way (2303.07345 and 2410.15618): k uniform on 0..S-1; from pure noise the first timestep is
+        skipped; S - k steps, at most S - 1; told a timestep uniform on [20k, 20k + 19]; weighted as
+        20k + 1 (for S = 50).
+        """
+        s, noise = self.config.ddim_steps, self.model.noise(batch, g)
+        k = int(torch.randint(0, s, (1,), generator=g))
+        if self.config.aligned:
+            told = self.schedule.timesteps[k]
+            return Draw(noise, range(k), told.item(), self._weight(told))
+        width = self.model.process.times // s
+        t = width * k + int(torch.randint(0, width, (1,), generator=g))
+        weight = self._weight(torch.tensor(width * k + 1))
+        return Draw(noise, range(1, 1 + min(s - k, s - 1)), t, weight)
+
+    def _weight(self, t: Tensor) -> float:
+        return float(self.model.process.weight(t.view(1)))
+
+    def begin(self, g: torch.Generator, batch: int) -> tuple[Tensor, Draw]:
+        """A random erased name for each row, (B,), and where all their rollouts stop."""
+        return torch.randint(0, len(self.encoded.of), (batch,), generator=g), self.stop(g, batch)
+
+    def draw(self, g: torch.Generator, batch: int, weights: Weights | None = None) -> Batch:
+        """One random erased name for each row, all rolled out to the same timestep."""
+        row, draw = self.begin(g, batch)
+        concept = self.encoded.concept[row.to(self.model.device)]
+        return self._batch(row, draw, self._rolled(draw.noise, concept, draw, weights))
+
+    def draw_beside(
+        self, g: torch.Generator, batch: int, weights: Weights | None, choose: Choose
+    ) -> tuple[Batch, Words]:
+        """A batch, and words beside it: on its latents, or on their own.
+
+        Their own (``config.own``) are of its noise, its timestep and its passes.
+        """
+        if not self.config.own:
+            b = self.draw(g, batch, weights)
+            return b, beside(b, choose(b.which))
+        row, draw = self.begin(g, batch)
+        cond = choose(self.encoded.of[row])
+        concept = self.encoded.concept[row.to(self.model.device)]
+        rows = torch.arange(len(cond), device=self.model.device) % batch
+        both = stack([concept, cond.detach()])
+        z = self._rolled(torch.cat([draw.noise, draw.noise[rows]]), both, draw, weights)
+        found = self._batch(row, draw, z[:batch])
+        return found, Words(cond, z[batch:], found.t[rows], rows)
+
+    def _rolled(
+        self, noise: Tensor, cond: Conditioning, draw: Draw, weights: Weights | None
+    ) -> Tensor:
+        used = weights if self.config.of == "student" else None
+        plain = None if used is None else {k: w.detach() for k, w in used.items()}
+        return self.model.rollout(noise, cond, self.schedule, draw.span, self.config.cfg, plain)
+
+    def _batch(self, row: Tensor, draw: Draw, z: Tensor) -> Batch:
+        to = self.model.device
+        concept, anchor = self.encoded.concept[row.to(to)], self.encoded.anchor[row.to(to)]
+        t = torch.full((len(z),), draw.t, device=to)
+        with torch.no_grad():
+            pair = self.model.predict(
+                torch.cat([z, z]), torch.cat([t, t]), stack([concept, anchor])
+            )
+        e_concept, e_anchor = pair.chunk(2)
+        weight = torch.full((len(z),), draw.weight, device=to)
+        return Batch(z, t, self.encoded.of[row], concept, e_concept, e_anchor, weight)
+
+
+Source = Banked | RolledOut
+"""What latents are drawn from."""

@@ -1,0 +1,98 @@
+"""Where a run keeps what it needs to go on after a kill, and who watches it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from efface.edits.edit import Edit
+from efface.errors import UserError
+from efface.storage import write
+
+CHECKPOINT = "unfinished.safetensors"
+"""The state of a fine-tuning, in the run's folder."""
+EDIT = "edit.safetensors"
+"""What it ends with."""
+
+OnUpdate = Callable[[int, Mapping[str, float], Edit], bool | None]
+"""Called after every weight update with its number (from 1), its losses and the edit as it is.
+
+The edit's weights are those in training: use or save them before the next update. True ends the
+training with these weights.
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run keeps what it needs to go on after a kill, and who watches it."""
+
+    folder: Path | None = None
+    """Holds the checkpoint, and in the end the edit; None: nothing is kept."""
+    on_update: OnUpdate | None = None
+    """Called after every update with (update, {"loss": …}, edit); True ends the training."""
+    progress: bool = True
+    """Show a bar on stderr."""
+    checkpointing: bool = False
+    """Compute activations again for the gradient instead of keeping them: less memory, more time,
+    the same weights."""
+
+    def part(
+        self, i: int, about: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The tensors of a run's ``i``-th part, kept until :meth:`forget` once they are made.
+
+        Args:
+            about: what makes the run this run.
+
+        Raises:
+            UserError: a part of another run is in the folder, or a damaged one.
+        """
+        if self.folder is None:
+            return make()
+        path, said = self.folder / f"part-{i}.safetensors", json.dumps(about, sort_keys=True)
+        if not path.exists():
+            made = make()
+            write(path, lambda p: save_file(made, p, {"run": said}))
+        tensors, meta = opened(path)
+        if meta.get("run") != said:
+            raise foreign(self.folder)
+        own = self.folder / CHECKPOINT
+        if own.exists() and opened(own)[1].get("run") == said:
+            own.unlink()  # the state of this part's training
+        return tensors
+
+    def forget(self) -> None:
+        """Delete what a run goes on from, once its edit is saved."""
+        if self.folder is not None:
+            for path in (self.folder / CHECKPOINT, *self.folder.glob("part-*.safetensors")):
+                path.unlink(missing_ok=True)
+
+
+def opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of an unfinished run's file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as e:
+        raise UserError(
+            f"the checkpoint {str(path)!r} is damaged ({e}); delete it to start afresh."
+        ) from None
+
+
+def foreign(folder: Path) -> UserError:
+    """A run of other settings is in the folder."""
+    return UserError(
+        f"{str(folder)!r} holds an unfinished run with other settings; "
+        "give another --out, or delete it to start afresh."
+    )

@@ -1,0 +1,113 @@
+"""The most harmed candidates, by scoring all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from efface.errors import UserError
+from efface.training.search.pools import Setting
+from efface.training.search.random import RandomSearch
+from efface.training.student import Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact:
+    """Score every candidate on shared latents, and preserve the most harmed."""
+
+    kind: ClassVar[str] = "exact"
+    refresh: int = 30
+    """Updates between two scorings; the first, before anything is harmed, finds nothing, so that
+    until the second any candidate is drawn."""
+    probes: int = 3
+    """Latents that candidates are scored on, one a scoring, in turn."""
+    memory: float = 0.5
+    """How much of the running harm a new scoring leaves in place."""
+    top: int = 24
+    """How many of the most harmed are drawn from, all alike; 0: every candidate, as often as its
+    share of all harm."""
+
+    def __post_init__(self) -> None:
+        for name in ("refresh", "probes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
+        if self.top < 0:
+            raise UserError(f"got {self.top} for top; 0 or more is allowed.")
+
+    def start(self, setting: Setting) -> ExactSearch:
+        """The search at work."""
+        return ExactSearch(self, setting)
+
+
+class ExactSearch(RandomSearch):
+    """The most harmed candidates by scoring all of them.
+
+    Harm is the mean squared change of ε on shared latents. The frozen model's side is computed
+    once; a scoring costs U
+    evaluations of the student, one latent a scoring, and the running harm averages over the last
+    ones.
+    """
+
+    def __init__(self, config: Exact, setting: Setting) -> None:
+        candidates = setting.candidates
+        super().__init__(candidates)
+        self.config, self.model = config, setting.job.model
+        g = torch.Generator().manual_seed(setting.job.seed + 7_919)
+        self.probe = setting.source.draw(g, config.probes)
+        self.before = [self._predict(i, None) for i in range(config.probes)]
+        self.harm = torch.zeros(len(candidates.words))
+        self.calls = 0
+
+    def _predict(self, probe: int, student: Student | None) -> Tensor:
+        batch = self.model.at_once
+        z, t = self.probe.z[[probe]], self.probe.t[[probe]]
+        parts = []
+        with torch.no_grad():
+            for i in range(0, len(self.pools.words), batch):
+                cond = self.pools.take(slice(i, i + batch))
+                n = len(cond)
+                args = (z.expand(n, -1, -1, -1), t.expand(n), cond)
+                parts.append(self.model.predict(*args) if student is None else student(*args))
+        return torch.cat(parts)
+
+    def score(self, student: Student, probe: int) -> Tensor:
+        """Harm of every candidate on one probe latent, (U,)."""
+        change = self._predict(probe, student) - self.before[probe]
+        return change.square().mean((1, 2, 3)).cpu()
+
+    def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
+        """Score all candidates, at every ``refresh``-th update."""
+        if self.calls % self.config.refresh == 0:
+            fresh = self.score(student, (self.calls // self.config.refresh) % self.config.probes)
+            keep = self.config.memory if self.calls else 0.0
+            self.harm = keep * self.harm + (1 - keep) * fresh
+            self.odds = tuple(self._odds(self.harm[mine]) for mine in self.pools.of)
+        self.calls += 1
+
+    def _odds(self, harm: Tensor) -> Tensor:
+        if not harm.any():  # as long as nothing is harmed, any candidate
+            return torch.ones_like(harm)
+        if not self.config.top:
+            return harm + harm.max() * 1e-6 + torch.finfo(harm.dtype).tiny
+        worst = harm.topk(min(self.config.top, len(harm))).indices
+        return torch.zeros_like(harm).index_fill(0, worst, 1.0)
+
+    def _one(self, which: int, g: torch.Generator) -> Tensor:
+        return self.pools.of[which][torch.multinomial(self.odds[which], 1, generator=g)[0]]
+
+    def state(self) -> dict[str, Tensor]:
+        """The running harm, and how often it was asked."""
+        return {
+            "harm": self.harm,
+            "calls": torch.tensor(self.calls),
+            **{f"odds{i}": w for i, w in enumerate(self.odds)},
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take them back."""
+        self.harm, self.calls = state["harm"], int(state["calls"])
+        self.odds = tuple(state[f"odds{i}"] for i in range(len(self.pools.of)))
