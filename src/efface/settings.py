@@ -1,12 +1,14 @@
-"""Settings as JSON and back: frozen dataclasses, whose unions say their kind."""
+"""Settings: frozen dataclasses as JSON and back, and the ranges of their numbers."""
 
 from __future__ import annotations
 
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from efface.errors import UserError, pick
 
@@ -51,3 +53,54 @@ def _typed(hint: Any, value: Any) -> Any:
     if is_dataclass(hint) and isinstance(hint, type):
         return from_json(typing.cast(type[Any], hint), value)
     return tuple(value) if isinstance(value, list) else value
+
+
+class Range(NamedTuple):
+    """What a number may be, in its field's annotation: ``Annotated[int, Range(1, 1000)]``."""
+
+    low: float
+    high: float = math.inf
+    """The largest; infinity itself and NaN are never allowed."""
+    open_low: bool = False
+    """Whether ``low`` itself is too low."""
+
+    def __contains__(self, x: object) -> bool:
+        """Whether a number is finite and inside."""
+        if isinstance(x, bool) or not isinstance(x, (int, float)) or not -math.inf < x < math.inf:
+            return False
+        return (self.low < x if self.open_low else self.low <= x) and x <= self.high
+
+    def __str__(self) -> str:
+        """In words: what is allowed."""
+        if self.high == math.inf:
+            return f"more than {self.low:,}" if self.open_low else f"{self.low:,} or more"
+        low = f"more than {self.low:,}, up" if self.open_low else f"{self.low:,}"
+        return f"{low} to {self.high:,}"
+
+
+@cache
+def ranges(cls: Any) -> dict[str, Range]:
+    """The ranges of a dataclass's numbers, by field."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {name: r for name, hint in hints.items() for r in _ranges_in(hint)}
+
+
+def _ranges_in(hint: Any) -> Iterator[Range]:
+    yield from (m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Range))
+    for inner in get_args(hint):
+        if not isinstance(inner, Range):
+            yield from _ranges_in(inner)
+
+
+def check_ranges(config: Any) -> None:
+    """Refuse numbers outside the range that their field names; None, an optional one, passes.
+
+    Raises:
+        UserError: what was got, for which field, and what is allowed.
+    """
+    cls: Hashable = type(config)
+    for name, allowed in ranges(cls).items():
+        value = getattr(config, name)
+        for x in value if isinstance(value, tuple) else (value,):
+            if x is not None and x not in allowed:
+                raise UserError(f"got {x} for {name}; {allowed} is needed.")

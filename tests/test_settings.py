@@ -1,0 +1,56 @@
+"""Numbers are checked against the range that their field names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+
+from efface.errors import UserError
+from efface.settings import Range, check_ranges, ranges
+
+
+@dataclass(frozen=True)
+class Numbers:
+    count: Annotated[int, Range(1, 1000)] = 1
+    scale: Annotated[float, Range(0.0)] = 0.0
+    rate: Annotated[float, Range(0, 1, open_low=True)] = 0.5
+    steps: Annotated[int | None, Range(1)] = None
+    many: tuple[Annotated[int, Range(0, 9)], ...] = ()
+    name: str = ""
+
+
+def test_every_range_of_a_dataclass_is_found():
+    assert list(ranges(Numbers)) == ["count", "scale", "rate", "steps", "many"]
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [{}, {"count": 1000}, {"scale": 1e300}, {"rate": 1}, {"steps": 1}, {"many": (0, 9)}],
+)
+def test_numbers_inside_pass(allowed):
+    check_ranges(Numbers(**allowed))
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"count": 0}, "got 0 for count; 1 to 1,000 is needed."),
+        ({"count": 1001}, "got 1001 for count; 1 to 1,000 is needed."),
+        ({"count": True}, "got True for count"),
+        ({"count": "3"}, "got 3 for count"),
+        ({"scale": -0.1}, "got -0.1 for scale; 0.0 or more is needed."),
+        ({"scale": float("nan")}, "got nan for scale"),
+        ({"scale": INF}, "got inf for scale"),
+        ({"rate": 0}, "got 0 for rate; more than 0, up to 1 is needed."),
+        ({"steps": 0}, "got 0 for steps; 1 or more is needed."),
+        ({"many": (3, 10)}, "got 10 for many"),
+    ],
+)
+def test_a_number_outside_is_refused(wrong, told):
+    with pytest.raises(UserError, match="^" + told.replace(".", r"\.")):
+        check_ranges(Numbers(**wrong))
