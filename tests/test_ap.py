@@ -14,6 +14,7 @@ from efface.errors import UserError
 from efface.methods.ap import AP
 from efface.methods.esd import ESD
 from efface.models import load, mix
+from efface.seeds import generator
 from efface.training import Bank, Rollout, Run, Student
 from efface.training.latents import Banked, Batch, RolledOut
 from efface.training.search import Exact, Gumbel, Pools, Random, Setting
@@ -124,7 +125,7 @@ def test_predictions_that_come_with_the_latents_are_the_models_own(tiny, source)
 
 
 def test_the_bank_holds_whole_trajectories_from_pure_noise(tiny):
-    bank = Banked(tiny, [CHURCH], Bank(ddim_steps=5, trajectories=2), seed=4)
+    bank = Banked(tiny, [CHURCH], Bank(ddim_steps=5, trajectories=2), seeded(4))
     noise = tiny.noise(2, seeded(4))
     assert torch.equal(bank.z[:, 0], noise)
     last = tiny.rollout(noise, tiny.embed(["church"] * 2), tiny.schedule(5), range(4), 3.0)
@@ -239,7 +240,7 @@ def test_evaluations_per_update_are_what_the_formula_says(tiny, words, name):
     found = counts(tiny, method)
     pools, rolled = method.candidates(job_of(tiny, [CHURCH, DOG])).of, []
     for update in range(1, updates):
-        g, passes = seeded(update), []
+        g, passes = generator(0, "update", update, "batch", 0), []
         for inner in (True, False):
             name_drawn = int(torch.randint(0, 3, (1,), generator=g))
             tiny.noise(1, g)
@@ -313,15 +314,16 @@ def test_official_updates_equal_the_pseudo_code(tiny, words):
 
     mse = torch.nn.functional.mse_loss
     for update in range(3):
-        g = seeded(update)
-        x, count, t, a = stop(g)  # the inner pass
-        c = word(g).view(1, *concept.shape[1:])
-        z = rolled(x, c.detach(), count)
-        with torch.no_grad():
-            goal = eps(frozen, z, t, c)
-        climb = -(1 - a) / a * mse(eps(student, z, t, c), goal)
-        logits.grad = torch.autograd.grad(climb, logits)[0]
-        opt_pi.step()
+        g = generator(0, "update", update, "batch", 0)
+        if update:  # the inner pass, after the outer one of the update before
+            x, count, t, a = stop(g)
+            c = word(g).view(1, *concept.shape[1:])
+            z = rolled(x, c.detach(), count)
+            with torch.no_grad():
+                goal = eps(frozen, z, t, c)
+            climb = -(1 - a) / a * mse(eps(student, z, t, c), goal)
+            logits.grad = torch.autograd.grad(climb, logits)[0]
+            opt_pi.step()
 
         x, count, t, a = stop(g)  # the outer pass
         c = word(g).view(1, *concept.shape[1:]).detach()
@@ -388,7 +390,7 @@ def test_presets_exclude_or_not(tiny, awkward, name):
     path, asks = awkward
     method = dataclasses.replace(AP.presets()[name], vocabulary=str(path), pool_size=0, nearest=0)
     found = words_of(method.candidates(job_of(tiny, [CHAPEL, MUG])), 0)
-    assert bool(found & set(asks)) == (name == "official")
+    assert bool(found & set(asks)) == name.startswith("official")
 
 
 def test_a_pool_of_its_own_loses_the_erased_as_well(tiny, words):
@@ -398,13 +400,11 @@ def test_a_pool_of_its_own_loses_the_erased_as_well(tiny, words):
     assert words_of(pools, 1) == set(WORDS)
 
 
-def test_keep_words_are_candidates(tiny, words):
-    pools = AP(vocabulary=str(words), keep=("moon",), pool_size=4).candidates(
-        job_of(tiny, [CHURCH, DOG])
-    )
-    for which in (0, 1):
-        assert "moon" in words_of(pools, which)
-        assert len(words_of(pools, which)) == 5
+def test_kept_words_do_not_thin_the_candidates(tiny, words):
+    job = job_of(tiny, [CHURCH, DOG])
+    with_keep = AP(vocabulary=str(words), keep=("moon",), pool_size=4).candidates(job)
+    without = AP(vocabulary=str(words), pool_size=4).candidates(job)
+    assert with_keep.words == without.words
 
 
 def test_an_empty_pool_is_refused(tiny):
@@ -597,7 +597,7 @@ def drawn_for_both(source, n=4):
 def test_exact_search_scores_as_one_word_at_a_time_and_picks_the_worst(tiny):
     student = Student(tiny, shaken(tiny, by=1.0))
     pools = pools_of(tiny)
-    source = Banked(tiny, [CHURCH, DOG], Bank(ddim_steps=4, trajectories=2), 0)
+    source = Banked(tiny, [CHURCH, DOG], Bank(ddim_steps=4, trajectories=2), seeded(0))
     search = exact_over(tiny, pools, source, refresh=1, probes=3, memory=0.0, top=1)
     batch, g = drawn_for_both(source), seeded(1)
     for call in range(4):
@@ -622,7 +622,7 @@ def test_exact_search_scores_as_one_word_at_a_time_and_picks_the_worst(tiny):
 
 def test_exact_search_remembers_and_draws_among_the_top(tiny):
     student, pools = Student(tiny, shaken(tiny)), pools_of(tiny, [CHURCH])
-    source = Banked(tiny, [CHURCH], Bank(ddim_steps=4, trajectories=2), 0)
+    source = Banked(tiny, [CHURCH], Bank(ddim_steps=4, trajectories=2), seeded(0))
     search = exact_over(tiny, pools, source, refresh=2, probes=2, memory=0.25, top=3)
     batch, g = source.draw(seeded(), 1), seeded(2)
     first, second = search.score(student, 0), search.score(student, 1)
@@ -636,7 +636,7 @@ def test_exact_search_remembers_and_draws_among_the_top(tiny):
 
 def test_exact_search_draws_every_word_by_its_share_of_all_harm(tiny):
     student, pools, n = Student(tiny, shaken(tiny, by=1.0)), pools_of(tiny), 4000
-    source = Banked(tiny, [CHURCH, DOG], Bank(ddim_steps=4, trajectories=2), 0)
+    source = Banked(tiny, [CHURCH, DOG], Bank(ddim_steps=4, trajectories=2), seeded(0))
     search = exact_over(tiny, pools, source, top=0)
     search.begin(student, 1, seeded())
     for which, mine in enumerate(pools.of):
@@ -650,7 +650,7 @@ def test_exact_search_draws_every_word_by_its_share_of_all_harm(tiny):
 @pytest.mark.parametrize("top", [0, 3])
 def test_exact_search_draws_any_word_while_nothing_is_harmed(tiny, top):
     pools = pools_of(tiny, [CHURCH])
-    source = Banked(tiny, [CHURCH], Bank(ddim_steps=4, trajectories=2), 0)
+    source = Banked(tiny, [CHURCH], Bank(ddim_steps=4, trajectories=2), seeded(0))
     search = exact_over(tiny, pools, source, top=top)
     search.begin(Student(tiny, {}), 1, seeded())
     assert torch.equal(search.harm, torch.zeros(len(WORDS)))
@@ -660,7 +660,7 @@ def test_exact_search_draws_any_word_while_nothing_is_harmed(tiny, top):
 
 def test_random_search_draws_from_every_concepts_own_pool(tiny):
     pools = pools_of(tiny)
-    source = Banked(tiny, [CHURCH, DOG], Bank(ddim_steps=2, trajectories=2), 0)
+    source = Banked(tiny, [CHURCH, DOG], Bank(ddim_steps=2, trajectories=2), seeded(0))
     batch = drawn_for_both(source)
     drawn = (
         Random()

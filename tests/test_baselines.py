@@ -37,7 +37,7 @@ def test_adapters_change_nothing_at_first_and_have_their_rank_afterwards():
         "conv": torch.randn(5, 4, 3, 3, generator=seeded()),
         "bias": torch.zeros(6),
     }
-    adapters = LowRank(base, 2, 0)
+    adapters = LowRank(base, 2, seeded(0))
     assert set(adapters.factors) == {"a/up", "a/down", "conv/up", "conv/down"}
     assert all(torch.equal(w, base[k]) for k, w in adapters.weights(adapters.factors).items())
     for k, w in adapters.factors.items():
@@ -73,7 +73,7 @@ def test_the_first_update_of_ca_is_the_same_for_the_live_and_the_frozen_goal(tin
 
 
 def test_pictures_are_noised_to_their_timestep(tiny):
-    pictures = Noised(tiny, ["church", "dog"], Pictures(n=3, ddim_steps=2), 0, progress=False)
+    pictures = Noised(tiny, ["church", "dog"], Pictures(n=3, ddim_steps=2), seeded(), False)
     assert pictures.z0.shape == (6, *tiny.latent_shape)
     assert pictures.prompt.tolist() == [0, 0, 0, 1, 1, 1]
     only = torch.zeros(len(tiny.process.alphas))
@@ -110,7 +110,7 @@ def test_age_takes_random_anchors_and_mixtures(tiny, words, search):
 
 def test_a_mixture_keeps_the_largest_shares(tiny, words):
     candidates = quick(AGE(), words).candidates(job_of(tiny, [CHURCH]))
-    source = Banked(tiny, [CHURCH], Bank(ddim_steps=2, trajectories=1), 0, progress=False)
+    source = Banked(tiny, [CHURCH], Bank(ddim_steps=2, trajectories=1), seeded(0), progress=False)
 
     def none(*_):
         raise AssertionError
@@ -261,8 +261,8 @@ def test_the_concept_is_looked_at_less(tiny, words):
 class NowhereSeen(MACE):
     """MACE on pictures in which the frozen model sees the concept nowhere."""
 
-    def masks(self, model, pictures, cond, where):
-        return torch.zeros_like(super().masks(model, pictures, cond, where))
+    def masks(self, model, pictures, cond, where, g):
+        return torch.zeros_like(super().masks(model, pictures, cond, where, g))
 
 
 def test_a_picture_whose_mask_is_empty_teaches_nothing(tiny, words):

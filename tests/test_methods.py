@@ -18,9 +18,11 @@ from efface.methods.esd import ESD
 from efface.methods.mace import MACE
 from efface.models import Counter, load
 from efface.models.families.stable_diffusion import StableDiffusion
-from efface.settings import from_json, to_json
-from efface.training import EDIT, Run, Tuning
+from efface.settings import from_json, ranges, to_json
+from efface.training import EDIT, Bank, Pictures, Rollout, Run, Tuning
 from efface.training.checkpoints import Checkpoint, adam_of
+from efface.training.closed_form import text_vectors
+from efface.training.search import Exact, Gumbel, Random
 
 CASES = {name: (name, method()) for name, method in METHODS.items()} | {
     f"{name} {preset}": (name, config)
@@ -29,6 +31,10 @@ CASES = {name: (name, method()) for name, method in METHODS.items()} | {
     if config != METHODS[name]()
 }
 TRAINED = [case for case, (_, method) in CASES.items() if isinstance(method, Tuning)]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 class Made(NamedTuple):
@@ -214,9 +220,12 @@ def test_killed_in_the_second_concept_it_goes_on_there(tiny, words, tmp_path, na
 
     with pytest.raises(Killed):
         method.erase(tiny, [CHURCH, DOG], Run(tmp_path, on_update, progress=False))
-    with tiny.counting() as spent:
-        edit = method.erase(tiny, [CHURCH, DOG], Run(tmp_path, progress=False))
-    assert spent.forward < whole.meta["cost"]["forward"]
+    again = []
+    listening = Run(tmp_path, lambda update, *_: again.append(update), progress=False)
+    edit = method.erase(tiny, [CHURCH, DOG], listening)
+    assert again == [1, 2, 3]  # the second concept's: the first one's adapter is kept
+    for what in ("forward", "backward"):
+        assert edit.meta["cost"][what] >= whole.meta["cost"][what] > 0
     assert same_weights(dict(edit.weights), dict(whole.weights))
     assert edit.digest == whole.digest
     assert [p.name for p in tmp_path.iterdir()] == [EDIT]
@@ -325,9 +334,57 @@ def test_whoever_watches_sees_the_edit_and_may_end_the_training(tiny, words, tmp
         ({"lr": float("nan")}, "got nan for lr"),
     ],
 )
-def test_settings_out_of_range_are_refused(change, message):
+def test_settings_of_a_training_out_of_range_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(METHODS["esd"](), **change)
+
+
+def numbers():
+    """Every numeric field of every method, and of the parts that it is made of."""
+    parts = {type(m) for m in (Exact(), Gumbel(), Random(), Bank(), Rollout(), Pictures())}
+    for cls in (*METHODS.values(), *sorted(parts, key=lambda c: c.__name__)):
+        for field in dataclasses.fields(cls):
+            if type(field.default) in (int, float):
+                yield pytest.param(cls, field.name, id=f"{cls.__name__}.{field.name}")
+
+
+@pytest.mark.parametrize(("cls", "name"), list(numbers()))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1])
+def test_every_number_has_a_range_and_is_held_to_it(cls, name, value):
+    if value == -1 and ranges(cls)[name].low < 0:
+        pytest.skip("may be negative")
+    with pytest.raises(UserError, match=f"got {value} for {name}; .* is needed"):
+        cls(**{name: value})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_kept_words_move_less_the_more_the_more_they_weigh(tiny, words, name):
+    """The one meaning of ``keep``, by its effect."""
+    method = quick(METHODS[name](), words, updates=30)
+    if isinstance(method, Tuning):
+        method = dataclasses.replace(method, lr=3e-3, batch=2)
+    strong = {"keep_weight": 100.0} if hasattr(method, "keep_weight") else {}
+    if name == "speed":  # in a model so small few directions are free otherwise
+        method = dataclasses.replace(method, null=1.0)
+
+    def moved(method):
+        weights = method.erase(tiny, [CHURCH], QUIET).on(tiny, "moon")
+        if method.closed_form:  # what the maps make of the word's own state
+            own, e = tiny.parameters(), text_vectors(tiny, ["moon"])[0]
+            return sum(float(((w - own[k]).double() @ e).norm()) for k, w in weights.items())
+        z, cond = torch.randn(16, 4, 4, 4, generator=seeded(5)), tiny.embed(["moon"] * 16)
+        t = torch.linspace(1, 999, 16).long()
+        with torch.no_grad():
+            change = tiny.predict(z, t, cond, weights) - tiny.predict(z, t, cond)
+        return float(change.square().mean())
+
+    free = moved(method)
+    kept = moved(dataclasses.replace(method, keep="moon", **strong))
+    assert free > 0
+    assert kept < 0.5 * free
+    if strong:
+        nothing = dataclasses.replace(method, keep="moon", keep_weight=0.0)
+        assert moved(nothing) == pytest.approx(free, rel=1e-5)
 
 
 def test_an_unknown_weight_group_is_refused_with_a_guess(tiny, words):
@@ -346,17 +403,17 @@ def test_parts_are_made_once_and_taken_back_by_their_own_run_alone(tmp_path):
 
     run = Run(tmp_path, progress=False)
     for _ in range(2):
-        assert run.part(0, {"seed": 1}, make)["w"].tolist() == [1, 1]
+        assert run.part(0, {"seed": 1}, make, Counter())["w"].tolist() == [1, 1]
     with pytest.raises(UserError, match="unfinished run with other settings"):
-        run.part(0, {"seed": 2}, make)
+        run.part(0, {"seed": 2}, make, Counter())
     path = tmp_path / "part-0.safetensors"
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(UserError, match="is damaged"):
-        run.part(0, {"seed": 1}, make)
+        run.part(0, {"seed": 1}, make, Counter())
     run.forget()
     assert not list(tmp_path.iterdir())
-    assert run.part(0, {"seed": 2}, make)["w"].tolist() == [2, 2]
-    assert Run().part(0, {}, make)["w"].tolist() == [3, 3]
+    assert run.part(0, {"seed": 2}, make, Counter())["w"].tolist() == [2, 2]
+    assert Run().part(0, {}, make, Counter())["w"].tolist() == [3, 3]
 
 
 def test_moments_in_eight_bits_go_on_where_they_were(tmp_path):

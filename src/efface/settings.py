@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -98,8 +98,7 @@ def check_ranges(config: Any) -> None:
     Raises:
         UserError: what was got, for which field, and what is allowed.
     """
-    cls: Hashable = type(config)
-    for name, allowed in ranges(cls).items():
+    for name, allowed in ranges(type(config)).items():
         value = getattr(config, name)
         for x in value if isinstance(value, tuple) else (value,):
             if x is not None and x not in allowed:

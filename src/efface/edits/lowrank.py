@@ -19,10 +19,9 @@ class LowRank:
     Source: arXiv:2106.09685, section 4.1.
     """
 
-    def __init__(self, base: Mapping[str, Tensor], rank: int, seed: int) -> None:
+    def __init__(self, base: Mapping[str, Tensor], rank: int, g: torch.Generator) -> None:
         self.base = {k: w for k, w in base.items() if w.ndim >= 2}
         self.rank = rank
-        g = torch.Generator().manual_seed(seed + 4_001)
         self.factors: dict[str, Tensor] = {}
         for name, w in self.base.items():
             out, inner = w.flatten(1).shape

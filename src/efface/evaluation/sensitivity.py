@@ -23,6 +23,7 @@ from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import DiffusionModel
 from efface.scores import Score, rank_correlation, resampled
+from efface.seeds import generator
 from efface.storage import write
 from efface.training import Bank
 
@@ -102,7 +103,7 @@ def prediction(
     batch = 1 if edit.gates else batch
     kept: dict[int, Tensor] = {}
     model.rollout(
-        model.noise(latents, torch.Generator().manual_seed(seed)),
+        model.noise(latents, generator(seed, "sensitivity")),
         model.null(latents),
         schedule,
         range(steps),

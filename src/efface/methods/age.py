@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from efface.errors import UserError
 from efface.models import Conditioning, stack
+from efface.settings import Range
 from efface.training import Bank, Batch, Job, Latents, Made, Method, Rollout, Student, Tuning, Words
 from efface.training.search import Gumbel, Pools, Random, Setting, pools
 from efface.vocabulary import Vocabulary
@@ -30,17 +31,19 @@ class AGE(Method, Tuning):
     name: ClassVar[str] = "age"
     label: ClassVar[str] = "AGE"
 
-    eta: float = 1.0
+    eta: Annotated[float, Range(0)] = 1.0
     """Strength of the guidance away from the concept; 0 maps it onto its anchor."""
-    preserve: float = 1.0
+    preserve: Annotated[float, Range(0)] = 1.0
     """λ, weight of preserving the anchor that was found."""
     keep: tuple[str, ...] = ()
-    """Words that are preserved at every update besides, one drawn for each row."""
+    """Words that are preserved at every update, whatever else is; ``""`` is the null prompt."""
+    keep_weight: Annotated[float, Range(0)] = 1.0
+    """Weight of the kept words' term."""
     vocabulary: str = "auto"
     """auto, names, tags, tokens, or the path of a word list."""
-    pool_size: int = 0
+    pool_size: Annotated[int, Range(0, 10**9)] = 0
     """K, candidates of each erased concept; 0: the ``nearest`` ones."""
-    nearest: int = 100
+    nearest: Annotated[int, Range(0, 10**9)] = 100
     """k, the vocabulary is first narrowed to the k nearest by text states; 0: all of it."""
     spread: str = "kmeans"
     """How K are chosen among k: nearest, even, or kmeans."""
@@ -59,7 +62,7 @@ class AGE(Method, Tuning):
 
     def make(self, job: Job) -> Made:
         """Train by the searched anchor's prediction, and by the anchor's own."""
-        model, source, kept = job.model, self.latents.open(job), job.kept()
+        model, source, keeping = job.model, self.latents.open(job), job.keeping()
         own = isinstance(self.latents, Rollout) and self.latents.own
         candidates = self.candidates(job)
         job.about["candidates"] = candidates.about
@@ -68,15 +71,15 @@ class AGE(Method, Tuning):
             return b.weight if self.x0_weighting else torch.ones_like(b.weight)
 
         def climbed(student: Student, b: Batch, words: Words) -> Tensor:
-            """How far the concept is from this anchor, and how much the anchor is harmed."""
+            """How much this anchor is harmed: the one part of the error that moves with it.
+
+            How far the concept is from the anchor stands in the authors' sum as well, but what it
+            depends on the anchor by is kept out of their gradient.
+            """
             with torch.no_grad():
-                goal = model.predict(b.z, b.t, words.cond.detach())
-                same = goal
-                if own:
-                    same = model.predict(words.z, words.t, words.cond.detach())
-                away = (student(b.z, b.t, b.concept) - goal).square().mean((1, 2, 3))
+                same = model.predict(words.z, words.t, words.cond)
             harm = (student(words.z, words.t, words.cond) - same).square().mean((1, 2, 3))
-            climbed_to: Tensor = (weigh(b) * (away + self.preserve * harm)).mean()
+            climbed_to: Tensor = (weigh(b) * self.preserve * harm).mean()
             return climbed_to
 
         search = self.search.start(Setting(job, candidates, source, climbed))
@@ -98,11 +101,7 @@ class AGE(Method, Tuning):
                 for a, e in zip(both.chunk(2), (goal, same), strict=True)
             )
             value: Tensor = (weigh(b) * (away + self.preserve * harm)).mean()
-            if kept is not None:
-                cond = kept[torch.randint(0, len(kept), (len(b.z),), generator=g).to(b.z.device)]
-                still = model.predict(b.z, b.t, cond)
-                value = value + (student(b.z, b.t, cond) - still).square().mean()
-            return value
+            return value + keeping.term(student, b.z, b.t, g)
 
         return Made(job.train(loss, [search]))
 

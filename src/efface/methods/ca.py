@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn.functional import mse_loss
 
 from efface.concepts import TEMPLATES
 from efface.models import Conditioning, stack
+from efface.settings import Range
 from efface.training import Job, Made, Method, Pictures, Student, Tuning
 
 
@@ -38,13 +39,13 @@ class CA(Method, Tuning):
     """The goal is what the student itself predicts for the anchor, without gradient (the authors'
     code); else what the frozen model predicts, which does not move away."""
     keep: tuple[str, ...] = ()
-    """Words to be preserved at every update, one drawn for each row; ``""`` is the null prompt."""
-    preserve: float = 1.0
-    """Weight of the preservation term."""
+    """Words that are preserved at every update, whatever else is; ``""`` is the null prompt."""
+    keep_weight: Annotated[float, Range(0)] = 1.0
+    """Weight of the kept words' term."""
 
     def make(self, job: Job) -> Made:
         """Train by what the anchor's prompt predicts, on the anchor's pictures."""
-        model, concepts, kept = job.model, job.concepts, job.kept()
+        model, concepts, keeping = job.model, job.concepts, job.keeping()
         pictures = self.pictures.make(job, [c.anchor for c in concepts])
         pairs = [
             [(t.format(n), t.format(c.anchor) if c.anchor else "") for t in TEMPLATES[c.kind]]
@@ -72,12 +73,7 @@ class CA(Method, Tuning):
             concept, instead = pick_prompts(rows, g)
             with torch.no_grad():
                 goal = student(z, t, instead) if self.live else model.predict(z, t, instead)
-            value = mse_loss(student(z, t, concept), goal)
-            if kept is None or not self.preserve:
-                return value
-            cond = kept[torch.randint(0, len(kept), (len(z),), generator=g).to(z.device)]
-            harm = mse_loss(student(z, t, cond), model.predict(z, t, cond))
-            return value + self.preserve * harm
+            return mse_loss(student(z, t, concept), goal) + keeping.term(student, z, t, g)
 
         return Made(job.train(loss))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from efface.settings import Range
 from efface.training import Bank, Entry, Job, Latents, Made, Method, Student, Tuning
 
 
@@ -26,27 +27,22 @@ class ESD(Method, Tuning):
     name: ClassVar[str] = "esd"
     label: ClassVar[str] = "ESD"
 
-    eta: float = 1.0
+    eta: Annotated[float, Range(0)] = 1.0
     """Strength of the negative guidance; 0 maps the concept onto its anchor."""
     keep: tuple[str, ...] = ()
-    """Words to be preserved at every update, one drawn for each row; ``""`` is the null prompt."""
-    preserve: float = 1.0
-    """Weight of the preservation term."""
+    """Words that are preserved at every update, whatever else is; ``""`` is the null prompt."""
+    keep_weight: Annotated[float, Range(0)] = 1.0
+    """Weight of the kept words' term."""
     latents: Latents = Bank()
 
     def make(self, job: Job) -> Made:
         """Train by the guided prediction, and where words are kept by what they should predict."""
-        model, source, kept = job.model, self.latents.open(job), job.kept()
+        source, keeping = self.latents.open(job), job.keeping()
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
             b = source.draw(g, self.batch, student.weights)
             value = mse_loss(student(b.z, b.t, b.concept), b.goal(self.eta))
-            if kept is None or not self.preserve:
-                return value
-            cond = kept[torch.randint(0, len(kept), (len(b.z),), generator=g).to(b.z.device)]
-            return value + self.preserve * mse_loss(
-                student(b.z, b.t, cond), model.predict(b.z, b.t, cond)
-            )
+            return value + keeping.term(student, b.z, b.t, g)
 
         return Made(job.train(loss))
 

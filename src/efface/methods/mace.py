@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from efface.concepts import TEMPLATES, Concept
 from efface.errors import UserError
 from efface.models import Conditioning, DiffusionModel, check_crosses, watched
+from efface.settings import Range
 from efface.training import Job, Made, Method, Pictures, Student, Tuning
 from efface.training.closed_form import solve, text_vectors
 from efface.training.pictures import Noised
@@ -34,24 +35,25 @@ class MACE(Method, Tuning):
     label: ClassVar[str] = "MACE"
     apart: ClassVar[bool] = True
 
-    updates: int = 50
+    updates: Annotated[int, Range(1, 10**7)] = 50
     """Weight updates of each concept's adapter."""
-    batch: int = 4
+    batch: Annotated[int, Range(1, 4096)] = 4
     """Pictures in an update."""
     group: str = "kv"
     """Which weights are trained: kv only."""
-    rank: int = 1
+    rank: Annotated[int, Range(0, 4096)] = 1
     """Rank of each concept's adapter."""
     pictures: Pictures = Pictures(n=8)
     """Pictures of each erased concept that its attention is starved on."""
-    prior: float = 1e-2
+    prior: Annotated[float, Range(0)] = 1e-2
     """μ, weight of the vocabulary's text states in both closed forms."""
-    ridge: float = 1e-2
+    ridge: Annotated[float, Range(0)] = 1e-2
     """λ, how much the maps hold on to themselves."""
     keep: tuple[str, ...] = ()
-    """Words of the prior with ``keep_scale`` times the weight."""
-    keep_scale: float = 10.0
-    """κ, weight of the keep list against the vocabulary."""
+    """Words of the prior with ``keep_weight`` times the weight: the fused maps hold on to them,
+    whatever the adapters do."""
+    keep_weight: Annotated[float, Range(0)] = 10.0
+    """κ, weight of a kept word, in units of a word of the prior."""
     focal: bool = True
     """Draw timesteps between 200 and 400 oftener, as for objects and styles; else all alike."""
     vocabulary: str = "auto"
@@ -60,9 +62,6 @@ class MACE(Method, Tuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("prior", "ridge", "keep_scale"):
-            if getattr(self, name) < 0:
-                raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
         if self.group != "kv" or not self.rank:
             raise UserError("MACE trains adapters (rank 1 or more) on the group 'kv' only.")
 
@@ -81,7 +80,7 @@ class MACE(Method, Tuning):
         parts = []
         for i in range(len(concepts)):
             alone = job.alone(i)
-            parts.append(run.part(i, alone.about, partial(self.starve, alone, refined)))
+            parts.append(job.part(i, partial(self.starve, alone, refined)))
         return Made(self.fuse(model, concepts, {n: own[n] for n in maps}, refined, parts, prior))
 
     def prior_rows(self, job: Job) -> Tensor:
@@ -89,7 +88,7 @@ class MACE(Method, Tuning):
         rows = text_vectors(job.model, job.words(self.vocabulary).words[:3000], "all")
         if not self.keep:
             return rows
-        return torch.cat([rows, self.keep_scale**0.5 * text_vectors(job.model, self.keep, "all")])
+        return torch.cat([rows, self.keep_weight**0.5 * text_vectors(job.model, self.keep, "all")])
 
     def starve(self, job: Job, refined: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Stage 2: keys and values by which the concept's pixels do not look at its words."""
@@ -98,7 +97,7 @@ class MACE(Method, Tuning):
         prompts = [[t.format(n) for t in TEMPLATES[concept.kind]] for n in concept.names]
         cond = [model.embed(p) for p in prompts]
         where = [[span_of(model, t, n) for t in TEMPLATES[concept.kind]] for n in concept.names]
-        masks = self.masks(model, pictures, cond, where)
+        masks = self.masks(model, pictures, cond, where, job.generator("masks"))
         t = torch.arange(model.process.times, dtype=torch.float32)
         focal = (0.05 * (t - 200)).sigmoid() - (0.05 * (t - 400)).sigmoid()
         chance = focal.clamp(min=1e-6) if self.focal else None
@@ -119,6 +118,7 @@ class MACE(Method, Tuning):
                 starved = words * m[:, None, :, None]
                 # Where the mask is empty the norm's gradient is 0, a square root's would be NaN.
                 value = value + torch.linalg.vector_norm(starved, dim=(1, 2, 3)).mean()
+            model.counter.watch(len(z), value)
             return value
 
         own = model.parameters()
@@ -133,13 +133,13 @@ class MACE(Method, Tuning):
         pictures: Noised,
         cond: Sequence[Conditioning],
         where: Sequence[Sequence[slice]],
+        g: torch.Generator,
     ) -> Tensor:
         """Where each picture shows the concept by the frozen model's attention, (N, H, W) of 0, 1.
 
         At 30 % of the noise's timesteps; above the middle of the attention's range.
         """
         found = []
-        g = torch.Generator().manual_seed(self.seed)
         for z0, name in zip(pictures.z0, pictures.prompt.tolist(), strict=True):
             t = torch.tensor([int(0.3 * model.process.times)], device=model.device)
             noise = torch.randn(z0.shape, generator=g).to(model.device)

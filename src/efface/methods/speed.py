@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from efface.errors import UserError, pick
 from efface.models import DiffusionModel
+from efface.seeds import generator
+from efface.settings import Range
 from efface.training import Job, Made, Method
 from efface.training.closed_form import text_vectors
 
@@ -35,31 +37,26 @@ class SPEED(Method):
 
     maps: str = "v"
     """Which text projections are edited: values (``v``), keys (``k``) or both (``kv``)."""
-    retain_scale: float = 1.0
+    retain_scale: Annotated[float, Range(0, open_low=True)] = 1.0
     """ρ, how much the maps hold on to themselves."""
-    slack: float = 0.0
+    slack: Annotated[float, Range(0)] = 0.0
     """λ, 0: the null prompt's vectors do not move at all."""
-    null: float = 0.1
+    null: Annotated[float, Range(0, open_low=True)] = 0.1
     """Directions with less than this share of the preserved vectors' mean singular value are
     free."""
     filter: bool = True
     """Preserve only the words that the plain erasure would move more than the mean."""
-    draws: int = 10
+    draws: Annotated[int, Range(0, 10_000)] = 10
     """Augmented copies of each preserved vector."""
     keep: tuple[str, ...] = ()
-    """Words that are preserved without being filtered."""
+    """Words that do not move at all, as the null prompt does not (unless ``slack``)."""
     vocabulary: str = "auto"
     """The preserved words: auto, names, tags, tokens, or a word list file; the erased concepts are
     left out."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         pick(MAPS, self.maps, "choice of maps")
-        for name in ("retain_scale", "null"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"got {getattr(self, name)} for {name}; more than 0 is needed.")
-        for name in ("slack", "draws"):
-            if getattr(self, name) < 0:
-                raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
 
     def make(self, job: Job) -> Made:
         """Solve for every map."""
@@ -67,7 +64,7 @@ class SPEED(Method):
         c, a = text_vectors(model, job.names), text_vectors(model, job.anchors)
         words = job.words(self.vocabulary).words
         kept = text_vectors(model, self.keep) if self.keep else c[:0]
-        fixed = fixed_vectors(model)
+        fixed = torch.cat([fixed_vectors(model), kept])
         own = model.parameters()
         found, ranks = {}, []
         preserved = text_vectors(model, words)
@@ -109,7 +106,7 @@ class SPEED(Method):
         if not self.draws:
             return chosen
         least = torch.linalg.svd(w, full_matrices=False).Vh[-1]
-        g = torch.Generator().manual_seed(0)
+        g = generator(0, "augmentation")
         noise = torch.randn(
             len(chosen) * self.draws, len(least), generator=g, dtype=w.dtype
         ) @ torch.outer(least, least)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch.nn.functional import mse_loss
 from efface.edits.edit import Gate
 from efface.edits.lowrank import LowRank
 from efface.errors import UserError
-from efface.models import Conditioning, stack
+from efface.models import Conditioning
+from efface.settings import Range
 from efface.training import Bank, Job, Latents, Made, Method, Student, Tuning
 
 
@@ -34,25 +35,25 @@ class SPM(Method, Tuning):
 
     group: str = "transformer"
     """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full."""
-    rank: int = 1
+    rank: Annotated[int, Range(0, 4096)] = 1
     """Rank of each concept's adapter."""
-    eta: float = 1.0
+    eta: Annotated[float, Range(0)] = 1.0
     """Strength of the guidance away from the concept; 0 maps it onto its anchor."""
-    anchoring: float = 10.0
+    anchoring: Annotated[float, Range(0)] = 10.0
     """Weight of the random text states' preservation; the paper's is 1000."""
-    anchors: int = 4
+    anchors: Annotated[int, Range(1, 4096)] = 4
     """Random text states in an update."""
     gated: bool = True
     """Switch each adapter by how much a prompt asks for its concept; else always on."""
     keep: tuple[str, ...] = ()
-    """Words to be preserved beside the random states, one drawn an update."""
+    """Words that are preserved at every update, whatever else is; ``""`` is the null prompt."""
+    keep_weight: Annotated[float, Range(0)] = 1.0
+    """Weight of the kept words' term."""
     latents: Latents = Bank()
     """Where noisy latents come from."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.anchors < 1:
-            raise UserError(f"got {self.anchors} for anchors; at least 1 is needed.")
         if not self.rank:
             raise UserError("SPM trains adapters: rank 1 or more is needed.")
 
@@ -63,7 +64,7 @@ class SPM(Method, Tuning):
         gates = []
         for i, c in enumerate(job.concepts):
             alone = job.alone(i)
-            factors = job.run.part(i, alone.about, partial(self.adapter, alone, base))
+            factors = job.part(i, partial(self.adapter, alone, base))
             gates.append(Gate(c.names, factors))
         weights = {k: w.cpu().clone() for k, w in base.items() if w.ndim >= 2}
         for gate in gates:
@@ -73,21 +74,18 @@ class SPM(Method, Tuning):
 
     def adapter(self, job: Job, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The factors of one concept's adapter."""
-        model, source, kept = job.model, self.latents.open(job), job.kept()
-        adapters = LowRank(base, self.rank, self.seed)
+        model, source, keeping = job.model, self.latents.open(job), job.keeping()
+        adapters = LowRank(base, self.rank, job.generator("adapters"))
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
             b = source.draw(g, self.batch, student.weights)
             value = mse_loss(student(b.z, b.t, b.concept), b.goal(self.eta))
             n = self.anchors
             cond = random_like(b.concept[:1], n, g)
-            if kept is not None:
-                word = torch.randint(0, len(kept), (1,), generator=g).to(b.z.device)
-                cond = stack([cond, kept[word]])
             z, t = b.z[:1].expand(len(cond), -1, -1, -1), b.t[:1].expand(len(cond))
             harm = (student(z, t, cond) - model.predict(z, t, cond)).square().mean((1, 2, 3))
-            value = value + self.anchoring * harm[:n].mean()
-            return value if kept is None else value + harm[n:].mean()
+            value = value + self.anchoring * harm.mean()
+            return value + keeping.term(student, b.z, b.t, g)
 
         job.train(loss, adapters=adapters)
         return {k: w.detach().cpu().contiguous() for k, w in adapters.factors.items()}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from efface.errors import UserError, pick
+import torch
+
+from efface.errors import pick
+from efface.settings import Range
 from efface.training import Entry, Job, Made, Method
 from efface.training.closed_form import ROWS, solve, text_vectors
 
@@ -24,33 +27,35 @@ class UCE(Method):
     label: ClassVar[str] = "UCE, keep list of all names"
     closed_form: ClassVar[bool] = True
 
-    erase_scale: float = 1.0
+    erase_scale: Annotated[float, Range(0)] = 1.0
     """Weight of the erased vectors."""
-    preserve_scale: float = 1.0
+    preserve_scale: Annotated[float, Range(0)] = 1.0
     """Weight of the preserved vectors."""
-    ridge: float = 0.5
+    ridge: Annotated[float, Range(0)] = 0.5
     """λ, how much the maps hold on to themselves."""
     rows: str = "subject"
     """Which text states stand for a prompt: its last word's (``subject``) or all of them, position
     by position (``all``)."""
     keep: tuple[str, ...] = ()
-    """Words to be preserved."""
+    """Words that are preserved beside the vocabulary, each with ``keep_weight``."""
+    keep_weight: Annotated[float, Range(0)] = 1.0
+    """Weight of a kept word, in units of a preserved one's."""
     vocabulary: str = ""
     """Also preserve a whole vocabulary: names, tags, tokens, or a word list file; the erased
     concepts are left out."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         pick(dict.fromkeys(ROWS), self.rows, "choice of rows")
-        for name in ("erase_scale", "preserve_scale", "ridge"):
-            if getattr(self, name) < 0:
-                raise UserError(f"got {getattr(self, name)} for {name}; 0 or more is allowed.")
 
     def make(self, job: Job) -> Made:
         """Solve once, for all maps."""
-        model, words = job.model, list(self.keep)
-        if self.vocabulary:
-            words += job.words(self.vocabulary).words
-        keep = text_vectors(model, list(dict.fromkeys(words)), self.rows) if words else None
+        model = job.model
+        words = job.words(self.vocabulary).words if self.vocabulary else ()
+        rows = [text_vectors(model, words, self.rows)] if words else []
+        if self.keep:
+            rows.append(self.keep_weight**0.5 * text_vectors(model, self.keep, self.rows))
+        keep = torch.cat(rows) if rows else None
         q = solve(
             text_vectors(model, job.names, self.rows),
             text_vectors(model, job.anchors, self.rows),

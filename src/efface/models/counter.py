@@ -19,6 +19,13 @@ class Counter:
     def see(self, n: int, out: Tensor) -> None:
         """Count ``n`` samples that gave ``out``, and again when a gradient comes back."""
         self.forward += n
+        self.watch(n, out)
+
+    def watch(self, n: int, out: Tensor) -> None:
+        """Count ``n`` samples again when a gradient comes back to ``out``.
+
+        For a loss that is made of something else than the denoiser's output.
+        """
         if out.requires_grad:
             out.register_hook(lambda _: self._see_back(n))
 
@@ -32,6 +39,12 @@ class Counter:
             self.backward - before.backward,
             self.seconds - before.seconds,
         )
+
+    def add(self, more: Counter) -> None:
+        """Count what was counted elsewhere."""
+        self.forward += more.forward
+        self.backward += more.backward
+        self.seconds += more.seconds
 
     def copy(self) -> Counter:
         """The count as it stands."""

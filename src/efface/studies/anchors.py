@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from efface.methods.ap import AP
+from efface.seeds import generator
 from efface.studies import grid
 from efface.studies.lab import Lab
 from efface.studies.similarity import cosines
@@ -31,7 +32,7 @@ def run(
     nearest = tuple(dict.fromkeys(others[int(i)] for i in near.argmax(1)))
 
     def choices(seed: int) -> list[grid.Choice]:
-        g = torch.Generator().manual_seed(seed)
+        g = generator(seed, "one random word")
         some = others[int(torch.randint(0, len(others), (), generator=g))]
         worst = replace(base, search=Exact(refresh=10, probes=2, top=1))
         return [

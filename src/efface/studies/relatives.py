@@ -11,6 +11,7 @@ from efface.concepts import Concept
 from efface.methods.esd import ESD
 from efface.reporting.figures import OTHER, panels, svg
 from efface.scores import Score, paired_difference, resampled
+from efface.seeds import generator
 from efface.studies.lab import Lab
 from efface.studies.similarity import cosines
 
@@ -33,7 +34,7 @@ def run(
         others = [w for w in lab.names if w != name and w not in related]
         near = cosines(lab.model, [name], others)[0].abs()
         unrelated = [others[i] for i in near.argsort()[: len(related)].tolist()]
-        g = torch.Generator().manual_seed(0)
+        g = generator(0, "relatives")
         some = torch.randperm(len(others), generator=g)[: 2 * len(related)].tolist()
         for group, words in zip(
             GROUPS, (related, unrelated, [others[i] for i in some]), strict=True

@@ -17,6 +17,7 @@ from efface.methods.uce import UCE
 from efface.models import DiffusionModel, watched
 from efface.reporting.figures import OTHER, QUIET, panels, svg
 from efface.scores import Score, rank_correlation, ranks
+from efface.seeds import generator
 from efface.studies.lab import Lab
 from efface.vocabulary import tokens_of
 
@@ -91,7 +92,7 @@ def overlap(
     model: DiffusionModel, name: str, words: Sequence[str], latents: int = 2, batch: int = 64
 ) -> Tensor:
     """Cosine of where the denoiser looks at the words, over all layers, on shared noise."""
-    z = model.noise(latents, torch.Generator().manual_seed(0))
+    z = model.noise(latents, generator(0, "similarity"))
     t = torch.linspace(0.3, 0.9, latents).mul(model.process.times).long().to(model.device)
 
     def maps(some: Sequence[str]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from efface.concepts import Concept
 from efface.methods.ap import AP
+from efface.seeds import generator
 from efface.studies import grid
 from efface.studies.lab import Lab
 from efface.studies.similarity import cosines
@@ -34,7 +35,7 @@ def run(
     }
 
     def drawn(words: tuple[str, ...], seed: int) -> tuple[str, ...]:
-        g = torch.Generator().manual_seed(seed)
+        g = generator(seed, "words of each kind")
         return tuple(words[i] for i in torch.randperm(len(words), generator=g)[:size].tolist())
 
     def nearest(words: tuple[str, ...]) -> tuple[str, ...]:

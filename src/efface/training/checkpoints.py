@@ -94,9 +94,7 @@ class Checkpoint:
                 {k.removeprefix(f"s{i}/"): v for k, v in tensors.items() if k.startswith(f"s{i}/")}
             )
         cost = json.loads(meta["cost"])
-        counter.forward += cost["forward"]
-        counter.backward += cost["backward"]
-        counter.seconds += cost["seconds"]
+        counter.add(Counter(**cost))
         return int(meta["update"])
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from efface.concepts import Concept, check_keep, listed
 from efface.edits.edit import Edit, Gate
 from efface.edits.lowrank import LowRank
-from efface.models import Conditioning, DiffusionModel, load
-from efface.settings import to_json
+from efface.models import Conditioning, Counter, DiffusionModel, load
+from efface.seeds import generator
+from efface.settings import check_ranges, to_json
 from efface.training.loop import finetune
-from efface.training.processes import join
+from efface.training.processes import add_up, join
 from efface.training.runs import EDIT, Run
-from efface.training.student import Loss, Stateful
-from efface.training.tuning import Tuning
+from efface.training.student import Loss, Stateful, Student
 from efface.vocabulary import Vocabulary
 from efface.vocabulary import load as load_vocabulary
 
@@ -31,6 +32,33 @@ class Made(NamedTuple):
     """The changed weights by name, fp32, on the CPU."""
     gates: tuple[Gate, ...] = ()
     """What depends on the prompt; mostly nothing."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """The one meaning of ``keep`` in a training: a term of its own, over whatever else there is."""
+
+    model: DiffusionModel
+    rows: Conditioning | None
+    """The words, encoded; None: nothing is kept."""
+    weight: float
+
+    def term(self, student: Student, z: Tensor, t: Tensor, g: torch.Generator) -> Tensor:
+        """``weight`` times the mean squared change of what is predicted for the kept words.
+
+        Every latent goes with a kept word; all words come equally often.
+
+        Args:
+            z: latents, (B, C, H, W).
+            t: their timesteps, (B,).
+        """
+        if self.rows is None:
+            return torch.zeros((), device=z.device)
+        order = torch.randperm(len(self.rows), generator=g)
+        cond = self.rows[order.repeat(-(-len(z) // len(order)))[: len(z)].to(z.device)]
+        with torch.no_grad():
+            goal = self.model.predict(z, t, cond)
+        return self.weight * (student(z, t, cond) - goal).square().mean()
 
 
 @dataclass
@@ -47,10 +75,12 @@ class Job:
     notes: dict[str, Any] = field(default_factory=dict)
     """What the edit will remember besides, known at the end only."""
 
-    @property
-    def seed(self) -> int:
-        """Of every random draw."""
-        return self.method.seed if isinstance(self.method, Tuning) else 0
+    branch: tuple[str | int, ...] = ()
+    """Which part of the whole job this is; part of the name of its draws."""
+
+    def generator(self, *path: str | int) -> torch.Generator:
+        """The generator of the draw that ``path`` names; see :mod:`efface.seeds`."""
+        return generator(getattr(self.method, "seed", 0), *self.branch, *path)
 
     @property
     def names(self) -> list[str]:
@@ -79,13 +109,23 @@ class Job:
             found = load_vocabulary(source, self.model)
         return found.without(self.concepts, self.model.tokenizer) if exclude else found
 
-    def kept(self) -> Conditioning | None:
-        """The method's ``keep`` list, encoded; None where it is empty."""
-        return self.model.embed(self.method.keep) if self.method.keep else None
+    def keeping(self) -> Keeping:
+        """What holds on to the method's ``keep`` list while it is trained."""
+        words, weight = self.method.keep, getattr(self.method, "keep_weight", 1.0)
+        return Keeping(self.model, self.model.embed(words) if words and weight else None, weight)
 
     def alone(self, i: int) -> Job:
         """The part of this job that concerns its ``i``-th concept."""
-        return replace(self, concepts=self.concepts[i : i + 1], about={**self.about, "part": i})
+        return replace(
+            self,
+            concepts=self.concepts[i : i + 1],
+            about={**self.about, "part": i},
+            branch=("concept", i),
+        )
+
+    def part(self, i: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What ``make`` gives for the ``i``-th concept, kept by the run once it is made."""
+        return self.run.part(i, self.alone(i).about, make, self.model.counter)
 
     def train(
         self,
@@ -95,11 +135,8 @@ class Job:
         adapters: LowRank | None = None,
     ) -> dict[str, Tensor]:
         """Train the method's weight group by a loss; see :func:`~efface.training.loop.finetune`."""
-        assert isinstance(self.method, Tuning)
-        weights, updates = finetune(
-            self.model, loss, self.method, self.run, self.about, stateful, start, adapters
-        )
-        if updates < self.method.updates:
+        weights, updates = finetune(self, loss, stateful, start, adapters)
+        if updates < getattr(self.method, "updates", 0):
             self.notes["stopped_after"] = updates
         return weights
 
@@ -120,7 +157,12 @@ class Method(ABC):
     apart: ClassVar[bool] = False
     """Trains one concept after the other, each with ``updates``."""
     keep: tuple[str, ...]
-    """Words to be preserved."""
+    """Words that are preserved with certainty; a string is one word."""
+
+    def __post_init__(self) -> None:
+        kept = (self.keep,) if isinstance(self.keep, str) else tuple(dict.fromkeys(self.keep))
+        object.__setattr__(self, "keep", kept)
+        check_ranges(self)
 
     @abstractmethod
     def make(self, job: Job) -> Made:
@@ -180,8 +222,7 @@ def erase(
     made = method.make(job)
     spent = counter.since(before)
     cost = {
-        "forward": spent.forward,
-        "backward": spent.backward,
+        **shared_out(spent),
         "seconds": round(spent.seconds + perf_counter() - began, 2),
     }
     edit = Edit(made.weights, {**job.about, **job.notes, "cost": cost}, made.gates, model)
@@ -189,6 +230,16 @@ def erase(
         edit.save(run.folder / EDIT)
         run.forget()
     return edit
+
+
+def shared_out(spent: Counter) -> dict[str, int]:
+    """Evaluations of all processes together."""
+    counts = torch.tensor([spent.forward, spent.backward])
+    if join()[1] > 1:
+        counts = counts.to("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+        add_up([counts])
+    forward, backward = counts.tolist()
+    return {"forward": forward, "backward": backward}
 
 
 def provenance(

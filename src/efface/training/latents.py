@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from efface.concepts import Concept
-from efface.errors import UserError, pick
+from efface.errors import pick
 from efface.models import Conditioning, DiffusionModel, Weights, stack
+from efface.settings import Range, check_ranges
 from efface.training.erasure import Job
 
 OWNERS = ("student", "frozen")
@@ -23,21 +24,19 @@ class Bank:
     """Draw (z, t) from trajectories of the frozen model, made once."""
 
     kind: ClassVar[str] = "bank"
-    ddim_steps: int = 25
+    ddim_steps: Annotated[int, Range(1, 1000)] = 25
     """Steps of a trajectory."""
-    cfg: float = 3.0
+    cfg: Annotated[float, Range(-100, 100)] = 3.0
     """Scale of classifier-free guidance of the trajectories."""
-    trajectories: int = 8
+    trajectories: Annotated[int, Range(1, 10_000)] = 8
     """Trajectories of each erased name."""
 
     def __post_init__(self) -> None:
-        for name in ("ddim_steps", "trajectories"):
-            if getattr(self, name) < 1:
-                raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
+        check_ranges(self)
 
     def open(self, job: Job) -> Banked:
         """The bank of a job's concepts."""
-        return Banked(job.model, job.concepts, self, job.seed, job.run.progress)
+        return Banked(job.model, job.concepts, self, job.generator("bank"), job.run.progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +46,9 @@ class Rollout:
     kind: ClassVar[str] = "rollout"
     of: str = "student"
     """Whose: the ``student``'s as it is, or the ``frozen`` model's."""
-    ddim_steps: int = 25
+    ddim_steps: Annotated[int, Range(1, 1000)] = 25
     """Steps of a whole trajectory."""
-    cfg: float = 3.0
+    cfg: Annotated[float, Range(-100, 100)] = 3.0
     """Scale of classifier-free guidance."""
     aligned: bool = True
     """Tell the denoiser the timestep that the latent has. False: as the authors of ESD and of
@@ -60,9 +59,8 @@ class Rollout:
     concept's own."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         pick(dict.fromkeys(OWNERS), self.of, "owner of the rollouts")
-        if self.ddim_steps < 1:
-            raise UserError(f"got {self.ddim_steps} for ddim_steps; at least 1 is needed.")
 
     def open(self, job: Job) -> RolledOut:
         """The rollouts for a job's concepts."""
@@ -157,12 +155,11 @@ class Banked:
         model: DiffusionModel,
         concepts: Sequence[Concept],
         config: Bank,
-        seed: int,
+        g: torch.Generator,
         progress: bool = True,
     ) -> None:
         self.encoded = encode(model, concepts)
         n = config.trajectories
-        g = torch.Generator().manual_seed(seed)
         schedule = model.schedule(config.ddim_steps)
         self.t: Tensor = schedule.timesteps.cpu()
         kept: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from efface.errors import UserError
 from efface.models import DiffusionModel, checkpointed, release
 from efface.training.checkpoints import Checkpoint, adam_of
 from efface.training.processes import add_up, join
-from efface.training.runs import Run
 from efface.training.student import Loss, Stateful, Student
 from efface.training.tuning import Tuning
+
+if TYPE_CHECKING:
+    from efface.training.erasure import Job
 
 HALF_SCALE = 1024.0
 """What a loss is multiplied with before its gradient passes through fp16, and divided by after."""
@@ -38,11 +40,8 @@ class Trained(NamedTuple):
 
 
 def finetune(
-    model: DiffusionModel,
+    job: Job,
     loss: Loss,
-    tuning: Tuning,
-    run: Run,
-    fingerprint: Mapping[str, Any],
     stateful: Sequence[Stateful] = (),
     start: Mapping[str, Tensor] | None = None,
     adapters: LowRank | None = None,
@@ -54,11 +53,12 @@ def finetune(
     processes do what one does with the same batches.
 
     Args:
-        fingerprint: what makes the run this run; a checkpoint of another is refused.
+        job: its method says what is trained and how; its ``about`` is the run's fingerprint: a
+            checkpoint of another run is refused.
         stateful: what else belongs into the checkpoint.
         start: weights to set out from, instead of the model's own.
         adapters: trained in place, for a caller that wants their factors; None: new ones, where
-            ``tuning.rank`` asks for them.
+            ``rank`` asks for them.
 
     The last state stays in the run's folder until the edit is saved (:meth:`Run.forget`).
 
@@ -66,13 +66,17 @@ def finetune(
         UserError: unknown weight group, a loss that is not finite (names the update), or a foreign
         checkpoint.
     """
+    model, tuning, run, fingerprint = job.model, job.method, job.run, job.about
+    assert isinstance(tuning, Tuning)
     own = model.parameters() if start is None else start
     names = model.group(tuning.group)
     if not names:
         raise UserError(f"the weight group {tuning.group!r} is empty in {model.name!r}.")
     base = {k: own[k].detach().to(model.device) for k in names}
     if adapters is None and tuning.rank:
-        adapters = LowRank({k: w.float() for k, w in base.items()}, tuning.rank, tuning.seed)
+        adapters = LowRank(
+            {k: w.float() for k, w in base.items()}, tuning.rank, job.generator("adapters")
+        )
     leaves = (
         adapters.factors
         if adapters
@@ -97,7 +101,7 @@ def finetune(
     for update in bar:
         again = checkpointed(model.denoiser) if run.checkpointing else nullcontext()
         with again:
-            value = one_update(update, Student(model, leaves), adapters, loss, tuning, stateful)
+            value = one_update(job, update, Student(model, leaves), adapters, loss, stateful)
         lost = next((k for k, w in leaves.items() if not whole(w.grad)), "")
         if lost or not math.isfinite(value):
             raise overflow(update, value, lost, model)
@@ -138,11 +142,11 @@ def overflow(update: int, value: float, lost: str, model: DiffusionModel) -> Use
 
 
 def one_update(
+    job: Job,
     update: int,
     leaves: Student,
     adapters: LowRank | None,
     loss: Loss,
-    tuning: Tuning,
     stateful: Sequence[Stateful],
 ) -> float:
     """Gradients of one update in the leaves, averaged over its batches and processes; the loss.
@@ -151,19 +155,24 @@ def one_update(
         leaves: the model with what is trained.
     """
     rank, world = join()
+    tuning = job.method
+    assert isinstance(tuning, Tuning)
+
+    def draws(batch: int) -> torch.Generator:
+        return job.generator("update", update, "batch", batch)
 
     def student() -> Student:
         w = adapters.weights(leaves.weights) if adapters else leaves.weights
         return Student(leaves.model, w)
 
-    first = torch.Generator().manual_seed(tuning.seed * 1_000_003 + update)
+    first = draws(0)
     for part in stateful:
         part.begin(student(), tuning.batch, first)
     total = torch.zeros((), device=leaves.model.device)
     scale = HALF_SCALE if leaves.model.dtype == torch.float16 else 1.0
     for i in range(rank, tuning.accumulate, world):
-        again = torch.Generator().manual_seed((tuning.seed * 1_000_003 + update) * 977 + i)
-        value = loss(student(), again if i else first) / tuning.accumulate
+        again = draws(i) if i else first
+        value = loss(student(), again) / tuning.accumulate
         (value * scale).backward()
         total += value.detach()
     if scale != 1.0:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from efface.errors import UserError
 from efface.models import DiffusionModel
+from efface.settings import Range, check_ranges
 from efface.training.erasure import Job
 
 
@@ -18,21 +19,19 @@ from efface.training.erasure import Job
 class Pictures:
     """Finished pictures of the frozen model, made once."""
 
-    n: int = 32
+    n: Annotated[int, Range(1, 100_000)] = 32
     """Of each prompt."""
-    ddim_steps: int = 25
+    ddim_steps: Annotated[int, Range(1, 1000)] = 25
     """Steps of a picture."""
-    cfg: float = 6.0
+    cfg: Annotated[float, Range(-100, 100)] = 6.0
     """Scale of classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        for name in ("n", "ddim_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
+        check_ranges(self)
 
     def make(self, job: Job, prompts: Sequence[str]) -> Noised:
         """The pictures of some prompts."""
-        return Noised(job.model, prompts, self, job.seed, job.run.progress)
+        return Noised(job.model, prompts, self, job.generator("pictures"), job.run.progress)
 
 
 class Noised:
@@ -46,10 +45,10 @@ class Noised:
         model: DiffusionModel,
         prompts: Sequence[str],
         config: Pictures,
-        seed: int,
+        g: torch.Generator,
         progress: bool = True,
     ) -> None:
-        self.model, g = model, torch.Generator().manual_seed(seed)
+        self.model = model
         n = config.n
         schedule, span = model.schedule(config.ddim_steps), range(config.ddim_steps)
         cond = model.embed(prompts)

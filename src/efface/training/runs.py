@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.models import Counter
 from efface.storage import write
 
 CHECKPOINT = "unfinished.safetensors"
@@ -44,12 +46,17 @@ class Run:
     the same weights."""
 
     def part(
-        self, i: int, about: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]
+        self,
+        i: int,
+        about: Mapping[str, Any],
+        make: Callable[[], dict[str, Tensor]],
+        counter: Counter,
     ) -> dict[str, Tensor]:
         """The tensors of a run's ``i``-th part, kept until :meth:`forget` once they are made.
 
         Args:
             about: what makes the run this run.
+            counter: counts what the part took, also where it was made by an earlier process.
 
         Raises:
             UserError: a part of another run is in the folder, or a damaged one.
@@ -58,11 +65,18 @@ class Run:
             return make()
         path, said = self.folder / f"part-{i}.safetensors", json.dumps(about, sort_keys=True)
         if not path.exists():
+            before, began = counter.copy(), perf_counter()
             made = make()
-            write(path, lambda p: save_file(made, p, {"run": said}))
-        tensors, meta = opened(path)
-        if meta.get("run") != said:
-            raise foreign(self.folder)
+            spent = counter.since(before)
+            spent.seconds += perf_counter() - began
+            kept = {"run": said, "cost": json.dumps(asdict(spent))}
+            write(path, lambda p: save_file(made, p, kept))
+            tensors = made
+        else:
+            tensors, meta = opened(path)
+            if meta.get("run") != said:
+                raise foreign(self.folder)
+            counter.add(Counter(**json.loads(meta["cost"])))
         own = self.folder / CHECKPOINT
         if own.exists() and opened(own)[1].get("run") == said:
             own.unlink()  # the state of this part's training

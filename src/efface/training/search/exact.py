@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from efface.errors import UserError
+from efface.settings import Range, check_ranges
 from efface.training.search.pools import Setting
 from efface.training.search.random import RandomSearch
 from efface.training.student import Student
@@ -20,23 +20,19 @@ class Exact:
     """Score every candidate on shared latents, and preserve the most harmed."""
 
     kind: ClassVar[str] = "exact"
-    refresh: int = 30
+    refresh: Annotated[int, Range(1, 10**7)] = 30
     """Updates between two scorings; the first, before anything is harmed, finds nothing, so that
     until the second any candidate is drawn."""
-    probes: int = 3
+    probes: Annotated[int, Range(1, 10_000)] = 3
     """Latents that candidates are scored on, one a scoring, in turn."""
-    memory: float = 0.5
+    memory: Annotated[float, Range(0, 1)] = 0.5
     """How much of the running harm a new scoring leaves in place."""
-    top: int = 24
+    top: Annotated[int, Range(0, 10**9)] = 24
     """How many of the most harmed are drawn from, all alike; 0: every candidate, as often as its
     share of all harm."""
 
     def __post_init__(self) -> None:
-        for name in ("refresh", "probes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"got {getattr(self, name)} for {name}; at least 1 is needed.")
-        if self.top < 0:
-            raise UserError(f"got {self.top} for top; 0 or more is allowed.")
+        check_ranges(self)
 
     def start(self, setting: Setting) -> ExactSearch:
         """The search at work."""
@@ -56,7 +52,7 @@ class ExactSearch(RandomSearch):
         candidates = setting.candidates
         super().__init__(candidates)
         self.config, self.model = config, setting.job.model
-        g = torch.Generator().manual_seed(setting.job.seed + 7_919)
+        g = setting.job.generator("probes")
         self.probe = setting.source.draw(g, config.probes)
         self.before = [self._predict(i, None) for i in range(config.probes)]
         self.harm = torch.zeros(len(candidates.words))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from efface.errors import UserError
 from efface.models import Conditioning, mix, stack
+from efface.settings import Range, check_ranges
 from efface.training.search.pools import Drawn, Setting
 from efface.training.student import Student
 
@@ -21,29 +21,24 @@ class Gumbel:
     """Climb logits over the candidates by gradient (arXiv:2410.15618, section 3.3)."""
 
     kind: ClassVar[str] = "gumbel"
-    tau: float = 2.0
+    tau: Annotated[float, Range(0, 1e6, open_low=True)] = 2.0
     """Temperature."""
     hard: bool = False
     """One-hot samples with a straight-through gradient, instead of soft mixtures."""
-    mixture: int = 0
+    mixture: Annotated[int, Range(0, 10**9)] = 0
     """Keep only so many of a soft mixture's largest shares, renormalised; 0: all."""
     uniform_start: bool = False
     """Logits start at 1/K as in the authors' code, instead of 0 (the same distribution)."""
-    lr: float = 1e-2
+    lr: Annotated[float, Range(0, 1e3, open_low=True)] = 1e-2
     """Adam's learning rate for the logits."""
-    passes: int = 2
+    passes: Annotated[int, Range(1, 1000)] = 2
     """Passes per weight update; all but one climb (``pgd_num_steps`` in the authors' code)."""
     teacher_gradient: bool = True
     """Let the gradient of the harm through the frozen model as well; the authors' code does
     not."""
 
     def __post_init__(self) -> None:
-        if self.passes < 1:
-            raise UserError(f"got {self.passes} for passes; at least 1 is needed.")
-        if self.mixture < 0:
-            raise UserError(f"got {self.mixture} for mixture; 0 or more is allowed.")
-        if self.tau <= 0:
-            raise UserError(f"got {self.tau} for tau; a temperature above 0 is needed.")
+        check_ranges(self)
 
     def start(self, setting: Setting) -> GumbelSearch:
         """The search at work."""
@@ -68,6 +63,7 @@ class GumbelSearch:
             for m, s in zip(candidates.of, start, strict=True)
         ]
         self.adam = torch.optim.Adam(self.logits, lr=config.lr)
+        self.calls = 0
 
     def sample(self, which: int, g: torch.Generator) -> Tensor:
         """One Gumbel-Softmax sample over a concept's candidates, (K,); differentiable."""
@@ -108,9 +104,14 @@ class GumbelSearch:
         return seen
 
     def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
-        """Climb ``passes - 1`` times, each on a fresh batch."""
-        for _ in range(self.config.passes - 1):
-            self.climb(student, batch, g)
+        """Climb ``passes - 1`` times, each on a fresh batch, but not before the first update.
+
+        There nothing is harmed and the gradient is zero; the authors climb after it, too.
+        """
+        if self.calls:
+            for _ in range(self.config.passes - 1):
+                self.climb(student, batch, g)
+        self.calls += 1
 
     def draw(self, which: Tensor, n: int, g: torch.Generator) -> Drawn:
         """A fresh sample for each of ``n`` rows."""
@@ -118,14 +119,16 @@ class GumbelSearch:
         return Drawn(cond.detach(), index)
 
     def state(self) -> dict[str, Tensor]:
-        """Logits and their Adam moments."""
+        """Logits, their Adam moments, and how often it was asked."""
         found = {f"logits{i}": x for i, x in enumerate(self.logits)}
+        found["calls"] = torch.tensor(self.calls)
         for i, x in enumerate(self.logits):
             found |= {f"adam{i}/{k}": v for k, v in self.adam.state[x].items()}
         return found
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take them back."""
+        self.calls = int(state["calls"])
         for i, x in enumerate(self.logits):
             x.data.copy_(state[f"logits{i}"])
             own = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"adam{i}/")}
