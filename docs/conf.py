@@ -1,6 +1,12 @@
 """Sphinx settings; `make docs` builds with warnings as errors."""
 
 import importlib.metadata
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tables import TABLES
 
 project = "efface"
 author = "the efface authors"
@@ -18,3 +24,14 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = f"efface {release}"
+
+
+def filled(app, page, source):
+    """A page with its tables in the places of their names."""
+    for place, table in TABLES.items():
+        if place in source[0]:
+            source[0] = source[0].replace(place, table())
+
+
+def setup(app):
+    app.connect("source-read", filled)

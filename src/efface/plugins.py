@@ -37,22 +37,28 @@ class Table(Mapping[str, type[T]], Generic[T]):
     def known(self) -> dict[str, type[T]]:
         """All of them by name: ours, then those of other packages."""
         if self._found is None:
-            self._found = found = self._ours()
-            homes = dict.fromkeys(found, "efface")
-            for point in sorted(entry_points(group=f"efface.{self.kind}"), key=_home):
-                made = self._opened(point)
-                if made is None:
-                    continue
-                if point.name in homes:
-                    warnings.warn(
-                        f"{self.kind}: {point.name!r} is in {homes[point.name]} and in "
-                        f"{_home(point)}; the one of {homes[point.name]} is used: rename the other "
-                        "or uninstall its package.",
-                        stacklevel=2,
-                    )
-                    continue
-                found[point.name], homes[point.name] = made, _home(point)
+            self._found = self._ours()  # what other packages see of it while they are imported
+            for complaint in self._join(self._found):
+                warnings.warn(complaint, stacklevel=2)
         return self._found
+
+    def _join(self, found: dict[str, type[T]]) -> list[str]:
+        """Add what other packages bring; gives what is wrong with the rest, a line each."""
+        homes, wrong = dict.fromkeys(found, "efface"), []
+        for point in sorted(entry_points(group=f"efface.{self.kind}"), key=_home):
+            name, home = point.name, _home(point)
+            if name in homes:
+                wrong.append(
+                    f"{self.kind}: {name!r} is in {homes[name]} and in {home}; the one of "
+                    f"{homes[name]} is used: rename the other, or uninstall its package."
+                )
+                continue
+            made = self._opened(point)
+            if isinstance(made, str):
+                wrong.append(f"{self.kind}: {name!r} of {home} is left out ({made}).")
+            else:
+                found[name], homes[name] = made, home
+        return wrong
 
     def _ours(self) -> dict[str, type[T]]:
         found = {}
@@ -66,23 +72,24 @@ class Table(Mapping[str, type[T]], Generic[T]):
         rank = {name: i for i, name in enumerate(order)}
         return dict(sorted(found.items(), key=lambda x: (rank.get(x[0], len(rank)), x[0])))
 
-    def _opened(self, point: EntryPoint) -> type[T] | None:
+    def _opened(self, point: EntryPoint) -> type[T] | str:
+        """What an entry point brings, or why it cannot be used."""
         try:
             made = point.load()
-        except Exception as e:  # noqa: BLE001 (whatever another package's import raises)
-            why = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-        else:
-            if isclass(made) and issubclass(made, self.of) and not isabstract(made):
-                own = getattr(made, "name", None)
-                if own == point.name:
-                    return made
-                why = f"its entry point is called {point.name!r}, its class {own!r}"
-            else:
-                why = f"{point.value} is no {self.of.__name__}"
-        warnings.warn(
-            f"{self.kind}: {point.name!r} of {_home(point)} is left out ({why}).", stacklevel=2
-        )
-        return None
+        except (Exception, SystemExit) as e:  # noqa: BLE001 (whatever another package's import raises)
+            return f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        if not (isclass(made) and issubclass(made, self.of)):
+            return f"{point.value} is no {self.of.__name__}"
+        if isabstract(made):
+            missing = ", ".join(sorted(getattr(made, "__abstractmethods__", ())))
+            return f"{made.__name__} lacks {missing}"
+        unsaid = [n for n in said_by_class(self.of) if not hasattr(made, n)]
+        if unsaid:
+            return f"{made.__name__} does not say its {', '.join(unsaid)}"
+        own = getattr(made, "name", None)
+        if own != point.name:
+            return f"its entry point is called {point.name!r}, its class {own!r}"
+        return made
 
     def __getitem__(self, name: str) -> type[T]:
         return self.known[name]
@@ -94,5 +101,15 @@ class Table(Mapping[str, type[T]], Generic[T]):
         return len(self.known)
 
 
+def said_by_class(of: type) -> list[str]:
+    """What each class of a kind has to say: the class variables that have no default."""
+    return [
+        n
+        for n, hint in of.__annotations__.items()
+        if str(hint).startswith("ClassVar") and not hasattr(of, n)
+    ]
+
+
 def _home(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.value
+    """The package that an entry point belongs to."""
+    return (point.dist and point.dist.name) or point.value
