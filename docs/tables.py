@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
+from architecture import floors
+
 from efface.cli.terminal import first_line
 from efface.methods import METHODS
 
@@ -17,8 +21,23 @@ def methods() -> str:
         ]
         for name, method in METHODS.items()
     ]
-    head = ["method", "is", "how", "presets"]
+    return markdown(["method", "is", "how", "presets"], rows)
+
+
+def rooms() -> str:
+    """What lives where, from the floors of the import contract and the modules' first lines."""
+    rows = [
+        [f"`{name}`", first_line(import_module(f"efface.{name}"))]
+        for floor in floors()
+        for name in floor
+        if name != "__main__"
+    ]
+    return markdown(["in `efface`", "lives"], rows)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table."""
     return "\n".join(f"| {' | '.join(r)} |" for r in [head, ["---"] * len(head), *rows])
 
 
-TABLES = {"<!-- methods -->": methods}
+TABLES = {"<!-- methods -->": methods, "<!-- rooms -->": rooms}

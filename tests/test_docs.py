@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,20 @@ from efface.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
+
+
+def script(path):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up, and tables.py its neighbour
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def architecture():
+    return script(ROOT / "docs" / "architecture.py")
 
 
 @pytest.mark.parametrize("name", [n for n in efface.__all__ if n != "__version__"])
@@ -46,9 +62,41 @@ def test_the_commands_of_the_readme_exist():
 
 
 def test_the_readme_holds_the_table_of_the_results():
-    import importlib.util
+    assert script(ROOT / "bench" / "table.py").written(README) == README
 
-    spec = importlib.util.spec_from_file_location("table", ROOT / "bench" / "table.py")
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
-    assert table.written(README) == README
+
+def test_the_picture_of_the_architecture_is_that_of_the_imports(architecture):
+    kept = architecture.SVG.read_text(encoding="utf8")
+    assert architecture.drawing() == kept, "python docs/architecture.py draws it anew"
+
+
+def test_the_picture_counts_every_import_between_floors_once(architecture):
+    floors = architecture.floors()
+    counted = architecture.imports(floors)
+    level = {name: i for i, floor in enumerate(floors) for name in floor}
+    here = level["models"], level["concepts"]
+    assert here in counted
+    found = 0
+    for path in (ROOT / "src" / "efface" / "models").rglob("*.py"):
+        text = path.read_text(encoding="utf8")
+        homes = re.findall(r"^ *(?:from|import) efface\.(\w+)", text, re.MULTILINE)
+        found += len({h for h in homes if h in floors[here[1]]})
+    assert counted[here] == found
+    drawn = re.findall(r'class="count">(\d+)<', architecture.drawing())
+    assert sorted(map(int, drawn)) == sorted(counted.values())
+
+
+def test_a_stop_of_a_journey_that_is_gone_is_refused(architecture):
+    with pytest.raises((AttributeError, ImportError)):
+        architecture.exists("edits.edit.Patch")
+
+
+def test_the_pages_get_their_tables(architecture):
+    tables = script(ROOT / "docs" / "tables.py")
+    pages = "\n".join(p.read_text(encoding="utf8") for p in (ROOT / "docs").glob("*.md"))
+    for place in tables.TABLES:
+        assert place in pages
+    for name in METHODS:
+        assert f"| `{name}` |" in tables.methods()
+    for folder in (ROOT / "src" / "efface").glob("*/__init__.py"):
+        assert f"| `{folder.parent.name}` |" in tables.rooms()
