@@ -18,8 +18,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
-import grimp
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -104,6 +102,8 @@ def floors() -> list[tuple[str, ...]]:
 
 def imports(found: list[tuple[str, ...]]) -> Counter[tuple[int, int]]:
     """How many imports lead from one floor to another, module by module."""
+    import grimp
+
     level = {name: i for i, floor in enumerate(found) for name in floor}
     graph = grimp.build_graph("efface", exclude_type_checking_imports=True, cache_dir=None)
     known = {m: level[m.split(".")[1]] for m in graph.modules if "." in m}
