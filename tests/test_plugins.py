@@ -20,6 +20,7 @@ import efface
 from efface.methods import METHODS
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
+from efface.models import FAMILIES, Family
 from efface.plugins import Table
 from efface.testing import check_method, small, tiny_model
 from efface.training import Made, Method
@@ -111,14 +112,14 @@ def package(tmp_path, monkeypatch):
     """Puts a package on the path: its code, and the entry points that it announces."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def add(name, points, code):
+    def add(name, points, code, kind="methods"):
         module = name.replace("-", "_")
         (tmp_path / f"{module}.py").write_text(code)
         about = tmp_path / f"{module}-1.dist-info"
         about.mkdir()
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
         lines = "".join(f"{k} = {v}\n" for k, v in points.items())
-        (about / "entry_points.txt").write_text(f"[efface.methods]\n{lines}")
+        (about / "entry_points.txt").write_text(f"[efface.{kind}]\n{lines}")
         invalidate_caches()
 
     yield add
@@ -172,6 +173,26 @@ def test_a_name_of_another_package_is_refused_with_both_named(package):
     assert found["good"].__module__ == "thing_a"
     assert len(said) == 1
     assert "'good' is in thing-a and in thing-b; the one of thing-a is used" in said[0]
+
+
+FAMILY = """
+from efface.models.families.stable_diffusion import StableDiffusion
+class Mine(StableDiffusion):
+    name, label, pipelines = "mine", "Mine", ("MyPipeline",)
+"""
+
+
+def test_a_family_comes_the_same_way(package):
+    ours = list(FAMILIES)
+    package("thing-mine", {"mine": "thing_mine:Mine"}, FAMILY, "families")
+    package("thing-bad", {"bad": "efface.methods.uce:UCE"}, "", "families")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        found = dict(Table("families", "efface.models.families", Family))
+    assert list(found) == [*ours, "mine"]
+    assert [str(w.message) for w in heard] == [
+        "families: 'bad' of thing-bad is left out (efface.methods.uce:UCE is no Family)."
+    ]
 
 
 NO_METHOD = "class Good:\n    name = 'bad'\n"

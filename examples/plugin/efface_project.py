@@ -71,4 +71,5 @@ def directions(away: Tensor, still: Tensor, least: float = 1e-6) -> Tensor:
 def spanned(rows: Tensor, least: float) -> Tensor:
     """An orthonormal basis (D, r) of what the rows (n, D) span."""
     _, size, vectors = torch.linalg.svd(rows, full_matrices=False)
-    return vectors[size > least].T
+    found: Tensor = vectors[size > least].T
+    return found
