@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from efface.errors import UserError, pick
+from efface.storage import read_text
 
 T = TypeVar("T")
+
+PLAIN: dict[Any, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    type(None): "null",
+}
+"""What a message calls the types of JSON."""
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -32,27 +54,143 @@ def from_json(cls: type[T], found: Mapping[str, Any]) -> T:
     """A dataclass from what :func:`to_json` gave.
 
     Raises:
-        UserError: a field that it does not have, or values that it refuses.
+        UserError: as :func:`checked`.
     """
-    hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    for key in found:
-        pick(known, key, f"field of {cls.__name__}:")
+    return checked(cls, found, f"the settings of {cls.__name__}")
+
+
+def read(cls: type[T], path: Path, what: str) -> T:
+    """A dataclass from a JSON file; see :func:`checked`.
+
+    Args:
+        what: what the file is, for messages ("protocol").
+
+    Raises:
+        UserError: it cannot be read, or is no such thing; names the file, and the field or line.
+    """
+    return checked(cls, read_json(path, what), f"the {what} {str(path)!r}")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it cannot be read, or is broken; names the file and the line.
+    """
     try:
-        return cls(**{k: _typed(hints[k], v) for k, v in found.items()})
-    except TypeError as e:
-        raise UserError(f"these are no settings of {cls.__name__}: {e}.") from None
+        return json.loads(read_text(path, what))
+    except json.JSONDecodeError as e:
+        raise UserError(
+            f"the {what} {str(path)!r} is broken JSON in line {e.lineno}: {e.msg}."
+        ) from None
+    except (ValueError, RecursionError) as e:  # a number of 5,000 digits, a hill of brackets
+        said = str(e).partition(";")[0]
+        raise UserError(f"the {what} {str(path)!r} cannot be read: {said}.") from None
 
 
-def _typed(hint: Any, value: Any) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        kinds = {c.kind: c for c in get_args(hint) if hasattr(c, "kind")}
-        if kinds and isinstance(value, Mapping):
-            rest = {k: v for k, v in value.items() if k != "kind"}
-            return from_json(pick(kinds, str(value.get("kind")), "kind"), rest)
-        return value
+def checked(cls: type[T], found: object, where: str) -> T:
+    """A dataclass from what somebody wrote: each value of its declared type, numbers finite.
+
+    Lists stay lists where a sequence is declared, and become tuples where a tuple is.
+
+    Args:
+        where: what it is, for messages ("the protocol 'mine.json'").
+
+    Raises:
+        UserError: an unknown, missing or mistyped field, by its name; and what the class refuses.
+    """
+    known = {f.name: f for f in fields(cls) if f.init}  # type: ignore[arg-type]
+    if not isinstance(found, Mapping):
+        raise UserError(f"{where} is {shown(found)}; an object with fields is needed.")
+    for key in found:
+        pick(known, str(key), f"field of {where}:")
+    for name, f in known.items():
+        if name not in found and f.default is MISSING and f.default_factory is MISSING:
+            raise UserError(f"{where} has no field {name!r}.")
+    hints = get_type_hints(cls)
+    values = {k: typed(hints[k], v, f"{where}: {k}") for k, v in found.items()}
+    try:
+        return cls(**values)
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from None
+
+
+def shown(value: object) -> str:
+    """A value in a message: short, in one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def typed(hint: Any, value: Any, where: str) -> Any:
+    """The value, if it is what the hint declares; ``where`` ends in the field's name."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _one_of(args, value, where)
     if is_dataclass(hint) and isinstance(hint, type):
-        return from_json(typing.cast(type[Any], hint), value)
-    return tuple(value) if isinstance(value, list) else value
+        return checked(typing.cast(type[Any], hint), value, where)
+    if _of(hint, value):
+        if origin is None or origin is Literal:
+            return value
+        if issubclass(origin, Mapping):
+            return {k: typed(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        if issubclass(origin, Sequence):
+            each = args * len(value) if len(args) == 1 else args
+            each = args[:1] * len(value) if args[-1] is Ellipsis else each
+            if len(each) == len(value):
+                items = zip(each, value, strict=True)
+                made = [typed(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(items)]
+                return tuple(made) if issubclass(origin, tuple) else made
+    raise UserError(f"{where} is {shown(value)}; {_said(hint)} is needed.")
+
+
+def _one_of(hints: Sequence[Any], value: Any, where: str) -> Any:
+    kinds = {c.kind: c for c in hints if hasattr(c, "kind")}
+    if kinds and isinstance(value, Mapping):
+        rest = {k: v for k, v in value.items() if k != "kind"}
+        return checked(pick(kinds, str(value.get("kind")), f"kind of {where}:"), rest, where)
+    fit = [h for h in hints if _of(h, value)]
+    if not fit:
+        raise UserError(f"{where} is {shown(value)}; {' or '.join(map(_said, hints))} is needed.")
+    return typed(fit[0], value, where)
+
+
+def _of(hint: Any, value: Any) -> bool:
+    """Whether a value is of a type, its parts aside."""
+    origin = get_origin(hint) or hint
+    if origin is Any:
+        return True
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin in (int, float):
+        number = isinstance(value, int if origin is int else (int, float))
+        finite = origin is int or (number and abs(value) <= sys.float_info.max)
+        return number and finite and not isinstance(value, bool)
+    if origin is Path:
+        return isinstance(value, (str, Path))
+    if is_dataclass(origin):
+        return isinstance(value, Mapping)
+    if isinstance(value, str) and origin is not str:
+        return False  # a text is no list of letters
+    if isinstance(origin, type) and issubclass(origin, Sequence) and origin is not str:
+        return isinstance(value, (list, tuple))
+    return isinstance(value, origin)
+
+
+def _said(hint: Any) -> str:
+    """A type in words."""
+    origin, args = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_said, args))
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin in PLAIN:
+        return PLAIN[origin]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"an object of {_said(args[1])} each" if args else "an object"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"a list of {_said(args[0])} each" if args else "a list"
+    kind = getattr(origin, "kind", "")
+    return "a path" if origin is Path else f"an object of kind {kind!r}" if kind else "an object"
 
 
 class Range(NamedTuple):

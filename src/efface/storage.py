@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -52,6 +53,44 @@ def write_text(path: Path, text: str) -> None:
         UserError: as :func:`write`.
     """
     write(path, lambda p: p.write_text(text, encoding="utf8"))
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file: UTF-8, or UTF-16 that begins with its mark; marks are left out.
+
+    Args:
+        what: what the file is, for messages ("word list").
+
+    Raises:
+        UserError: it cannot be read, or is no text; names the file and the line.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise UserError(f"cannot read the {what} {str(path)!r}: {e.strerror}.") from None
+    return decoded(raw, f"the {what} {str(path)!r}")
+
+
+def decoded(raw: bytes, where: str) -> str:
+    """The text of some bytes; see :func:`read_text`.
+
+    Args:
+        where: what they are, for messages ("the word list 'mine.txt'").
+
+    Raises:
+        UserError: they are no text; names the line.
+    """
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = 1 if wide else raw[: e.start].count(b"\n") + 1
+        kind = "UTF-16" if wide else "UTF-8"
+        raise UserError(f"{where} is no {kind} text: {e.reason}, in line {line}.") from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise UserError(f"{where} is no text: it holds a NUL character, in line {line}.")
+    return text
 
 
 def make_folder(path: Path) -> None:
