@@ -57,13 +57,13 @@ def test_prompts_come_from_a_csv_or_from_one_inside_a_wheel(prompts, tmp_path):
 
 def test_files_that_do_not_fit_are_refused(prompts, tmp_path):
     p = protocol()
-    with pytest.raises(UserError, match="cannot read the prompts"):
+    with pytest.raises(UserError, match="cannot read the prompt file"):
         p.listed(tmp_path / "nothing.csv")
     (tmp_path / "a.csv").write_text("prompt,seed\na,1\n")
     with pytest.raises(UserError, match="has no column 'evaluation_seed'"):
         p.listed(tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text("prompt,evaluation_seed,artist\na,x,b\n")
-    with pytest.raises(UserError, match="seed that is no integer"):
+    with pytest.raises(UserError, match="has the seed 'x' in line 2"):
         p.listed(tmp_path / "b.csv")
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as z:
         z.writestr("other.csv", CSV)
@@ -84,7 +84,8 @@ def test_every_metric_of_a_protocol_is_answered_by_its_full_name(tiny, prompts, 
     def net(a, b):
         return (a - b).abs().mean((1, 2, 3))
 
-    scores = measure(tiny, edit, tmp_path / "s", p, wanted, found=(Detector(), None), lpips=net)
+    tools = {"clip": "emoji", "nudenet": (Detector(), None), "lpips": net}
+    scores = measure(tiny, edit, tmp_path / "s", p, wanted, tools)
     names = " ".join(scores)
     assert "CLIP score, erased (tiny CLIP" in names
     assert "CLIP score, retained (tiny CLIP" in names
@@ -99,7 +100,7 @@ def test_every_metric_of_a_protocol_is_answered_by_its_full_name(tiny, prompts, 
     slow = drift(x, y, [own.rows[i].prompt for i in retained])
     assert scores["drift, retained"] == slow
     assert slow.value > 0
-    plain = measure(tiny, None, None, p, wanted, found=(Detector(), None))
+    plain = measure(tiny, None, None, p, wanted, tools)
     assert not any("drift" in n or "KID" in n for n in plain)
 
 
@@ -107,10 +108,11 @@ def test_the_command_scores_by_a_prompt_file(tiny_folder, prompts, tmp_path, cap
     path = tmp_path / "mine.json"
     told = {"source": dict(load("coco").source), "metrics": ["clip"], "steps": 2}
     path.write_text(json.dumps(told))
+    clip = ["--clip", "emoji"]
     args = ["score", "unedited", "--model", str(tiny_folder), "--protocol", str(path)]
     assert main(args) == 2
     assert "give --prompts FILE" in capsys.readouterr().err
-    assert main([*args, "--prompts", str(prompts), "--limit", "3", "--json"]) == 0
+    assert main([*args, *clip, "--prompts", str(prompts), "--limit", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["prompts"] == 3 * 20
     assert next(iter(found["scores"])).startswith("CLIP score (tiny CLIP")

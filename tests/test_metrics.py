@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from efface.errors import UserError
+from efface.evaluation.clip import TinyClip, TransformersClip
 from efface.evaluation.metrics import (
     METRICS,
     clip_score,
@@ -18,11 +19,10 @@ from efface.evaluation.metrics import (
     kid,
     lpips_distance,
 )
-from efface.evaluation.metrics.clip import TinyClip, TransformersClip
 from efface.evaluation.metrics.cmmd import gaussian
 from efface.evaluation.metrics.fid import frechet
 from efface.evaluation.metrics.kid import mmd2
-from efface.evaluation.metrics.nudity import LABELS, curve, look, parts
+from efface.evaluation.metrics.nudity import LABELS, look
 from efface.models import to_image
 from efface.scores import jackknifed
 
@@ -181,16 +181,39 @@ def test_nudity_is_counted_at_any_threshold_from_kept_scores(tmp_path):
     assert len(found.seen) == 10  # none twice
     assert len((tmp_path / "raw.jsonl").read_text().splitlines()) == 10
     assert exposed(raw, 0.5).value == 40  # 0.6 to 0.9
-    assert {t: s.value for t, s in curve(raw, (0.3, 0.8)).items()} == {0.3: 60, 0.8: 10}
-    assert parts(raw, 0.5)["total"] == parts(raw, 0.5)[LABELS[0]] == 4
+    assert (exposed(raw, 0.3).value, exposed(raw, 0.8).value) == (60, 10)
     assert json.loads((tmp_path / "raw.jsonl").read_text().splitlines()[3])["parts"][0][1] == 0.3
 
 
-def test_every_metric_says_how_it_reads():
-    for metric in METRICS.values():
-        assert metric.better
-        assert metric.unit
-        assert metric.ask.__doc__
+@pytest.mark.parametrize(
+    ("tail", "good"), [('{"file": "p-9.p', True), ("{}\n", False), ("x\n{}\n", False)]
+)
+def test_a_killed_look_goes_on_and_a_damaged_record_is_refused(tmp_path, tail, good):
+    files, log = [tmp_path / f"p-{n}.png" for n in range(3)], tmp_path / "raw.jsonl"
+    raw = look(files[:2], log, (Detector(), None))
+    with log.open("a") as f:
+        f.write(tail)
+    if not good:
+        with pytest.raises(UserError, match=r"raw\.jsonl' is damaged; delete it"):
+            look(files, log, (Detector(), None))
+        return
+    assert look(files, log, (Detector(), None))[:2] == raw
+    assert len([json.loads(line) for line in log.read_text().splitlines()]) == 3
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_says_how_it_reads_and_what_it_needs(name):
+    metric = METRICS[name]
+    assert metric.name == name
+    assert metric.better
+    assert metric.unit
+    assert metric.__doc__
+    assert metric.needs <= {"judge", "pairs", "prompts", "clip", "lpips", "nudenet"}
+
+
+def test_metrics_are_listed_in_their_order():
+    known = ["esr", "psr", "clip", "drift", "lpips", "fid", "kid", "cmmd", "nudity"]
+    assert list(METRICS)[: len(known)] == known
 
 
 def test_the_real_detectors_look_at_pictures(tmp_path):

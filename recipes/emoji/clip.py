@@ -35,7 +35,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from efface.evaluation.metrics.clip import SHIPPED, Eye
+from efface.evaluation.clip import SHIPPED, Eye
 
 WIDTH = 128
 LENGTH = 16

@@ -24,7 +24,7 @@ from torch.nn.functional import affine_grid, conv2d, cross_entropy, grid_sample,
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from efface.evaluation.judges.emoji import Judge, JudgeConfig
+from efface.evaluation.judges.emoji import EmojiJudge, JudgeConfig
 
 STYLE_WEIGHT = 1.0
 CYCLE = 1800
@@ -35,9 +35,9 @@ UNSEEN = 10
 """One concept in so many teaches no style: shows how far the style head generalises."""
 
 
-def build() -> Judge:
+def build() -> EmojiJudge:
     torch.manual_seed(0)
-    judge = Judge(JudgeConfig(concepts=tuple(c["name"] for c in concepts()), styles=STYLES))
+    judge = EmojiJudge(JudgeConfig(concepts=tuple(c["name"] for c in concepts()), styles=STYLES))
     return judge.to(memory_format=torch.channels_last)
 
 
@@ -140,7 +140,9 @@ def taught(concept: Tensor, style: Tensor) -> Tensor:
     return (style < len(STYLES)) & (concept % UNSEEN != 0)
 
 
-def loss_of(judge: Judge, x: Tensor, concept: Tensor, style: Tensor, g: torch.Generator) -> Tensor:
+def loss_of(
+    judge: EmojiJudge, x: Tensor, concept: Tensor, style: Tensor, g: torch.Generator
+) -> Tensor:
     """Concepts from all pictures, the first half distorted; styles from the other half alone."""
     half = len(x) // 2
     seen = torch.cat([distort(x[:half], g), nudge(x[half:], g)])
@@ -155,7 +157,7 @@ def share(hits: Tensor) -> float:
     return round(float(hits.float().mean()), 4)
 
 
-def quality(judge: Judge, x: Tensor, concept: Tensor, style: Tensor) -> dict[str, float]:
+def quality(judge: EmojiJudge, x: Tensor, concept: Tensor, style: Tensor) -> dict[str, float]:
     """Shares of right answers, on distorted training drawings and on what it never learned from."""
     judge.eval()
     g = torch.Generator().manual_seed(2**32)  # no step has this seed
@@ -238,7 +240,7 @@ def main() -> None:
                     },
                 )
         judge.save(ASSETS.parent / "judge")
-        report.update(quality(Judge.load(ASSETS.parent / "judge"), x, concept, style))
+        report.update(quality(EmojiJudge.load(ASSETS.parent / "judge"), x, concept, style))
         report["steps"], report["batch"] = a.steps, a.batch
         report["parameters"] = sum(w.numel() for w in judge.parameters())
 

@@ -8,7 +8,7 @@ import torch
 from common import ASSETS, BUILD, HELD_OUT, STYLES, WORDS, concepts, load_data, stage
 from torch import Tensor
 
-from efface.evaluation.metrics import Judge
+from efface.evaluation.judges.emoji import EmojiJudge
 from efface.models import load
 from efface.scores import rate
 from efface.vocabulary import brought
@@ -91,7 +91,7 @@ def nearest(pictures: Tensor, asked: list[tuple[int, int]]) -> tuple[Tensor, Ten
 
 def main() -> None:
     with stage("quality") as report:
-        model, judge = load("emoji"), Judge.load()
+        model, judge = load("emoji"), EmojiJudge.load()
         concept_names = brought(ASSETS, "emoji", "names").words
         names = [n for n in concept_names for _ in SEEDS]
         seeds = [s for _ in concept_names for s in SEEDS]

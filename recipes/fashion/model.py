@@ -36,7 +36,7 @@ from muon import Muon  # noqa: E402
 from unet import GAMMA, HIGHEST, NO_TEXT, TILT, export, rate  # noqa: E402
 from vae import loss_of  # noqa: E402
 
-from efface.evaluation.judges.emoji import Judge, JudgeConfig  # noqa: E402
+from efface.evaluation.judges.emoji import EmojiJudge, JudgeConfig  # noqa: E402
 from efface.storage import ASSETS  # noqa: E402
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -121,11 +121,11 @@ def make_vae(x: Tensor, steps: int, report: dict) -> AutoencoderKL:
     return vae
 
 
-def make_judge(x: Tensor, y: Tensor, steps: int) -> Judge:
+def make_judge(x: Tensor, y: Tensor, steps: int) -> EmojiJudge:
     """Trained on photographs, flipped, moved and made less sharp; never on generated pictures."""
     torch.manual_seed(0)
     config = JudgeConfig(NAMES, ("photo",), (16, 32, 64, 128), (1, 1, 1, 1), PROTOCOL["judge"])
-    judge = Judge(config).to(memory_format=torch.channels_last).train()
+    judge = EmojiJudge(config).to(memory_format=torch.channels_last).train()
     adam = torch.optim.AdamW(judge.parameters(), 1e-2, weight_decay=1e-2)
     plan = OneCycleLR(adam, 1e-2, steps, pct_start=0.1)
     for step in bar(steps, "judge"):
@@ -249,7 +249,7 @@ def main() -> None:
     stage("vae", lambda: make_vae(x, a.vae_steps, report))
     vae = AutoencoderKL.from_pretrained(build / "vae").eval()
     stage("judge", lambda: make_judge(x, y, a.judge_steps))
-    judge = Judge.load(build / "judge")
+    judge = EmojiJudge.load(build / "judge")
     emoji = ASSETS / "emoji"
     text = Text(
         tokenizer=CLIPTokenizer.from_pretrained(emoji / "tokenizer"),
@@ -293,7 +293,7 @@ def main() -> None:
     print(json.dumps(report, indent=1), a.out, sep="\n")
 
 
-def score(judge: Judge, images: Tensor, truth: Tensor) -> float:
+def score(judge: EmojiJudge, images: Tensor, truth: Tensor) -> float:
     """Share of pictures whose concept the judge names, in percent."""
     return round(100 * float((judge.classify(images).concepts[:, 0] == truth).float().mean()), 2)
 

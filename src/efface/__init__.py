@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from efface.concepts import Concept
     from efface.edits.edit import Edit
     from efface.errors import UserError
-    from efface.evaluation.judges.emoji import Judge
-    from efface.evaluation.metrics import METRICS
+    from efface.evaluation.attacks import ATTACKS, Attack
+    from efface.evaluation.judges import JUDGES, Judge
+    from efface.evaluation.judges.emoji import EmojiJudge
+    from efface.evaluation.metrics import METRICS, Given, Metric
     from efface.evaluation.protocols import Protocol
     from efface.evaluation.samples import Samples
+    from efface.evaluation.scoring import Scores
     from efface.methods import METHODS
     from efface.methods.age import AGE
     from efface.methods.ap import AP
@@ -36,10 +39,13 @@ _HOME = {
     "concepts": ("Concept",),
     "edits.edit": ("Edit",),
     "errors": ("UserError",),
-    "evaluation.judges.emoji": ("Judge",),
-    "evaluation.metrics": ("METRICS",),
+    "evaluation.attacks": ("ATTACKS", "Attack"),
+    "evaluation.judges": ("JUDGES", "Judge"),
+    "evaluation.judges.emoji": ("EmojiJudge",),
+    "evaluation.metrics": ("METRICS", "Given", "Metric"),
     "evaluation.protocols": ("Protocol",),
     "evaluation.samples": ("Samples",),
+    "evaluation.scoring": ("Scores",),
     "methods": ("METHODS",),
     "models": ("MODELS", "DiffusionModel"),
     "scores": ("Score",),

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
+from efface.evaluation.protocols import Protocol
+from efface.evaluation.scoring import PICTURES, Scores, ask, scored
+from efface.evaluation.scoring import keep as keep_scores
 from efface.methods import METHODS
 from efface.models import load as load_model
 from efface.training import Method, Run
 
-__all__ = ["erase", "load_model"]
+__all__ = ["erase", "load_model", "score"]
 
 
 def erase(
@@ -54,3 +58,46 @@ def erase(
     for name in settings:
         pick(known, name, f"setting of {chosen.name}:")
     return replace(chosen, **settings).erase(model, concepts, run)  # type: ignore[type-var]
+
+
+def score(
+    model: Any,
+    edit: Edit | str | Path | None = None,
+    protocol: str | Path | Protocol = "",
+    pictures: int = PICTURES,
+    concepts: str | Sequence[str] = (),
+    keep_in: str | Path | None = None,
+    prompts: str | Path | None = None,
+) -> Scores:
+    """What a protocol says of an edit beside the unedited model.
+
+    Args:
+        model: a diffusers pipeline (taken as it is), a model that :func:`load_model` opened, or
+            what that takes.
+        edit: an edit, or a run's folder or file; None: the model as it is.
+        protocol: a shipped one's name, a file, or a Protocol; "": the model's own.
+        pictures: of each prompt, seeds 0, 1, …
+        concepts: only these preserved concepts; empty: the protocol's.
+        keep_in: a folder for the edit's pictures and for the scores as JSON, such as the run's;
+            None: the pictures are kept in the cache folder.
+        prompts: the file of a protocol that reads its prompts from one.
+
+    Raises:
+        UserError: the edit is not of this model, the model has no protocol or judge, or something
+            that a metric needs is missing.
+    """
+    opened = load_model(model)
+    edit = edit if edit is None or isinstance(edit, Edit) else Edit.load(edit)
+    only = (concepts,) if isinstance(concepts, str) else tuple(concepts)
+    question = ask(
+        opened,
+        protocol,
+        pictures=pictures,
+        concepts=only,
+        prompts=None if prompts is None else Path(prompts),
+    )
+    home = None if keep_in is None else Path(keep_in)
+    found = scored(opened, edit, question, home)
+    if home is not None:
+        keep_scores(found, question, home)
+    return found

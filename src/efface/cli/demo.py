@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efface.cli.erase import Erase, run_erase
-from efface.cli.score import print_scores, scored
+from efface.cli.score import print_scores
 from efface.cli.terminal import parsed
 from efface.edits.edit import Edit
 from efface.evaluation.evaluate import OBJECTS
 from efface.evaluation.protocols import load as load_protocol
+from efface.evaluation.scoring import ask, scored
 from efface.methods.ap import AP
 from efface.models import load
 from efface.storage import ASSETS
@@ -40,12 +41,13 @@ def run(args: list[str]) -> int:
     run_erase(method, Erase(concept=(o.concept,), out=o.out), ["efface", "demo", *args])
     edit, model = Edit.load(o.out), load("emoji")
     names = brought(ASSETS / "emoji", "emoji", "names").words
-    others = [*near, *[n for n in names[::8] if n != o.concept]]
-    found = scored(model, edit, [o.concept], others, o.pictures, None, o.out / "samples")
+    others = dict.fromkeys([*near, *[n for n in names[::8] if n != o.concept]])
+    question = ask(model, pictures=o.pictures, concepts=tuple(others))
+    found = scored(model, edit, question, o.out)
     print(
         "\nESR: pictures without the erased concept. "
         "PSR: pictures that still show what they should."
     )
-    print_scores(found)
+    print_scores(found.to_json())
     print(f"\nLook at {o.out / 'before-after.png'} (above: before, below: after, same seeds).")
     return 0

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import tyro
 
-from efface.cli.score import scored
 from efface.cli.terminal import parsed
 from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.evaluation.evaluate import OBJECTS, unedited_folder
-from efface.evaluation.protocols import load as load_protocol
+from efface.evaluation.evaluate import samples_folder, unedited_folder
+from efface.evaluation.scoring import ask, keep, scored
 from efface.models import load
 from efface.reporting.page import page, run_part
+from efface.settings import read_json
 from efface.storage import write_text
 
 
@@ -39,22 +39,21 @@ def report(args: list[str]) -> int:
     o = parsed(Report, args, "efface report")
     if not o.runs:
         raise UserError("no run to report on; name the folder of a run (efface erase makes one).")
-    protocol, parts = load_protocol(OBJECTS), []
+    parts = []
     for folder in o.runs:
         edit = Edit.load(folder)
         if not folder.is_dir():
             raise UserError(f"{str(folder)!r} is a file; a report needs the run's folder.")
         model = load(edit.meta["model"])
         erased = [c["name"] for c in edit.meta["concepts"]]
-        found = scored(model, edit, erased, (), o.pictures, None, folder / "samples")
-        text = json.dumps(found, indent=1) + "\n"
-        write_text(folder / "scores.json", text)
-        folders = (unedited_folder(model, protocol), folder / "samples")
+        question = ask(model, pictures=o.pictures)
+        protocol, answer = question.protocol, scored(model, edit, question, folder)
+        kept, found = keep(answer, question, folder), answer.to_json()
+        folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
         title = f"{edit.meta['method']}: {', '.join(erased)}"
         again = commands(folder, o.pictures)
-        more = [
-            json.loads(p.read_text(encoding="utf8")) for p in sorted(folder.glob("scores-*.json"))
-        ]
+        others = [read_json(p, "scores") for p in sorted(folder.glob("scores-*.json")) if p != kept]
+        more = [told for told in others if "scores" in told]  # of prompts from a file
         sense = None
         if (folder / "sensitivity.json").exists():
             told = json.loads((folder / "sensitivity.json").read_text(encoding="utf8"))

@@ -12,22 +12,16 @@ from typing import Any
 import torch
 import tyro
 
-from efface.cli.score import folder_of
 from efface.cli.terminal import parsed, show
 from efface.concepts import Concept, parse
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
-from efface.evaluation.evaluate import OBJECTS, pictures, unedited_folder
-from efface.evaluation.protocols import load as load_protocol
-from efface.evaluation.samples import generate
 from efface.evaluation.sensitivity import (
     INSTRUMENTS,
     PROXIES,
+    Look,
     Moved,
     agreement,
-    closed_form,
-    picture,
-    prediction,
     suggested,
     text_states,
 )
@@ -66,7 +60,7 @@ class Sensitivity:
     pictures: int = 4
     """picture: pictures of each word, before and after."""
     clip: str = ""
-    """picture: a CLIP by path or hub id; default: the shipped tiny one, for emoji."""
+    """picture: a CLIP by path or hub id; default: the shipped one, for the shipped model only."""
     top: int = 20
     """Words in the table."""
     model: str = ""
@@ -145,15 +139,8 @@ def looked(
     name: str, o: Sensitivity, model: DiffusionModel, edit: Edit, words: Vocabulary
 ) -> Moved:
     """What one instrument says."""
-    if name == "prediction":
-        return prediction(model, edit, words.words, o.latents)
-    if name == "closed-form":
-        return closed_form(model, edit, words.words, cache_folder())
-    protocol = load_protocol(OBJECTS)
-    wanted = pictures(protocol, words.words, range(o.pictures))
-    folder = (folder_of(o.run, edit) if o.run else None) or cache_folder() / "edits" / edit.digest
-    before = generate(model, wanted, unedited_folder(model, protocol))
-    return picture(before, generate(model, wanted, folder, edit), o.clip)
+    home = Path(o.run) if o.run and Path(o.run).is_dir() else None
+    return INSTRUMENTS[name](Look(model, edit, words.words, o.latents, o.pictures, home, o.clip))
 
 
 def named(concepts: Sequence[Concept]) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.evaluation.judges.imagenet import ImageNetJudge
-from efface.evaluation.metrics import Judge, Seen, see
+from efface.evaluation.judges import Judge, named
+from efface.evaluation.judges.emoji import EmojiJudge
+from efface.evaluation.metrics import Seen, see
 from efface.evaluation.protocols import Protocol, load
-from efface.evaluation.samples import Wanted, generate, settings_of
+from efface.evaluation.samples import Samples, Wanted, generate, settings_of
 from efface.models import MODELS, DiffusionModel
 from efface.storage import cache_folder
 
@@ -19,10 +19,31 @@ OBJECTS = "emoji-objects"
 """The shipped model's own protocol."""
 
 
-def own_protocol(model: DiffusionModel) -> Protocol:
-    """``protocol.json`` in the model's folder, where there is one; else the shipped model's."""
+def brought_protocol(model: DiffusionModel) -> Protocol | None:
+    """The model's own protocol: ``protocol.json`` in its folder, or the shipped model's; or None.
+
+    Raises:
+        UserError: its file is broken.
+    """
     path = None if model.folder is None else model.folder / "protocol.json"
-    return load(str(path) if path and path.exists() else OBJECTS)
+    if path is not None and path.exists():
+        return load(str(path))
+    return load(OBJECTS) if model.name in MODELS else None
+
+
+def own_protocol(model: DiffusionModel) -> Protocol:
+    """The model's own protocol, see :func:`brought_protocol`.
+
+    Raises:
+        UserError: it has none.
+    """
+    found = brought_protocol(model)
+    if found is None:
+        raise UserError(
+            f"{model.name!r} does not say how it is scored: its folder holds no protocol.json, and "
+            "no judge ships for it. Name a protocol (--protocol), or bring one."
+        )
+    return found
 
 
 def pictures(protocol: Protocol, concepts: Sequence[str], seeds: Sequence[int]) -> list[Wanted]:
@@ -48,12 +69,30 @@ def unedited_folder(model: DiffusionModel, protocol: Protocol, steps: int | None
     return cache_folder() / "unedited" / name
 
 
+def samples_folder(
+    home: Path, model: DiffusionModel, protocol: Protocol, steps: int | None = None
+) -> Path:
+    """Where an edit's pictures are: ``samples`` as the model draws by itself, else by settings.
+
+    Args:
+        home: the run's folder.
+        steps: None: the protocol's.
+    """
+    own = brought_protocol(model)
+    mine = (own.steps, own.guidance) if own is not None else (None, None)
+    usual = settings_of(model, None, *mine)
+    s = settings_of(model, None, protocol.steps if steps is None else steps, protocol.guidance)
+    if s == usual and not model.size and s.dtype == "float32":
+        return home / "samples"
+    return home / f"samples-{s.sampler}-{s.steps}-{s.guidance:g}-{s.size}-{s.dtype}"
+
+
 def evaluate(
     model: DiffusionModel,
     edit: Edit | None,
     folder: Path | None,
     wanted: Sequence[Wanted],
-    judge: Any,
+    judge: Judge,
     protocol: Protocol | None = None,
     steps: int | None = None,
     progress: bool = True,
@@ -73,37 +112,43 @@ def evaluate(
     protocol = protocol or own_protocol(model)
     for c in dict.fromkeys(w.concept for w in wanted):
         judge.label(c, protocol.head, protocol.labels)
-    steps = protocol.steps if steps is None else steps
-    folder = folder or unedited_folder(model, protocol, steps)
-    samples = generate(model, wanted, folder, edit, steps, protocol.guidance, progress)
+    samples = drawn(model, edit, folder, wanted, protocol, steps, progress)
     return see(samples, judge, protocol.head, protocol.labels)
 
 
-def judge_for(model: DiffusionModel, protocol: Protocol | None = None) -> Any:
-    """The judge of a protocol; the shipped one knows the shipped model's concepts only.
+def drawn(
+    model: DiffusionModel,
+    edit: Edit | None,
+    folder: Path | None,
+    wanted: Sequence[Wanted],
+    protocol: Protocol,
+    steps: int | None = None,
+    progress: bool = True,
+) -> Samples:
+    """Make (or find) these pictures as a protocol has them made; see :func:`evaluate`."""
+    steps = protocol.steps if steps is None else steps
+    folder = folder or unedited_folder(model, protocol, steps)
+    return generate(model, wanted, folder, edit, steps, protocol.guidance, progress)
 
-    A model's folder may bring a judge of its own, in ``judge``.
+
+def judge_for(model: DiffusionModel, protocol: Protocol | None = None) -> Judge:
+    """The judge that a protocol names: the one in the model's folder, in ``judge``, or a known one.
 
     Args:
         protocol: None: the model's own.
 
     Raises:
-        UserError: a judge that does not know this model's pictures, or is not installed.
+        UserError: the protocol names none, an unknown one, or one that is not installed.
     """
-    name = (protocol or own_protocol(model)).judge
-    if name.startswith("imagenet-"):
-        return ImageNetJudge(name.removeprefix("imagenet-"))
+    protocol = protocol or own_protocol(model)
     own = None if model.folder is None else model.folder / "judge"
-    if own is not None and own.exists():
-        judge = Judge.load(own)
-        if judge.version != name:
-            raise UserError(
-                f"the protocol asks for the judge {name!r}; {str(own)!r} holds {judge.version!r}."
-            )
-        return judge
-    if model.name not in MODELS:
-        raise UserError(
-            f"no judge ships for {model.name!r}, nor is one in its folder; scores need one of: "
-            f"{', '.join(MODELS)}."
-        )
-    return Judge.load()
+    brought = EmojiJudge.load(own) if own is not None and own.exists() else None
+    if brought is not None and brought.version == protocol.judge:
+        return brought
+    if not protocol.judge:
+        raise UserError(f"the protocol {protocol.name!r} names no judge, and one is needed here.")
+    try:
+        return named(protocol.judge)
+    except UserError as e:
+        also = f" The model's folder brings {brought.version!r}." if brought else ""
+        raise UserError(f"the protocol {protocol.name!r} names a judge: {e}{also}") from None

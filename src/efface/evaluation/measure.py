@@ -1,26 +1,23 @@
-"""Protocols whose prompts come from a file: what their metrics say of an edit."""
+"""What a protocol's metrics say of pictures; each says what it needs, and is asked for that."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from efface.edits.edit import Edit
-from efface.errors import UserError
-from efface.evaluation.evaluate import unedited_folder
-from efface.evaluation.metrics import clip_score, cmmd, drift, exposed, fid, kid, lpips_distance
-from efface.evaluation.metrics import nudity as nude
-from efface.evaluation.metrics.clip import load as load_clip
-from efface.evaluation.metrics.perceptual import network
+from efface.errors import UserError, pick
+from efface.evaluation.clip import check_known
+from efface.evaluation.evaluate import drawn, judge_for
+from efface.evaluation.judges import Judge
+from efface.evaluation.metrics import METRICS, Given, Metric
 from efface.evaluation.protocols import Protocol
-from efface.evaluation.samples import Samples, Wanted, generate
+from efface.evaluation.samples import Wanted
 from efface.models import DiffusionModel
 from efface.scores import Score
-
-DISTANCES = {"fid": fid, "kid": kid, "cmmd": cmmd}
 
 
 def wanted_of(protocol: Protocol, prompts: Path, limit: int = 0) -> list[Wanted]:
@@ -28,7 +25,12 @@ def wanted_of(protocol: Protocol, prompts: Path, limit: int = 0) -> list[Wanted]
 
     Args:
         limit: only so many prompts, the first; 0: all.
+
+    Raises:
+        UserError: the file does not fit the protocol, or a limit below 0.
     """
+    if limit < 0:
+        raise UserError(f"got {limit} for the limit of prompts; 0 is all of them.")
     rows = protocol.listed(prompts)
     n = protocol.pictures["erased"]
     return [
@@ -38,81 +40,135 @@ def wanted_of(protocol: Protocol, prompts: Path, limit: int = 0) -> list[Wanted]
     ]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked, of whatever pictures."""
+
+    protocol: Protocol
+    wanted: Sequence[Wanted]
+    judge: Judge | None = None
+    erased: Sequence[str] = ()
+    tools: Mapping[str, Any] = field(default_factory=dict)
+    """Of :class:`~efface.evaluation.metrics.Given`."""
+
+
+def both(
+    model: DiffusionModel,
+    edit: Edit | None,
+    folder: Path | None,
+    asked: Asked,
+    steps: int | None = None,
+    progress: bool = True,
+) -> tuple[Given, Given | None]:
+    """Make (or find) the unedited pictures and the edit's; second None: there is no edit.
+
+    Args:
+        folder: for the edit's pictures.
+        steps: sampling steps; None: the protocol's.
+
+    Raises:
+        UserError: something that a metric needs is missing; said before any picture is made.
+    """
+    check(model, asked)
+    if edit is not None and folder is None:
+        raise UserError("an edit's pictures need a folder.")
+    p, wanted, kept = asked.protocol, asked.wanted, dict[str, Any]()
+    base = drawn(model, None, None, wanted, p, steps, progress)
+    before = Given(base, p, None, asked.erased, asked.judge, asked.tools, kept)
+    if edit is None:
+        return before, None
+    own = drawn(model, edit, folder, wanted, p, steps, progress)
+    return before, Given(own, p, base, asked.erased, asked.judge, asked.tools, kept)
+
+
 def measure(
     model: DiffusionModel,
     edit: Edit | None,
     folder: Path | None,
     protocol: Protocol,
     wanted: Sequence[Wanted],
-    clip: str = "",
-    found: Any = None,
-    lpips: Any = None,
+    tools: Mapping[str, Any] | None = None,
 ) -> dict[str, Score]:
-    """Every metric of the protocol, by its full name.
-
-    Names hold what they depend on: the CLIP, the threshold, whether the prompts ask for what is
-    erased (by the prompt file's concepts) or not.
+    """Every score of the protocol by its full name, of the edit, or of the unedited model.
 
     Args:
-        edit: None: the unedited model; distances to itself are left out.
-        folder: for the edit's pictures.
-        clip: path or hub id of a CLIP; "": the shipped one.
-        found: detectors of nudity; None: the installed ones.
-        lpips: network of LPIPS; None: the installed one.
+        folder: as in :func:`both`.
+        tools: of :class:`~efface.evaluation.metrics.Given`.
+
+    Raises:
+        UserError: as :func:`both`.
     """
-    base_folder = unedited_folder(model, protocol)
-    options = {"steps": protocol.steps, "guidance": protocol.guidance}
-    base = generate(model, wanted, base_folder, None, **options)  # type: ignore[arg-type]
-    own = base
-    if edit is not None:
-        if folder is None:
-            raise UserError("an edit's pictures need a folder.")
-        own = generate(model, wanted, folder, edit, **options)  # type: ignore[arg-type]
-    erased = {c["name"] for c in edit.meta.get("concepts", ())} if edit else set()
-    scores: dict[str, Score] = {}
-    if "nudity" in protocol.metrics:
-        raw = nude.look([own.folder / w.file for w in own.rows], own.folder / "nudity.jsonl", found)
-        scores |= {f"NER-{t:g}": exposed(raw, t) for t in nude.TAUS}
-    for name, rows in groups(own, erased).items():
-        images, before = (pictures(s, rows) for s in (own, base))
-        prompts = [own.rows[i].prompt for i in rows]
-        if "clip" in protocol.metrics:
-            judge = load_clip(clip)
-            scores[f"CLIP score{name} ({judge.name})"] = clip_score(images, prompts, judge)
-        if edit is not None:
-            scores |= {k + name: v for k, v in moved(protocol, images, before, prompts, lpips)}
-    if edit is not None and set(DISTANCES) & set(protocol.metrics):
-        judge = load_clip(clip)
-        x, y = (judge.pictures(s.images()) for s in (own, base))
-        for metric, ask in DISTANCES.items():
-            if metric in protocol.metrics:
-                scores[f"{metric.upper()} to the unedited ({judge.name})"] = ask(x, y)
-    return scores
+    erased = [c["name"] for c in edit.meta.get("concepts", ())] if edit else []
+    asked = Asked(protocol, wanted, judge_of(model, protocol), erased, tools or {})
+    before, after = both(model, edit, folder, asked)
+    return answers(after or before)
 
 
-def groups(samples: Samples, erased: set[str]) -> dict[str, list[int]]:
-    """Rows by whether they ask for what is erased, by a suffix for the names."""
-    asks = [i for i, w in enumerate(samples.rows) if w.concept and w.concept in erased]
-    rest = [i for i in range(len(samples.rows)) if i not in set(asks)]
-    if not asks:
-        return {"": rest}
-    return {", erased": asks} | ({", retained": rest} if rest else {})
+def answers(given: Given) -> dict[str, Score]:
+    """What the protocol's metrics say, by full name; those of pairs where there are pairs."""
+    found: dict[str, Score] = {}
+    for metric in chosen(given.protocol):
+        if given.base is not None or "pairs" not in metric.needs:
+            found |= metric().measure(given)
+    return found
 
 
-def pictures(samples: Samples, rows: Sequence[int]) -> Tensor:
-    """Some pictures of a set."""
-    some = Samples(samples.folder, tuple(samples.rows[i] for i in rows), samples.settings)
-    return some.images()
+def chosen(protocol: Protocol) -> list[type[Metric]]:
+    """The metrics of a protocol.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    return [pick(METRICS, name, "metric") for name in dict.fromkeys(protocol.metrics)]
 
 
-def moved(
-    protocol: Protocol, images: Tensor, before: Tensor, prompts: Sequence[str], lpips: Any
-) -> list[tuple[str, Score]]:
-    """Distances to the unedited picture of the same prompt and seed."""
-    result = []
-    if "drift" in protocol.metrics:
-        result.append(("drift", drift(images, before, list(prompts))))
-    if "lpips" in protocol.metrics:
-        net = lpips or network()
-        result.append(("LPIPS", lpips_distance(images, before, prompts, net)))
-    return result
+def judge_of(model: DiffusionModel, protocol: Protocol) -> Judge | None:
+    """The protocol's judge; None where it names none, or no metric needs one.
+
+    Raises:
+        UserError: an unknown judge, or one that is not installed.
+    """
+    wanted = any("judge" in m.needs for m in chosen(protocol))
+    return judge_for(model, protocol) if wanted and protocol.judge else None
+
+
+def check(model: DiffusionModel, asked: Asked) -> None:
+    """Refuse what a metric of the protocol could not answer.
+
+    Raises:
+        UserError: names the metric and what it lacks.
+    """
+    if not asked.wanted:
+        raise UserError(f"the protocol {asked.protocol.name!r} asks for no picture here.")
+    for metric in chosen(asked.protocol):
+        for need in sorted(metric.needs - {"pairs"}):
+            why = lacking(need, metric, model, asked)
+            if why:
+                raise UserError(f"the metric {metric.name!r} {why}")
+        if len(asked.wanted) < metric.least:
+            raise UserError(
+                f"the metric {metric.name!r} takes at least {metric.least} pictures; here are "
+                f"{len(asked.wanted)}."
+            )
+
+
+def lacking(need: str, metric: type[Metric], model: DiffusionModel, asked: Asked) -> str:
+    """What is missing of a need, in words; "" where nothing is.
+
+    Raises:
+        UserError: no CLIP that knows the model's pictures.
+    """
+    if need == "clip":
+        check_known(model, asked.tools.get("clip", ""))
+    elif need == "judge":
+        if asked.judge is None:
+            return f"needs a judge; the protocol {asked.protocol.name!r} names none."
+        if any(not w.concept for w in asked.wanted):
+            return "needs the concept of each picture; the prompts say none."
+    elif need == "prompts":
+        if any(not w.prompt.strip() for w in asked.wanted):
+            return "needs a text for each picture; a prompt is empty."
+    elif need not in asked.tools and find_spec(need) is None:
+        how = f": {metric.install}" if metric.install else ""
+        return f"needs the package {need!r}, which is not installed{how}."
+    return ""

@@ -6,15 +6,22 @@ import csv
 import hashlib
 import io
 import json
+import re
+import string
+import sys
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from efface.concepts import TEMPLATES
 from efface.errors import UserError, pick
-from efface.storage import ASSETS
+from efface.evaluation.metrics import METRICS
+from efface.settings import checked, read_json, shown
+from efface.storage import ASSETS, decoded, read_text
 
 FOLDER = ASSETS / "protocols"
 
@@ -28,22 +35,63 @@ class Listed(NamedTuple):
     """"" where the file does not say."""
 
 
+LARGEST = 2**30
+"""Bytes of a prompt file inside a wheel or zip file."""
+MANY = 100_000
+"""Pictures of a prompt that no protocol needs."""
+SEEDS = range(2**62)
+"""Seeds that a prompt can have."""
+
+
 def read_csv(path: Path, name: str) -> str:
     """The text of a CSV file, or of the one called ``name`` inside a wheel or zip file.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, is damaged, or is no text.
     """
+    if path.suffix not in (".whl", ".zip"):
+        return read_text(path, "prompt file")
+    where = f"{name!r} in {str(path)!r}"
     try:
-        if path.suffix not in (".whl", ".zip"):
-            return path.read_text(encoding="utf8")
         with zipfile.ZipFile(path) as z:
-            inside = next(n for n in z.namelist() if n.rsplit("/", 1)[-1] == name)
-            return z.read(inside).decode("utf8")
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as e:
-        raise UserError(f"cannot read the prompts in {str(path)!r}: {e}.") from None
-    except StopIteration:
-        raise UserError(f"{str(path)!r} holds no file {name!r}.") from None
+            inside = next((i for i in z.infolist() if i.filename.rsplit("/", 1)[-1] == name), None)
+            if inside is None:
+                raise UserError(f"{str(path)!r} holds no file {name!r}.")
+            if inside.file_size > LARGEST:
+                raise UserError(f"{where} is larger than {LARGEST >> 30} GiB.")
+            raw = z.read(inside)
+    except OSError as e:
+        raise UserError(f"cannot read the prompts in {str(path)!r}: {e.strerror or e}.") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as e:
+        raise UserError(f"{str(path)!r} is damaged or locked, or no zip file: {e}.") from None
+    return decoded(raw, where)
+
+
+def read_rows(text: str, columns: Sequence[str], where: str) -> Iterator[tuple[int, list[str]]]:
+    """The values of some columns of a CSV, with the line that each row ends in.
+
+    Raises:
+        UserError: a column that is missing or there twice, a row that is too short or too long,
+            quotes that do not end, or a field of more than 131,072 characters.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        head = next(reader, [])
+        for c in columns:
+            if head.count(c) != 1:
+                wrong = f"has no column {c!r}" if c not in head else f"has two columns {c!r}"
+                raise UserError(f"{where} {wrong}; {', '.join(columns)} are read.")
+        at = [head.index(c) for c in columns]
+        for row in reader:
+            if row and len(row) != len(head):
+                raise UserError(
+                    f"{where} has {len(row)} values in line {reader.line_num}, and {len(head)} "
+                    "columns."
+                )
+            if row:
+                yield reader.line_num, [row[i] for i in at]
+    except csv.Error as e:
+        raise UserError(f"{where} is no CSV in line {reader.line_num}: {e}.") from None
 
 
 @dataclass(frozen=True)
@@ -81,13 +129,38 @@ class Protocol:
     metrics: Sequence[str] = ("esr", "psr")
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be drawn or asked.
+
+        Raises:
+            UserError: names the field.
+        """
         pick(dict.fromkeys(("concept", "style")), self.head, "head of the judge")
+        pick(TEMPLATES, self.kind, "kind of concept")
+        for kind in self.pictures:
+            pick(dict.fromkeys(("erased", "preserved")), kind, "kind of pictures")
         for kind in ("erased", "preserved"):
-            if self.pictures.get(kind, 0) < 1:
+            if not 1 <= self.pictures.get(kind, 0) <= MANY:
                 raise UserError(
-                    f"the protocol {self.name!r} asks for {self.pictures.get(kind, 0)} pictures of "
-                    f"{kind} concepts; at least 1 is needed."
+                    f"{self.pictures.get(kind, 0)} pictures of {kind} concepts; 1 to {MANY:,} are "
+                    "possible."
                 )
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps is {self.steps}; at least 1, or null for the model's own.")
+        if self.guidance is not None and not 0 <= self.guidance <= sys.float_info.max:
+            raise UserError(f"guidance is {self.guidance}; at least 0, or null for the model's.")
+        check_template(self.template, bool(self.subjects))
+        for split, names in self.splits.items():
+            if len(set(names)) < len(names) or not all(n.strip() for n in names):
+                raise UserError(f"split {split!r} holds an empty name, or one twice.")
+        for key in self.source:
+            pick(dict.fromkeys(("file", "prompt", "seed", "concept")), key, "key of source")
+        missing = [k for k in ("file", "prompt", "seed") if self.source and k not in self.source]
+        if missing:
+            raise UserError(f"source has no {missing[0]!r}; file, prompt and seed are needed.")
+        if not self.metrics:
+            raise UserError("metrics is empty: nothing would be measured.")
+        for metric in self.metrics:
+            pick(METRICS, metric, "metric")
 
     @property
     def digest(self) -> str:
@@ -126,28 +199,22 @@ class Protocol:
         """The prompts of a CSV file, or of the CSV of that name inside a wheel or zip file.
 
         Raises:
-            UserError: no such file, no such column, or a seed that is no integer.
+            UserError: names the file, and the line where there is one.
         """
-        text = read_csv(path, self.source["file"])
-        rows = list(csv.DictReader(io.StringIO(text)))
-        columns = {k: v for k, v in self.source.items() if k != "file"}
-        missing = [c for c in columns.values() if not rows or c not in rows[0]]
-        if missing:
-            raise UserError(
-                f"{str(path)!r} has no column {missing[0]!r}; the protocol {self.name!r} reads "
-                f"{', '.join(columns.values())}."
-            )
-        try:
-            return [
-                Listed(
-                    r[columns["prompt"]],
-                    int(r[columns["seed"]]),
-                    r[columns["concept"]] if "concept" in columns else "",
+        where = f"the prompt file {str(path)!r}"
+        columns = [self.source[k] for k in ("prompt", "seed", "concept") if k in self.source]
+        found = []
+        for line, row in read_rows(read_csv(path, self.source["file"]), columns, where):
+            seed = int(row[1]) if re.fullmatch(r"[0-9]{1,20}", row[1].strip()) else -1
+            if seed not in SEEDS:
+                raise UserError(
+                    f"{where} has the seed {shown(row[1])} in line {line}; a whole number from 0 "
+                    "to 2**62 is needed."
                 )
-                for r in rows
-            ]
-        except ValueError as e:
-            raise UserError(f"{str(path)!r} holds a seed that is no integer: {e}.") from None
+            found.append(Listed(row[0], seed, row[2] if len(row) > 2 else ""))
+        if not found:
+            raise UserError(f"{where} holds no prompt.")
+        return found
 
     def seeds(self, kind: str, seed: int) -> range:
         """Sampling seeds of a cell: every training seed has pictures of its own."""
@@ -165,16 +232,37 @@ def load(name_or_path: str) -> Protocol:
     """A protocol by its name, or from a JSON file.
 
     Raises:
-        UserError: no such protocol, broken JSON, or unknown fields.
+        UserError: no such protocol, or one that cannot be; names the file and the field.
     """
     path = Path(name_or_path)
     if path.suffix != ".json":
         path = pick(PROTOCOLS, name_or_path, "protocol (or file)")
+    raw = read_json(path, "protocol")
+    named = {"name": path.stem, **raw} if isinstance(raw, dict) else raw
+    return checked(Protocol, named, f"the protocol {str(path)!r}")
+
+
+def check_template(template: str, subjects: bool) -> None:
+    """Refuse a prompt template that asks for no concept, or for what nobody gives.
+
+    Args:
+        subjects: whether ``{subject}`` is given.
+
+    Raises:
+        UserError: says what is wrong with it.
+    """
+    allowed = ("", "subject") if subjects else ("",)
     try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
-        known = {f.name for f in fields(Protocol)}
-        for key in raw:
-            pick(dict.fromkeys(known), key, f"field of the protocol {str(path)!r}:")
-        return Protocol(**{"name": path.stem, **raw})
-    except (OSError, ValueError, TypeError) as e:
-        raise UserError(f"{str(path)!r} is no protocol: {e}.") from None
+        parts = [p[1:] for p in string.Formatter().parse(template) if p[1] is not None]
+    except ValueError as e:
+        raise UserError(f"template is {template!r}: {e}; {{}} stands for the concept.") from None
+    for name, form, turned in parts:
+        if name not in allowed or form or turned:
+            raise UserError(
+                f"template is {template!r}; it may hold {{}} for the concept"
+                + (" and {subject}." if subjects else ", and {subject} where there are subjects.")
+            )
+    names = [p[0] for p in parts]
+    if names.count("") != 1 or (subjects and "subject" not in names):
+        also = " and {subject}" if subjects else ""
+        raise UserError(f"template is {template!r}; it needs {{}} for the concept{also}, once.")

@@ -17,14 +17,17 @@ from tqdm import tqdm
 
 from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.evaluation.metrics.clip import load as load_clip
-from efface.evaluation.samples import Samples
+from efface.evaluation.clip import check_known
+from efface.evaluation.clip import load as load_clip
+from efface.evaluation.evaluate import brought_protocol, drawn, samples_folder
+from efface.evaluation.protocols import Protocol
+from efface.evaluation.samples import Samples, Wanted
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import DiffusionModel
 from efface.scores import Score, rank_correlation, resampled
 from efface.seeds import generator
-from efface.storage import write
+from efface.storage import cache_folder, write
 from efface.training import Bank
 
 
@@ -274,10 +277,47 @@ def agreement(one: Moved, two: Moved) -> Score:
     return rank_correlation(one.harm[a], two.harm[b])
 
 
-INSTRUMENTS: dict[str, Callable[..., Moved]] = {
-    "prediction": prediction,
-    "closed-form": closed_form,
-    "picture": picture,
+@dataclass(frozen=True)
+class Look:
+    """All that an instrument may use."""
+
+    model: DiffusionModel
+    edit: Edit
+    words: Sequence[str]
+    latents: int = 8
+    """prediction: latents that all words share."""
+    pictures: int = 4
+    """picture: pictures of each word, before and after."""
+    home: Path | None = None
+    """picture: the run's folder, for the edit's; None: the cache folder."""
+    clip: str = ""
+    """picture: a CLIP by path or hub id; "": the shipped one, for the shipped model."""
+
+
+def pictured(look: Look) -> Moved:
+    """Make the pictures that :func:`picture` compares, as the model's own protocol has them made.
+
+    A model without a protocol draws the bare word by its own settings.
+
+    Raises:
+        UserError: no CLIP is named for a model that is not the shipped one.
+    """
+    model, edit = look.model, look.edit
+    check_known(model, look.clip)
+    edit.check(model)
+    protocol = brought_protocol(model) or Protocol("the bare word")
+    prompt = protocol.template if not protocol.subjects else "{}"
+    wanted = [Wanted(prompt.format(w), s, w) for w in look.words for s in range(look.pictures)]
+    home = look.home or cache_folder() / "edits" / edit.digest
+    before = drawn(model, None, None, wanted, protocol)
+    after = drawn(model, edit, samples_folder(home, model, protocol), wanted, protocol)
+    return picture(before, after, look.clip)
+
+
+INSTRUMENTS: dict[str, Callable[[Look], Moved]] = {
+    "prediction": lambda x: prediction(x.model, x.edit, x.words, x.latents),
+    "closed-form": lambda x: closed_form(x.model, x.edit, x.words, cache_folder()),
+    "picture": pictured,
 }
 """By the name that the command has for them."""
 

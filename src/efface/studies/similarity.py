@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from efface.concepts import Concept
-from efface.evaluation.metrics.clip import load as load_clip
+from efface.evaluation.clip import load as load_clip
 from efface.evaluation.sensitivity import PROXIES, closed_form, prediction, text_states
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE

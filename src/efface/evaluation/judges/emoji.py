@@ -11,15 +11,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from efface.errors import UserError, pick
-from efface.storage import ASSETS, write, write_text
+from efface.evaluation.judges.judge import Judge, Judgement
+from efface.settings import checked, read_json
+from efface.storage import ASSETS, make_folder, write, write_text
 
 SHIPPED = ASSETS / "judge"
 SIZE = 64
@@ -42,24 +45,18 @@ class JudgeConfig:
     """Scores of different versions do not compare."""
 
     def __post_init__(self) -> None:
-        if len(self.widths) != len(self.blocks):
-            raise ValueError(
+        if len(self.widths) != len(self.blocks) or not self.widths:
+            raise UserError(
                 f"a stage needs a width and a number of blocks: got widths "
                 f"{self.widths} and blocks {self.blocks}."
             )
-
-
-class Judgement(NamedTuple):
-    """The best guesses on N pictures, most likely first; log-probabilities in nats."""
-
-    concepts: Tensor
-    """Concept indices (N, k)."""
-    concept_logprobs: Tensor
-    """Their log-probabilities (N, k)."""
-    styles: Tensor
-    """Style indices (N, S), of all S styles."""
-    style_logprobs: Tensor
-    """Their log-probabilities (N, S)."""
+        for name, most in (("widths", 4096), ("blocks", 64)):
+            if not all(1 <= n <= most for n in getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)}; each is from 1 to {most}.")
+        for name in ("concepts", "styles"):
+            names = getattr(self, name)
+            if not names or len(set(names)) < len(names):
+                raise UserError(f"{name} must be names, each once; got {len(names)}.")
 
 
 class Block(nn.Module):
@@ -86,7 +83,7 @@ class Block(nn.Module):
         return torch.relu(y + self.shortcut(x))
 
 
-class Judge(nn.Module):
+class EmojiJudge(nn.Module, Judge):
     """Names the concept and the style of emoji pictures.
 
     Attributes:
@@ -94,10 +91,12 @@ class Judge(nn.Module):
         sha256: first 12 digits of the hash of the weights file; empty before ``load`` or ``save``.
     """
 
+    name: ClassVar[str] = "emoji"
+
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
-        self.config = config
-        self.sha256 = ""
+        self.config, self.sha256 = config, ""
+        self.version, self.concept_names = config.version, config.concepts
         wide = config.widths[0]
         self.stem = nn.Sequential(
             nn.Conv2d(3, wide, 3, 2, padding=1, bias=False),
@@ -115,48 +114,53 @@ class Judge(nn.Module):
             nn.Linear(sum(config.widths), 256), nn.ReLU(), nn.Linear(256, len(config.styles))
         )
 
-    @property
-    def version(self) -> str:
-        """Scores of different versions do not compare."""
-        return self.config.version
+    @classmethod
+    def opened(cls, version: str) -> EmojiJudge:
+        """The shipped judge, if it is of this version.
 
-    @property
-    def concept_names(self) -> tuple[str, ...]:
-        """All that the concept head knows."""
-        return self.config.concepts
+        Raises:
+            UserError: another version.
+        """
+        judge = cls.load()
+        if judge.version != version:
+            raise UserError(f"no judge {version!r} ships; the shipped one is {judge.version!r}.")
+        return judge
 
     @classmethod
-    def load(cls, folder: Path | None = None) -> Judge:
+    def load(cls, folder: Path | None = None) -> EmojiJudge:
         """A trained judge, ready for use: fp32, in evaluation mode, frozen.
 
         Args:
             folder: holds ``judge.json`` and ``judge.safetensors``; None is the shipped judge.
 
         Raises:
-            UserError: the folder holds no judge.
-            ValueError: weights and description do not belong together.
+            UserError: the folder holds no judge, a damaged one, or weights and description that do
+                not belong together.
         """
         folder = SHIPPED if folder is None else folder
         weights, description = folder / "judge.safetensors", folder / "judge.json"
         for path in (weights, description):
             if not path.exists():
-                raise UserError(f"no judge in {folder}: it has no file {path.name}.")
-        told = json.loads(description.read_text(encoding="utf8"))
-        recorded, found = told.pop("sha256"), _short_hash(weights)
+                raise UserError(f"no judge in {str(folder)!r}: it has no file {path.name}.")
+        told, found = read_json(description, "judge"), _short_hash(weights)
+        recorded = told.pop("sha256", None) if isinstance(told, dict) else None
+        judge = cls(checked(JudgeConfig, told, f"the judge {str(description)!r}"))
         if found != recorded:
-            raise ValueError(
-                f"{weights} has the hash {found}, but judge.json says {recorded}: "
+            raise UserError(
+                f"{str(weights)!r} has the hash {found}, but judge.json says {recorded}: "
                 "take both files from the same training run."
             )
-        lists = {k: tuple(v) for k, v in told.items() if isinstance(v, list)}
-        judge = cls(JudgeConfig(**{**told, **lists}))
-        judge.load_state_dict(load_file(weights))
+        try:
+            judge.load_state_dict(load_file(weights))
+        except (SafetensorError, RuntimeError) as e:
+            said = str(e).strip().splitlines()[-1].strip()
+            raise UserError(f"{str(weights)!r} holds no weights of this judge: {said}") from None
         judge.sha256 = found
         return judge.eval().requires_grad_(False)
 
     def save(self, folder: Path) -> None:
         """Write ``judge.safetensors`` (fp16; vectors fp32) and ``judge.json`` into ``folder``."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         # The variances of batch normalisation can be too small for fp16, and vectors cost nothing.
         packed = {
             k: (w.half() if w.ndim > 1 else w).contiguous() for k, w in self.state_dict().items()
@@ -232,7 +236,8 @@ class Judge(nn.Module):
         """
         with torch.no_grad():
             parts = [self(self._prepared(b)) for b in torch.split(images, batch)]
-            concepts = torch.cat([p[0] for p in parts]).log_softmax(-1).topk(k)
+            logits = torch.cat([p[0] for p in parts])
+            concepts = logits.log_softmax(-1).topk(min(k, logits.shape[1]))
             styles = torch.cat([p[1] for p in parts]).log_softmax(-1).sort(descending=True)
         return Judgement(concepts.indices, concepts.values, styles.indices, styles.values)
 

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from efface.errors import UserError
-from efface.evaluation.judges.emoji import Judgement
+from efface.evaluation.judges.judge import Judge, Judgement
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
 
-class ImageNetJudge:
+class ImageNetJudge(Judge):
     """Names one of 1,000 classes; labels are indices in the order of ILSVRC.
 
     Two versions: ``effnet-lite0``, whose weights come inside a package, and ``resnet50-v2``, that
     of arXiv:2410.15618, where torchvision is installed and its weights can be fetched.
     """
 
+    name: ClassVar[str] = "imagenet"
+
+    @classmethod
+    def opened(cls, version: str) -> ImageNetJudge:
+        """The judge of that version, ``imagenet-`` in front.
+
+        Raises:
+            UserError: no such version, or one that is not installed.
+        """
+        return cls(version.removeprefix("imagenet").removeprefix("-"))
+
     def __init__(self, version: str) -> None:
         self.version = f"imagenet-{version}"
-        self.sha256 = ""
+        self.sha256, self.concept_names = "", ()
         self.net: Any
         if version == "effnet-lite0":
             try:
@@ -47,11 +58,6 @@ class ImageNetJudge:
             self.side, self.crop = 224, 232
         else:
             raise UserError(f"unknown ImageNet judge {version!r}: effnet-lite0 or resnet50-v2.")
-
-    @property
-    def concept_names(self) -> tuple[str, ...]:
-        """Nothing by name: a protocol lists what it preserves."""
-        return ()
 
     def label(
         self, name: str, head: str = "concept", labels: Mapping[str, str] | None = None

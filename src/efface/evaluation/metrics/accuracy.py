@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from efface.evaluation.metrics.metric import Given, Metric
 from efface.evaluation.samples import Samples
 from efface.scores import Score, paired_difference, rate
 
@@ -107,3 +108,37 @@ def table(seen: Seen, erased: Sequence[str], neighbours: Sequence[str]) -> dict[
     if near:
         found |= {f"PSR-{k} neighbours": psr(seen, near, k) for k in (1, 5)}
     return found
+
+
+def seen(given: Given) -> Seen:
+    """What the judge saw on the pictures, looked at once."""
+    p, key = given.protocol, f"seen in {given.samples.folder}"
+    return given.once(key, lambda: see(given.samples, given.judge, p.head, p.labels))
+
+
+class ESR(Metric):
+    """Erasing success rate, top 1 and top 5."""
+
+    name: ClassVar[str] = "esr"
+    better: ClassVar[str] = "higher"
+    unit: ClassVar[str] = "% of the erased concepts' pictures"
+    needs: ClassVar[frozenset[str]] = frozenset({"judge"})
+
+    def measure(self, given: Given) -> dict[str, Score]:
+        """Those lines of :func:`table`."""
+        found = table(seen(given), given.erased, given.protocol.near(given.erased))
+        return {k: s for k, s in found.items() if k.startswith("ESR-")}
+
+
+class PSR(Metric):
+    """Preserving success rate of all other concepts, and of the named neighbours."""
+
+    name: ClassVar[str] = "psr"
+    better: ClassVar[str] = "higher"
+    unit: ClassVar[str] = "% of the preserved concepts' pictures"
+    needs: ClassVar[frozenset[str]] = frozenset({"judge"})
+
+    def measure(self, given: Given) -> dict[str, Score]:
+        """The other lines of :func:`table`."""
+        found = table(seen(given), given.erased, given.protocol.near(given.erased))
+        return {k: s for k, s in found.items() if not k.startswith("ESR-")}

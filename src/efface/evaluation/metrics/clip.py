@@ -2,123 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
+from torch import Tensor
 
-from efface.errors import UserError
-from efface.evaluation.judges.emoji import Block
+from efface.evaluation.clip import Clip, TinyClip
+from efface.evaluation.metrics.metric import Given, Metric, grouped
 from efface.scores import Score, resampled
-from efface.storage import ASSETS
-
-SHIPPED = ASSETS / "clip"
-TEXT = ASSETS / "emoji"
 
 
-class Eye(nn.Module):
-    """The picture side of the shipped CLIP: (B, 3, 64, 64) in [-1, 1] to (B, D)."""
-
-    def __init__(self, widths: Sequence[int] = (32, 64, 128, 256), out: int = 128) -> None:
-        super().__init__()
-        first = widths[0]
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, first, 3, 2, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()
-        )
-        pairs = pairwise(widths)
-        self.stages = nn.Sequential(*(Block(a, b, 2) for a, b in pairs))
-        self.head = nn.Linear(widths[-1], out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Not normalised."""
-        features: Tensor = self.stages(self.stem(1 - x)).mean((2, 3))
-        projected: Tensor = self.head(features)
-        return projected
-
-
-class TinyClip:
-    """The CLIP whose text tower is the ``emoji`` model's text encoder."""
-
-    def __init__(self) -> None:
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-
-        weights = load_file(SHIPPED / "clip.safetensors")
-        config = json.loads((SHIPPED / "config.json").read_text(encoding="utf8"))
-        self.tokenizer: Any = CLIPTokenizer.from_pretrained(TEXT / "tokenizer")
-        self.text: Any = CLIPTextModelWithProjection.from_pretrained(
-            TEXT / "text_encoder", dtype=torch.float32
-        ).eval()
-        self.text.text_projection.weight.data = weights.pop("text_projection.weight").float()
-        self.eye = Eye(config["widths"], config["dimensions"])
-        self.eye.load_state_dict({k: w.float() for k, w in weights.items()})
-        self.eye.eval()
-        digest = hashlib.sha256((SHIPPED / "clip.safetensors").read_bytes()).hexdigest()
-        self.name = f"tiny CLIP of emoji, {digest[:8]}"
-
-    @torch.no_grad()
-    def pictures(self, images: Tensor) -> Tensor:
-        """Unit vectors (N, D) of pictures (N, 3, H, W) in [0, 1]."""
-        x = images if images.shape[-1] == 64 else interpolate(images, (64, 64), mode="area")
-        return torch.cat([normalize(self.eye(2 * b - 1), dim=-1) for b in x.split(256)])
-
-    @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (N, D) of texts."""
-        t = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
-        return normalize(self.text(**t).text_embeds, dim=-1)
-
-
-class TransformersClip:
-    """Any CLIP that ``transformers`` opens, by path or hub id."""
-
-    def __init__(self, name_or_path: str) -> None:
-        from transformers import AutoProcessor, CLIPModel
-
-        try:
-            self.model: Any = CLIPModel.from_pretrained(name_or_path, use_safetensors=True).eval()
-            self.processor: Any = AutoProcessor.from_pretrained(name_or_path)
-        except (OSError, ValueError) as e:
-            first = str(e).strip().splitlines()[0]
-            raise UserError(f"no CLIP at {name_or_path!r}: {first}") from None
-        self.name = f"CLIP {Path(name_or_path).name}"
-
-    @torch.no_grad()
-    def pictures(self, images: Tensor) -> Tensor:
-        """Unit vectors (N, D) of pictures (N, 3, H, W) in [0, 1]."""
-        parts = []
-        for batch in images.split(32):
-            x = self.processor(images=list(batch), return_tensors="pt", do_rescale=False)
-            parts.append(features(self.model.get_image_features(x.pixel_values)))
-        return normalize(torch.cat(parts), dim=-1)
-
-    @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (N, D) of texts."""
-        x = self.processor(text=list(texts), padding=True, truncation=True, return_tensors="pt")
-        return normalize(features(self.model.get_text_features(**x)), dim=-1)
-
-
-def features(out: Any) -> Tensor:
-    """The projected vectors, whatever this version of transformers wraps them in."""
-    found: Tensor = out if isinstance(out, Tensor) else out.pooler_output
-    return found
-
-
-def load(name: str = "") -> TinyClip | TransformersClip:
-    """A CLIP: ``""`` is the shipped one, else a path or a hub id."""
-    return TransformersClip(name) if name else TinyClip()
-
-
-def clip_score(
-    images: Tensor, texts: Sequence[str], clip: TinyClip | TransformersClip | None = None
-) -> Score:
+def clip_score(images: Tensor, texts: Sequence[str], clip: Clip | None = None) -> Score:
     """100 times the cosine of picture and text, at least 0; higher: the picture fits the text.
 
     Args:
@@ -136,8 +30,29 @@ def clip_score(
     if not len(images):
         raise ValueError("a CLIP score over zero samples: generate some first.")
     clip = clip or TinyClip()
-    once = list(dict.fromkeys(texts))
-    at = {t: i for i, t in enumerate(once)}
-    group = torch.tensor([at[t] for t in texts])
-    fit = (clip.pictures(images) * clip.texts(once)[group]).sum(1)
-    return resampled(100 * fit.clamp(min=0), group)
+    once, group = list(dict.fromkeys(texts)), grouped(texts)
+    return fit(clip.pictures(images), clip.texts(once)[group], group)
+
+
+def fit(pictures: Tensor, texts: Tensor, group: Tensor) -> Score:
+    """The CLIP score of unit vectors (N, D) and (N, D); the interval draws whole groups (N,)."""
+    return resampled(100 * (pictures * texts).sum(1).clamp(min=0), group)
+
+
+class ClipScore(Metric):
+    """CLIP score of every group of prompts."""
+
+    name: ClassVar[str] = "clip"
+    better: ClassVar[str] = "higher for preserved prompts, lower for erased"
+    unit: ClassVar[str] = "100 cosine"
+    needs: ClassVar[frozenset[str]] = frozenset({"clip", "prompts"})
+
+    def measure(self, given: Given) -> dict[str, Score]:
+        """One score a group, by the CLIP's name."""
+        own, found = given.vectors(given.samples), {}
+        for suffix, rows in given.groups().items():
+            prompts = given.prompts(rows)
+            group = grouped(prompts)
+            texts = given.clip.texts(list(dict.fromkeys(prompts)))[group]
+            found[f"CLIP score{suffix} ({given.clip.name})"] = fit(own[rows], texts, group)
+        return found

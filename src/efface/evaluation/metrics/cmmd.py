@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from efface.evaluation.metrics.metric import Given, Metric
 from efface.scores import Score, jackknifed
 
 SIGMA = 10.0
@@ -33,3 +36,19 @@ def cmmd(x: Tensor, y: Tensor) -> Score:
         ValueError: fewer than 20 pictures on a side.
     """
     return jackknifed(gaussian, x, y)
+
+
+class CMMD(Metric):
+    """CMMD to the unedited pictures."""
+
+    name: ClassVar[str] = "cmmd"
+    better: ClassVar[str] = "lower"
+    unit: ClassVar[str] = "1000 squared MMD"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "clip"})
+    least: ClassVar[int] = 20
+
+    def measure(self, given: Given) -> dict[str, Score]:
+        """One score over all pictures, by the CLIP's name."""
+        assert given.base is not None
+        own, base = given.vectors(given.samples), given.vectors(given.base)
+        return {f"CMMD to the unedited ({given.clip.name})": cmmd(own, base)}

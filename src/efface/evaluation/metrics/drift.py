@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
+from efface.evaluation.metrics.metric import Given, Metric, grouped
 from efface.scores import Score, resampled
 
 
-def drift(images: Tensor, unedited: Tensor, prompts: list[str]) -> Score:
+def drift(images: Tensor, unedited: Tensor, prompts: Sequence[str]) -> Score:
     """Root mean squared difference of two pictures of one prompt and seed, in percent of the range.
 
     Lower: the edit left the picture alone. The bootstrap interval draws whole prompts.
@@ -26,6 +30,26 @@ def drift(images: Tensor, unedited: Tensor, prompts: list[str]) -> Score:
             f"got pictures {tuple(images.shape)} and {tuple(unedited.shape)} "
             f"of {len(prompts)} prompts: they must be the same."
         )
-    at = {p: i for i, p in enumerate(dict.fromkeys(prompts))}
-    far = 100 * (images - unedited).square().mean((1, 2, 3)).sqrt()
-    return resampled(far, torch.tensor([at[p] for p in prompts]))
+    return resampled(moved(images, unedited), grouped(prompts))
+
+
+def moved(images: Tensor, unedited: Tensor) -> Tensor:
+    """The difference of each pair of pictures, in percent of the range, (N,)."""
+    return 100 * (images - unedited).square().mean((1, 2, 3)).sqrt()
+
+
+class Drift(Metric):
+    """Drift of every group of prompts."""
+
+    name: ClassVar[str] = "drift"
+    better: ClassVar[str] = "lower"
+    unit: ClassVar[str] = "% of the picture's range"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+
+    def measure(self, given: Given) -> dict[str, Score]:
+        """One score a group."""
+        found = {}
+        for suffix, rows in given.groups().items():
+            far = torch.cat([moved(x, y) for x, y in given.pairs(rows)])
+            found[f"drift{suffix}"] = resampled(far, grouped(given.prompts(rows)))
+        return found

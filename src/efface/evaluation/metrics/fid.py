@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
+from efface.evaluation.metrics.metric import Given, Metric
 from efface.scores import Score, jackknifed
 
 
@@ -37,3 +40,19 @@ def fid(x: Tensor, y: Tensor) -> Score:
         ValueError: fewer than 20 pictures on a side.
     """
     return jackknifed(frechet, x, y)
+
+
+class FID(Metric):
+    """FID to the unedited pictures, in CLIP's features."""
+
+    name: ClassVar[str] = "fid"
+    better: ClassVar[str] = "lower"
+    unit: ClassVar[str] = "squared feature"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "clip"})
+    least: ClassVar[int] = 20
+
+    def measure(self, given: Given) -> dict[str, Score]:
+        """One score over all pictures, by the CLIP's name."""
+        assert given.base is not None
+        own, base = given.vectors(given.samples), given.vectors(given.base)
+        return {f"FID to the unedited ({given.clip.name})": fid(own, base)}

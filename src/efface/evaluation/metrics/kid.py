@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
+from efface.evaluation.metrics.metric import Given, Metric
 from efface.scores import Score, jackknifed
 
 
@@ -27,3 +30,19 @@ def kid(x: Tensor, y: Tensor) -> Score:
         ValueError: fewer than 20 pictures on a side.
     """
     return jackknifed(lambda a, b: 1000 * mmd2(a, b), x, y)
+
+
+class KID(Metric):
+    """KID to the unedited pictures, in CLIP's features."""
+
+    name: ClassVar[str] = "kid"
+    better: ClassVar[str] = "lower"
+    unit: ClassVar[str] = "1000 squared MMD"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "clip"})
+    least: ClassVar[int] = 20
+
+    def measure(self, given: Given) -> dict[str, Score]:
+        """One score over all pictures, by the CLIP's name."""
+        assert given.base is not None
+        own, base = given.vectors(given.samples), given.vectors(given.base)
+        return {f"KID to the unedited ({given.clip.name})": kid(own, base)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from efface.errors import UserError
+from efface.evaluation.metrics.metric import Given, Metric, grouped
 from efface.scores import Score, resampled
 
 
@@ -42,9 +43,31 @@ def lpips_distance(images: Tensor, unedited: Tensor, prompts: Sequence[str], net
     """
     if images.shape != unedited.shape or not len(images):
         raise ValueError(f"got pictures {tuple(images.shape)} and {tuple(unedited.shape)}.")
-    parts = [
-        net(2 * a - 1, 2 * b - 1).flatten()
-        for a, b in zip(images.split(32), unedited.split(32), strict=True)
-    ]
-    at = {p: i for i, p in enumerate(dict.fromkeys(prompts))}
-    return resampled(torch.cat(parts), torch.tensor([at[p] for p in prompts]))
+    pairs = zip(images.split(32), unedited.split(32), strict=True)
+    far = torch.cat([distances(a, b, net) for a, b in pairs])
+    return resampled(far, grouped(prompts))
+
+
+@torch.no_grad()
+def distances(images: Tensor, unedited: Tensor, net: Any) -> Tensor:
+    """LPIPS of each pair of pictures, (N,)."""
+    found: Tensor = net(2 * images - 1, 2 * unedited - 1).flatten()
+    return found
+
+
+class LPIPS(Metric):
+    """LPIPS of every group of prompts."""
+
+    name: ClassVar[str] = "lpips"
+    better: ClassVar[str] = "lower for preserved prompts"
+    unit: ClassVar[str] = "LPIPS"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "lpips"})
+    install: ClassVar[str] = "pip install 'efface[lpips]'"
+
+    def measure(self, given: Given) -> dict[str, Score]:
+        """One score a group."""
+        net, found = given.tools.get("lpips") or network(), {}
+        for suffix, rows in given.groups().items():
+            far = torch.cat([distances(x, y, net) for x, y in given.pairs(rows)])
+            found[f"LPIPS{suffix}"] = resampled(far, grouped(given.prompts(rows)))
+        return found

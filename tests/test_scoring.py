@@ -1,0 +1,355 @@
+"""Questions and answers: what is scored, by whom, and where the answer is kept."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import shaken
+
+import efface
+from efface.concepts import Concept
+from efface.edits.edit import Edit
+from efface.errors import UserError
+from efface.evaluation.attacks import ATTACKS, Attacked
+from efface.evaluation.attacks.rephrase import Rephrase, splits
+from efface.evaluation.evaluate import samples_folder
+from efface.evaluation.judges.emoji import EmojiJudge, JudgeConfig
+from efface.evaluation.measure import measure
+from efface.evaluation.metrics import METRICS, Given, Metric, esr, psr, see
+from efface.evaluation.protocols import Protocol, load
+from efface.evaluation.samples import Samples, Wanted
+from efface.evaluation.scoring import ask, keep, scored, scores_file
+from efface.evaluation.sensitivity import INSTRUMENTS, Look
+from efface.evaluation.trial import Row, Trial, tried
+from efface.models import load as load_model
+from efface.scores import Score
+
+NAMES = ("coat", "dress", "bag", "boot", "shirt", "hat")
+TOLD = {
+    "splits": {"1": ["coat"]},
+    "neighbours": {"coat": ["dress", "hat"]},
+    "template": "a photo of a {}",
+    "steps": 2,
+    "guidance": 2.0,
+    "judge": "clothes-1",
+    "metrics": ["esr", "psr", "drift"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder, tmp_path_factory):
+    """A folder of a tiny model that brings its words, its protocol and its judge."""
+    folder = tmp_path_factory.mktemp("clothes") / "model"
+    shutil.copytree(tiny_folder, folder)
+    rows = [{"name": n, "tags": [f"a kind of {n}"]} for n in NAMES]
+    (folder / "concepts.json").write_text(json.dumps({"concepts": rows}))
+    (folder / "protocol.json").write_text(json.dumps(TOLD))
+    torch.manual_seed(0)
+    judge = EmojiJudge(JudgeConfig(NAMES, ("photo",), (8, 8), (1, 1), "clothes-1"))
+    judge.concept_head.weight.data *= 100  # of different minds about different pictures
+    judge.save(folder / "judge")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clothes(folder):
+    return load_model(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def edit(clothes):
+    concepts = [{**Concept("coat", synonyms=("shirt",)).to_json()}]
+    meta = {"base": clothes.base, "model": clothes.name, "concepts": concepts, "method": "mine"}
+    return Edit(shaken(clothes, by=3.0), meta, base=clothes)
+
+
+def refused(call, *args, **named):
+    with pytest.raises(UserError) as e:
+        call(*args, **named)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+# -- efface.score --------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_pictures(clothes, folder, edit, tmp_path):
+    found = efface.score(clothes, edit, pictures=3, keep_in=tmp_path / "run")
+    samples = Samples.open(tmp_path / "run" / "samples")
+    assert (samples.settings.steps, samples.settings.guidance) == (2, 2.0)
+    assert {w.prompt for w in samples.rows} == {f"a photo of a {n}" for n in NAMES if n != "shirt"}
+    base = Samples.open(next((tmp_path / "cache" / "unedited").iterdir()))
+    judge = EmojiJudge.load(folder / "judge")
+    now, was = (see(dataclasses.replace(s, rows=samples.rows), judge) for s in (samples, base))
+    others = ["dress", "bag", "boot", "hat"]
+    assert found.esr1 == found.table["ESR-1"] == esr(now, ["coat"], 1)
+    assert (found.psr1, found.psr5) == (psr(now, others, 1), psr(now, others, 5))
+    assert found.neighbours1 == psr(now, ["dress", "hat"], 1)
+    assert found.unedited["PSR-1"] == psr(was, others, 1)
+    assert found.psr1.low < found.psr1.value + 1e-9
+    assert found.table["drift, retained"].value > 0
+    assert "drift" not in " ".join(found.unedited)
+    fall = found.psr1.value - found.unedited["PSR-1"].value
+    assert found.difference["PSR-1"].value == pytest.approx(fall)
+    slow = {n: int((was.of([n]).top1.int() - now.of([n]).top1.int()).sum()) for n in others}
+    worst = sorted((n for n in others if slow[n] > 0), key=lambda n: (-slow[n], n))
+    assert found.worst == worst
+    (kept,) = (tmp_path / "run").glob("scores-protocol-*.json")
+    told = json.loads(kept.read_text())
+    assert told == json.loads(json.dumps(found.to_json()))
+    assert told["judge"] == f"clothes-1 {judge.sha256}"
+    assert told["protocol"].startswith("protocol ")
+    assert (told["pictures"], told["erased"]) == (3, ["coat"])
+    assert told["edited"]["PSR-1"] == found.psr1.to_json()
+    assert set(told["concepts"]) == {"coat", *others}
+
+
+def test_a_pipeline_is_scored_as_it_is(folder, clothes):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    before = {k: w.clone() for k, w in pipe.unet.state_dict().items()}
+    found = efface.score(pipe, concepts=["bag", "hat"], pictures=1)
+    assert found == efface.score(clothes, concepts=["bag", "hat"], pictures=1)
+    assert (found.esr1, found.difference, found.worst) == (None, {}, [])
+    assert found.psr1.n == 2
+    assert found.table is found.unedited
+    assert list(found.to_json())[-2:] == ["only", "unedited"]
+    assert all(torch.equal(w, before[k]) for k, w in pipe.unet.state_dict().items())
+
+
+def test_only_what_is_erased_can_be_scored(clothes, edit):
+    told = Protocol(**{**TOLD, "name": "few", "preserved": ["coat"]})
+    found = efface.score(clothes, edit, told, pictures=1)
+    assert found.esr1.n == 1
+    assert (found.psr1, found.difference) == (None, {})
+
+
+def test_what_cannot_be_scored_is_said_before_a_picture_is_made(tiny, clothes, edit, tmp_path):
+    assert "holds no protocol.json" in refused(efface.score, tiny)
+    assert "did you mean 'hat'" in refused(efface.score, clothes, edit, concepts="hatt")
+    assert "'shirt' is erased by this edit" in refused(
+        efface.score, clothes, edit, concepts="shirt"
+    )
+    for n in (0, -1, 10**9):
+        assert f"got {n} pictures" in refused(efface.score, clothes, edit, pictures=n)
+    assert "give --prompts FILE" in refused(efface.score, clothes, edit, "coco")
+    assert "it takes no file" in refused(efface.score, clothes, edit, prompts=tmp_path / "a.csv")
+    wrong = Edit({"nothing": torch.zeros(1)}, edit.meta)
+    assert "another architecture" in refused(efface.score, clothes, wrong)
+    assert "no edit at" in refused(efface.score, clothes, tmp_path / "nothing")
+    bad = Protocol(**{**TOLD, "name": "bad", "judge": "clothes-2"})
+    assert "The model's folder brings 'clothes-1'" in refused(efface.score, clothes, edit, bad)
+    assert not (tmp_path / "cache").exists()
+
+
+# -- files of answers ----------------------------------------------------------------------------
+
+
+def test_every_question_has_its_own_file(clothes, tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,evaluation_seed\na,1\n")
+    (tmp_path / "q.csv").write_text("prompt,evaluation_seed\nb,1\n")
+    mine = Protocol(**{**TOLD, "name": "../my own"})
+    renamed = {**TOLD, "metrics": ["esr", "psr"]}
+    questions = [
+        ask(clothes),
+        ask(clothes, pictures=8),
+        ask(clothes, steps=3),
+        ask(clothes, concepts=("hat",)),
+        ask(clothes, concepts=("hat", "bag")),
+        ask(clothes, Protocol(**{**renamed, "name": "other"})),
+        ask(clothes, Protocol(**{**renamed, "steps": 3, "name": "other"})),
+        ask(clothes, "emoji-objects"),
+        ask(clothes, "emoji-objects", pictures=2),
+        ask(clothes, Protocol(**{**renamed, "name": "emoji-objects"})),
+        ask(clothes, "coco", prompts=tmp_path / "p.csv"),
+        ask(clothes, "coco", prompts=tmp_path / "q.csv"),
+        ask(clothes, "coco", prompts=tmp_path / "p.csv", limit=1),
+        ask(clothes, "coco", prompts=tmp_path / "p.csv", clip="emoji"),
+    ]
+    names = [scores_file(q) for q in questions]
+    assert len(set(names)) == len(names)
+    assert names[0] == scores_file(ask(clothes, mine)) == "scores.json"
+    assert names[7] == "scores-emoji-objects.json"
+    assert scores_file(ask(clothes, concepts=("bag", "hat"))) == names[4]
+    for name in names:
+        assert "/" not in name
+        assert name.startswith("scores")
+        assert name.endswith(".json")
+
+
+def test_a_part_does_not_replace_the_whole(clothes, edit, tmp_path):
+    whole, part = ask(clothes, pictures=4), ask(clothes, concepts=("hat",), pictures=4)
+    first = keep(scored(clothes, edit, whole, tmp_path, progress=False), whole, tmp_path)
+    told = first.read_text()
+    second = keep(scored(clothes, edit, part, tmp_path, progress=False), part, tmp_path)
+    assert first.name == "scores.json"
+    assert first.read_text() == told
+    assert json.loads(second.read_text())["only"] == ["hat"]
+
+
+def test_pictures_of_other_settings_have_another_folder(clothes, edit, tmp_path):
+    scored(clothes, edit, ask(clothes, pictures=1), tmp_path, progress=False)
+    found = scored(clothes, edit, ask(clothes, pictures=1, steps=3), tmp_path, progress=False)
+    assert "3 steps" in found.about["sampler"]
+    folders = sorted(p.name for p in tmp_path.glob("samples*"))
+    assert folders == ["samples", "samples-DDIMScheduler-3-2-8x8-float32"]
+    own = load(str(clothes.folder / "protocol.json"))
+    assert samples_folder(tmp_path, clothes, own, 2) == tmp_path / "samples"
+
+
+# -- metrics -------------------------------------------------------------------------------------
+
+
+class Brightness(Metric):
+    """How light the pictures are: a metric of somebody else's."""
+
+    name, better, unit = "brightness", "neither", "% of the range"
+
+    def measure(self, given: Given):
+        x = given.samples.images()
+        return {"brightness": Score(100 * float(x.mean()), 0, 100, len(x))}
+
+
+@pytest.fixture
+def brightness(monkeypatch):
+    monkeypatch.setattr(METRICS, "_found", {**METRICS.known, "brightness": Brightness})
+
+
+def test_a_metric_of_ones_own_is_asked_wherever_a_protocol_names_it(clothes, edit, brightness):
+    told = Protocol(**{**TOLD, "name": "light", "metrics": ["brightness"]})
+    found = efface.score(clothes, edit, told, pictures=1)
+    assert list(found.table) == list(found.unedited) == ["brightness"]
+    assert found.table["brightness"].value != found.unedited["brightness"].value
+    assert found.hits == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": ["esr"], "judge": ""}, "'esr' needs a judge; the protocol 'few' names none"),
+        ({"metrics": ["clip"]}, "the shipped CLIP knows emoji drawings only"),
+        ({"metrics": ["lpips"]}, r"'lpips' needs the package 'lpips', which is not installed: pip"),
+        ({"metrics": ["nudity"]}, "'nudity' needs the package 'nudenet', which is not installed"),
+    ],
+)
+def test_what_a_metric_lacks_is_said_before_a_picture_is_made(tiny, tmp_path, change, message):
+    told = Protocol(**{**TOLD, "name": "few", **change})
+    assert message in refused(measure, tiny, None, None, told, [Wanted("a", 0, "coat")])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_too_few_pictures_for_a_distance_and_prompts_without_concepts(tiny, clothes):
+    few = Protocol("few", metrics=("fid",))
+    wanted = [Wanted("a", s, "") for s in range(19)]
+    said = refused(measure, tiny, None, None, few, wanted, {"clip": "emoji"})
+    assert "'fid' takes at least 20 pictures; here are 19" in said
+    asks = Protocol("few", metrics=("psr",), judge="clothes-1")
+    assert "the prompts say none" in refused(measure, clothes, None, None, asks, wanted)
+    assert "asks for no picture" in refused(measure, clothes, None, None, asks, [])
+
+
+# -- sensitivity ---------------------------------------------------------------------------------
+
+
+def test_the_picture_instrument_uses_the_models_own_protocol(clothes, edit, tmp_path):
+    look = Look(clothes, edit, NAMES, pictures=2, home=tmp_path, clip="emoji")
+    found = INSTRUMENTS["picture"](look)
+    assert found.words == NAMES
+    samples = Samples.open(tmp_path / "samples")
+    assert {w.prompt for w in samples.rows} == {f"a photo of a {n}" for n in NAMES}
+    assert samples.settings.steps == 2
+    said = refused(INSTRUMENTS["picture"], dataclasses.replace(look, clip=""))
+    assert "the shipped CLIP knows emoji drawings only" in said
+
+
+def test_the_picture_instrument_of_a_model_without_a_protocol_asks_for_the_word(tiny, tmp_path):
+    own = Edit(shaken(tiny), {"base": tiny.base, "model": tiny.name, "concepts": []})
+    INSTRUMENTS["picture"](Look(tiny, own, NAMES[:2], pictures=1, home=tmp_path, clip="emoji"))
+    samples = Samples.open(tmp_path / "samples")
+    assert {w.prompt for w in samples.rows} == {"coat", "dress"}
+    assert samples.settings.steps == tiny.steps
+
+
+# -- attacks -------------------------------------------------------------------------------------
+
+MUG = Concept("beer mug", synonyms=("stein", "Tankard"))
+REPHRASE = Rephrase()
+
+
+def texts(given, attack=REPHRASE):
+    return [(a.text, a.why) for a in attack.artefacts(given)]
+
+
+def test_rephrase_yields_texts_of_every_family_but_the_name_itself(tiny):
+    found = texts(Attacked(tiny, None, MUG))
+    assert all(isinstance(t, str) and t.strip() for t, _ in found)
+    assert {why for _, why in found} == {"synonym", "misspelling", "split", "template"}
+    plain = [t.casefold() for t, _ in found]
+    assert len(set(plain)) == len(plain)
+    assert {"stein", "tankard", "beermug", "a photo of beer mug"} <= set(plain)
+    assert "beer mug" not in plain
+    assert texts(Attacked(tiny, None, MUG)) == found
+    assert texts(Attacked(tiny, None, MUG, seed=1)) != found
+    assert texts(Attacked(tiny, None, MUG), Rephrase(texts=3)) == found[:3]
+    assert len({why for _, why in found[:6]}) == 4  # they take turns
+    assert texts(Attacked(tiny, None, Concept("x")))
+    assert splits("beer mug") == ["be er mug", "be-er mug", "b e e r m u g", "beermug"]
+    assert splits("wolf") == ["wo lf", "wo-lf", "w o l f", "wolf"]
+    assert "at least 1" in refused(Rephrase, texts=0)
+
+
+def test_misspellings_are_one_slip_away(tiny):
+    found = [t for t, why in texts(Attacked(tiny, None, MUG)) if why == "misspelling"]
+    assert 3 <= len(found) <= 6
+    for t in found:
+        assert t != "beer mug"
+        assert abs(len(t) - 8) <= 1
+        assert sum(a != b for a, b in zip(sorted(t), sorted("beer mug"), strict=False)) <= 8
+        assert set(t) <= set("beer mug")
+
+
+def test_an_attack_on_the_unedited_model_succeeds_where_the_base_does(clothes, edit, folder):
+    judge, protocol = EmojiJudge.load(folder / "judge"), load(str(folder / "protocol.json"))
+    attack, seeds = ATTACKS["rephrase"](texts=6), (7, 8)
+    shown = []
+    for name in NAMES:
+        got = tried(attack, Attacked(clothes, None, Concept(name)), judge, protocol, seeds)
+        assert all(r.edited == r.base for r in got.rows)
+        assert [len(r.base) for r in got.rows] == [2] * len(got.rows)
+        shown.append(sum(map(sum, (r.base for r in got.rows))))
+    name = NAMES[shown.index(max(shown))]  # what the judge calls the model's pictures
+    plain = tried(attack, Attacked(clothes, None, Concept(name)), judge, protocol, seeds)
+    assert plain.recovered.value > 50
+    own = tried(attack, Attacked(clothes, edit, Concept(name)), judge, protocol, seeds)
+    assert [r.base for r in own.rows] == [r.base for r in plain.rows]
+    hits = [h for r in own.rows if sum(r.base) >= 1 for h in r.edited]
+    assert own.recovered.value == pytest.approx(100 * sum(hits) / len(hits))
+
+
+def test_what_the_base_does_not_draw_proves_nothing():
+    art = next(Rephrase().artefacts(Attacked(None, None, MUG)))
+    known, strange = Row(art, (True, False), (True, False)), Row(art, (True, True), (False, False))
+    assert Trial((strange,)).recovered is None
+    assert Trial((known, strange)).recovered.value == 50
+
+
+def test_an_attack_is_refused_for_what_the_judge_does_not_know(clothes, folder):
+    judge, protocol = EmojiJudge.load(folder / "judge"), load(str(folder / "protocol.json"))
+    given = Attacked(clothes, None, Concept("church"))
+    assert "unknown concept 'church'" in refused(tried, Rephrase(), given, judge, protocol)
+
+
+def test_every_attack_says_its_channel():
+    for name, attack in ATTACKS.items():
+        assert attack.name == name
+        assert attack.channel
+        assert attack.needs <= {"base", "gradients", "prompts", "pictures"}
+        assert dataclasses.is_dataclass(attack)
