@@ -6,7 +6,8 @@ import pytest
 
 from efface.concepts import Concept
 from efface.evaluation.evaluate import OBJECTS, evaluate, pictures
-from efface.evaluation.metrics import Judge, esr, psr
+from efface.evaluation.judges.emoji import EmojiJudge
+from efface.evaluation.metrics import esr, psr
 from efface.evaluation.protocols import load as load_protocol
 from efface.methods.ap import AP
 from efface.methods.esd import ESD
@@ -47,7 +48,7 @@ def test_the_benchmark_set_is_of_the_models_own_concepts():
 @pytest.mark.slow
 def test_erasing_erases_and_preserving_preserves(emoji, tmp_path, monkeypatch):
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
-    judge, objects = Judge.load(), load_protocol(OBJECTS)
+    judge, objects = EmojiJudge.load(), load_protocol(OBJECTS)
     others = [n for n in brought(ASSETS / "emoji", "emoji", "names").words[::6] if n != ERASED]
     kept = list(dict.fromkeys([*objects.near([ERASED]), *others]))
 
@@ -75,7 +76,7 @@ def test_every_baseline_erases_some_and_keeps_some(emoji, tmp_path, monkeypatch,
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
     from efface.evaluation.bench import Cell
 
-    judge, objects = Judge.load(), load_protocol(OBJECTS)
+    judge, objects = EmojiJudge.load(), load_protocol(OBJECTS)
     kept = [n for n in brought(ASSETS / "emoji", "emoji", "names").words[::12] if n != ERASED]
     own = {  # UCE without its keep list; the line-up's LoRA is made for more updates
         "uce": UCE(),

@@ -9,6 +9,7 @@ import torch
 from conftest import shaken
 
 import efface
+from efface.cli.main import main
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
@@ -203,6 +204,31 @@ def test_pictures_of_other_settings_have_another_folder(clothes, edit, tmp_path)
     assert folders == ["samples", "samples-DDIMScheduler-3-2-8x8-float32"]
     own = load(str(clothes.folder / "protocol.json"))
     assert samples_folder(tmp_path, clothes, own, 2) == tmp_path / "samples"
+
+
+def test_the_commands_use_the_models_own_and_keep_every_answer(folder, tmp_path, capsys):
+    run, mine, prompts = tmp_path / "run", tmp_path / "mine.json", tmp_path / "p.csv"
+    prompts.write_text("prompt,seed\na coat,1\na hat,2\n")
+    source = {"file": "p.csv", "prompt": "prompt", "seed": "seed"}
+    told = {"source": source, "metrics": ["clip", "drift"], "steps": 2}
+    mine.write_text(json.dumps({**told, "pictures": {"erased": 1, "preserved": 1}}))
+    erase = ["erase", "uce", "--concept", "coat", "--model", str(folder), "--no-picture"]
+    assert main([*erase, "--out", str(run)]) == 0
+    assert main(["score", str(run)]) == 0
+    whole = (run / "scores.json").read_text()
+    assert main(["score", str(run), "--concept", "hat"]) == 0
+    by_file = ["--protocol", str(mine), "--prompts", str(prompts), "--clip", "emoji"]
+    assert main(["score", str(run), *by_file]) == 0
+    capsys.readouterr()
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    assert (run / "scores.json").read_text() == whole
+    assert len(list(run.glob("scores-*.json"))) == 2
+    page = (run / "report.html").read_text()
+    assert "clothes-1" in page
+    assert "CLIP score (tiny CLIP of emoji" in page
+    assert main(["score", str(run), "--protocol", str(mine), "--prompts", str(prompts)]) == 2
+    assert "the shipped CLIP knows emoji drawings only" in capsys.readouterr().err
 
 
 # -- metrics -------------------------------------------------------------------------------------

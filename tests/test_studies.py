@@ -12,7 +12,7 @@ from conftest import WORDS, job_of, quick, shaken
 from efface.cli.main import main
 from efface.concepts import Concept
 from efface.errors import UserError
-from efface.evaluation.judges.emoji import Judge, JudgeConfig
+from efface.evaluation.judges.emoji import EmojiJudge, JudgeConfig
 from efface.models import load as load_model
 from efface.models import watched
 from efface.studies import (
@@ -238,7 +238,7 @@ def clothes(tiny_folder, tmp_path):
         "judge": "clothes-1",
     }
     (folder / "protocol.json").write_text(json.dumps(protocol))
-    Judge(JudgeConfig(names, ("photo",), (4, 4), (1, 1), "clothes-1")).save(folder / "judge")
+    EmojiJudge(JudgeConfig(names, ("photo",), (4, 4), (1, 1), "clothes-1")).save(folder / "judge")
     return folder
 
 

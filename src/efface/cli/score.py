@@ -79,7 +79,8 @@ def print_scores(found: dict[str, Any]) -> None:
     rows = []
     for k, v in edited.items():
         s, row = Score(**v), [k]
-        row += [str(s), str(Score(**found["unedited"][k])) if "edited" in found else ""]
+        was = found["unedited"].get(k) if "edited" in found else None
+        row += [str(s), str(Score(**was)) if was else ""]
         d = found.get("difference", {}).get(k)
         rows.append([*row, str(Score(**d)) if d else "", str(s.n)])
     show(

@@ -151,4 +151,6 @@ def judge_for(model: DiffusionModel, protocol: Protocol | None = None) -> Judge:
         return named(protocol.judge)
     except UserError as e:
         also = f" The model's folder brings {brought.version!r}." if brought else ""
-        raise UserError(f"the protocol {protocol.name!r} names a judge: {e}{also}") from None
+        raise UserError(
+            f"the protocol {protocol.name!r} asks for the judge {protocol.judge!r}: {e}{also}"
+        ) from None

@@ -168,7 +168,7 @@ def lacking(need: str, metric: type[Metric], model: DiffusionModel, asked: Asked
     elif need == "prompts":
         if any(not w.prompt.strip() for w in asked.wanted):
             return "needs a text for each picture; a prompt is empty."
-    elif need not in asked.tools and find_spec(need) is None:
+    elif need not in asked.tools and find_spec(need.partition(".")[0]) is None:
         how = f": {metric.install}" if metric.install else ""
         return f"needs the package {need!r}, which is not installed{how}."
     return ""

@@ -173,7 +173,7 @@ def scores(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return {
         k: {
             "edited": str(Score(**v)),
-            "unedited": str(Score(**found["unedited"][k])),
+            "unedited": str(Score(**found["unedited"][k])) if k in found["unedited"] else "",
             "difference": str(Score(**found["difference"][k])) if k in found["difference"] else "",
             "n": str(v["n"]),
         }
