@@ -24,6 +24,7 @@ from efface.methods.spm import SPM
 from efface.methods.uce import UCE
 from efface.models.families import family as family_module
 from efface.scores import rank_correlation, ranks
+from efface.seeds import generator
 from efface.training.closed_form import text_vectors
 
 
@@ -73,7 +74,7 @@ def test_prediction_is_that_of_one_word_at_a_time(tiny, edit):
 
 def test_prediction_by_hand(tiny, edit):
     path = []
-    g = torch.Generator().manual_seed(5)
+    g = generator(5, "sensitivity")
     start, null = tiny.noise(2, g), tiny.embed(["", ""])
     tiny.rollout(
         start, null, tiny.schedule(20), range(20), 1.0, visit=lambda i, z, e0, e1: path.append(z)
