@@ -210,10 +210,10 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         """In words: what is allowed."""
+        low, high = (f"{int(x) if x == x // 1 < math.inf else x:,}" for x in self[:2])
         if self.high == math.inf:
-            return f"more than {self.low:,}" if self.open_low else f"{self.low:,} or more"
-        low = f"more than {self.low:,}, up" if self.open_low else f"{self.low:,}"
-        return f"{low} to {self.high:,}"
+            return f"more than {low}" if self.open_low else f"{low} or more"
+        return f"more than {low}, up to {high}" if self.open_low else f"{low} to {high}"
 
 
 @cache
@@ -236,7 +236,8 @@ def check_ranges(config: Any) -> None:
     Raises:
         UserError: what was got, for which field, and what is allowed.
     """
-    for name, allowed in ranges(type(config)).items():
+    cls: Any = type(config)
+    for name, allowed in ranges(cls).items():
         value = getattr(config, name)
         for x in value if isinstance(value, tuple) else (value,):
             if x is not None and x not in allowed:
