@@ -43,7 +43,7 @@ INF = float("inf")
         ({"count": 1001}, "got 1001 for count; 1 to 1,000 is needed."),
         ({"count": True}, "got True for count"),
         ({"count": "3"}, "got 3 for count"),
-        ({"scale": -0.1}, "got -0.1 for scale; 0.0 or more is needed."),
+        ({"scale": -0.1}, "got -0.1 for scale; 0 or more is needed."),
         ({"scale": float("nan")}, "got nan for scale"),
         ({"scale": INF}, "got inf for scale"),
         ({"rate": 0}, "got 0 for rate; more than 0, up to 1 is needed."),

@@ -1,14 +1,17 @@
-"""What a prompt can ask for, and the ways of asking."""
+"""What a prompt can ask for, the ways of asking, and lists of what is to be erased."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError, pick
+from efface.names import COMMAS, at, clean, json_of, key, lines, quoted, same, text_of, words
+from efface.names import normal as normal
+from efface.names import slug as slug
 
 TEMPLATES = {
     "object": ("{}", "a picture of {}", "a drawing of {}", "{} emoji", "a photo of {}"),
@@ -21,8 +24,10 @@ TEMPLATES = {
 class Concept:
     """Something that a model can draw.
 
+    Names are kept as they are written, in NFC, without what cannot be seen.
+
     Raises:
-        UserError: empty name, unknown kind, or a name equal to its own anchor.
+        UserError: an empty or unreadable name, unknown kind, or one that is its own anchor.
     """
 
     name: str
@@ -33,21 +38,33 @@ class Concept:
     kind: str = "object"
     """``object`` or ``style``: which templates its prompts use."""
     synonyms: tuple[str, ...] = ()
-    """Other words for it: erased with it, and never preserved."""
+    """Other words for it: erased with it, and never preserved. A string is one word."""
     pool: tuple[str, ...] = ()
-    """Its own vocabulary to be preserved; empty: the common one."""
+    """Its own vocabulary to be preserved; empty: the common one. A string is one word."""
 
     def __post_init__(self) -> None:
-        if not self.name.strip():
-            raise UserError("got an empty concept: name what is to be erased, as a prompt would.")
-        if same(self.name, self.anchor):
+        for field in ("name", "anchor"):
+            object.__setattr__(self, field, clean(getattr(self, field), field))
+        for field in ("synonyms", "pool"):
+            object.__setattr__(self, field, words(getattr(self, field), field))
+        object.__setattr__(self, "synonyms", tuple(s for s in self.synonyms if s != self.name))
+        clean(self.kind, "kind")
+        pick(TEMPLATES, self.kind, "kind of concept")
+        for name in self.names:
+            if not normal(name):
+                what = "an empty concept" if name == self.name else "an empty synonym"
+                raise UserError(f"got {what}: name what is to be erased, as a prompt would.")
+        for text in (*self.names, self.anchor):
+            if "->" in text or "|" in text:
+                raise UserError(
+                    f"got {quoted(text)} as a name: Concept takes the name, its anchor and its "
+                    "synonyms apart; only a line 'name -> anchor | synonym' has them together."
+                )
+        if self.anchor and any(same(n, self.anchor) for n in self.names):
             raise UserError(
                 f"concept {self.name!r} is its own anchor: nothing would change; "
                 "give another anchor, or none."
             )
-        pick(TEMPLATES, self.kind, "kind of concept")
-        for field in ("synonyms", "pool"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,78 +81,164 @@ class Concept:
         return asdict(self)
 
 
-def same(a: str, b: str) -> bool:
-    """Whether two names ask for the same thing but for case, spaces and hyphens."""
-    return normal(a) == normal(b)
+def check(
+    concepts: Sequence[Concept], keep: Sequence[str] | str = (), tokenizer: object = None
+) -> tuple[tuple[Concept, ...], tuple[str, ...]]:
+    """The concepts and the keep list, each once, if nothing contradicts.
+
+    Names are compared by their :func:`key`.
+
+    Args:
+        tokenizer: the model's; without it by spelling alone.
+
+    Raises:
+        UserError: a concept given twice and differently, a name of two concepts, an erased anchor,
+            or an erased name on the keep list.
+    """
+    found = merged(concepts, tokenizer)
+    owner: dict[Hashable, tuple[Concept, str]] = {}
+    for c in found:
+        for n in c.names:
+            other, word = owner.setdefault(key(n, tokenizer), (c, n))
+            if other is not c:
+                raise UserError(
+                    f"{said(n, word)} is a name of both {c.name!r} and {other.name!r}: "
+                    "give it to one of them."
+                )
+    for c in found:
+        k = key(c.anchor, tokenizer)
+        if c.anchor and k in owner:
+            other, word = owner[k]
+            whose = "its own concept" if other is c else "erased itself"
+            raise UserError(
+                f"the anchor {said(c.anchor, word)} of {c.name!r} is {whose}: "
+                "give another anchor, or none."
+            )
+    kept: dict[Hashable, str] = {}
+    for w in words(keep, "keep"):
+        k = key(w, tokenizer)
+        if k in owner:
+            raise UserError(
+                f"{said(w, owner[k][1])} is on the keep list and among the erased concepts: "
+                "take it off one."
+            )
+        kept.setdefault(k, w)
+    return tuple(found), tuple(kept.values())
 
 
-def normal(name: str) -> str:
-    """A name without what a text encoder would not tell apart: case, hyphens, doubled spaces."""
-    return " ".join(name.lower().replace("-", " ").replace("_", " ").split())
+def said(a: str, b: str) -> str:
+    """A name, and how the same one is written elsewhere."""
+    return repr(a) if a == b else f"{a!r} (the same as {b!r})"
+
+
+def merged(concepts: Sequence[Concept], tokenizer: object = None) -> list[Concept]:
+    """Concepts each once, as first given.
+
+    Raises:
+        UserError: one is given twice, with another anchor, kind, synonyms or pool.
+    """
+
+    def rest(c: Concept) -> dict[str, object]:
+        sets = {"synonyms": c.names, "pool": c.pool}
+        plain = {f: frozenset(key(w, tokenizer) for w in some) for f, some in sets.items()}
+        return {"anchor": key(c.anchor, tokenizer), "kind": c.kind, **plain}
+
+    found: dict[Hashable, Concept] = {}
+    for c in concepts:
+        first = found.setdefault(key(c.name, tokenizer), c)
+        differ = [f for f, value in rest(c).items() if value != rest(first)[f]]
+        if differ:
+            told = [quoted(getattr(x, differ[0])) for x in (first, c)]
+            raise UserError(
+                f"{said(c.name, first.name)} is to be erased twice, with another {differ[0]} "
+                f"({' and '.join(told)}): give it once."
+            )
+    return list(found.values())
 
 
 def parse(text: str) -> Concept:
     """``name``, ``name -> anchor``, either with ``| synonym, synonym`` behind it.
 
     Raises:
-        UserError: as :class:`Concept`.
+        UserError: as :class:`Concept`; a comma before the synonyms, a second ``->`` or ``|``.
     """
     head, _, synonyms = text.partition("|")
     name, _, anchor = head.partition("->")
-    also = tuple(s.strip() for s in synonyms.split(",") if s.strip())
+    if "|" in synonyms or "->" in anchor or "->" in synonyms:
+        raise UserError(
+            f"cannot read {quoted(text)}: one 'name', 'name -> anchor' or "
+            "'name -> anchor | synonym, synonym' is needed."
+        )
+    if any(c in COMMAS for c in head):
+        some = [quoted(p.strip()) for p in re.split(f"[{COMMAS}]", head) if p.strip()]
+        raise UserError(
+            f"a comma in {quoted(head.strip())}: did you mean {len(some)} concepts? Give "
+            f"{' '.join(f'--concept {p}' for p in some[:3])}, or a line each; a name with a comma "
+            f"in it needs Concept({quoted(head.strip())}) in Python or a JSON file."
+        )
+    also = tuple(s.strip() for s in re.split(f"[{COMMAS}]", synonyms) if s.strip())
     return Concept(name.strip(), anchor.strip(), synonyms=also)
-
-
-def read(path: Path) -> list[Concept]:
-    """The concepts of a file: JSON (a list of their fields) or one :func:`parse` line each.
-
-    Raises:
-        UserError: no such file, broken JSON, unknown fields, or no concept in it.
-    """
-    try:
-        text = path.read_text(encoding="utf8")
-    except OSError as e:
-        raise UserError(f"cannot read the concepts file {str(path)!r}: {e.strerror}.") from None
-    if path.suffix != ".json":
-        lines = (line.strip() for line in text.splitlines())
-        found = [parse(line) for line in lines if line and not line.startswith("#")]
-    else:
-        try:
-            found = [
-                Concept(**row) if isinstance(row, dict) else parse(row) for row in json.loads(text)
-            ]
-        except (ValueError, TypeError) as e:
-            raise UserError(
-                f"{str(path)!r} is no list of concepts (name, anchor, kind, synonyms, pool): {e}"
-            ) from None
-    if not found:
-        raise UserError(f"the concepts file {str(path)!r} names no concept.")
-    return found
-
-
-def check_keep(concepts: Sequence[Concept], keep: Iterable[str]) -> None:
-    """Refuse a keep list that holds what is to be erased.
-
-    Raises:
-        UserError: the same name on both sides.
-    """
-    erased = {normal(n): n for c in concepts for n in c.names}
-    for word in keep:
-        if normal(word) in erased:
-            raise UserError(
-                f"{word!r} is on the keep list and among the erased concepts "
-                f"({erased[normal(word)]!r}): take it off one."
-            )
 
 
 def listed(concepts: str | Concept | Sequence[str | Concept]) -> list[Concept]:
     """Concepts from what a caller gives: one or several, each a Concept or a :func:`parse` line.
 
     Raises:
-        UserError: none.
+        UserError: none, or something else.
     """
     some = [concepts] if isinstance(concepts, (str, Concept)) else concepts
-    found = [c if isinstance(c, Concept) else parse(c) for c in some]
+    if not isinstance(some, Sequence) or isinstance(some, (bytes, bytearray)):
+        raise UserError(f"concepts: names or Concepts are needed, got {quoted(some)}.")
+    found = [c if isinstance(c, Concept) else parse(clean(c, "concept")) for c in some]
     if not found:
         raise UserError("no concept to erase: name at least one.")
     return list(dict.fromkeys(found))
+
+
+def read(path: Path) -> list[Concept]:
+    """The concepts of a file, each once: JSON (a list of their fields), or :func:`parse` lines.
+
+    Raises:
+        UserError: unreadable, broken JSON, unknown fields, other types, contradictions, or no
+            concept in it.
+    """
+    found = []
+    if path.suffix.lower() == ".json":
+        entries = json_of(path, "concepts file")
+        if not isinstance(entries, list):
+            raise UserError(f"{str(path)!r} is no list of concepts: got {quoted(entries)}.")
+        for i, entry in enumerate(entries, 1):
+            with at(f"{str(path)!r}, entry {i}"):
+                found.append(from_entry(entry))
+    else:
+        for i, line in enumerate(map(str.strip, lines(text_of(path, "concepts file"))), 1):
+            with at(f"{str(path)!r}, line {i}"):
+                if line.startswith(("[", "{")):
+                    raise UserError("this looks like JSON; let the file's name end in .json.")
+                if line and not line.startswith("#"):
+                    found.append(parse(line))
+    if not found:
+        raise UserError(f"the concepts file {str(path)!r} names no concept.")
+    with at(repr(str(path))):
+        return merged(found)
+
+
+def from_entry(entry: object) -> Concept:
+    """A concept from an entry of a JSON file: a :func:`parse` line, or its fields.
+
+    Raises:
+        UserError: no name, an unknown field, or a value of another type.
+    """
+    if isinstance(entry, str):
+        return parse(entry)
+    known = {f.name: f for f in fields(Concept)}
+    if not isinstance(entry, dict):
+        raise UserError(
+            f"got {quoted(entry)} ({type(entry).__name__}); a name or the fields "
+            f"{', '.join(known)} are needed."
+        )
+    for name in entry:
+        pick(known, name, "field of a concept:")
+    if "name" not in entry:
+        raise UserError(f"no name in {quoted(entry)}.")
+    return Concept(**entry)

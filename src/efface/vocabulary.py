@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from efface.concepts import Concept, normal
+from efface.concepts import Concept
 from efface.errors import UserError, pick
+from efface.names import at, clean, ids_of, json_of, key, lines, normal, quoted, text_of, words
 
 if TYPE_CHECKING:
     from efface.models import DiffusionModel
@@ -33,21 +33,31 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.words)
 
-    def without(self, concepts: Sequence[Concept], tokenizer: object) -> Vocabulary:
+    def without(
+        self, concepts: Sequence[Concept], tokenizer: object, parts: bool = False
+    ) -> Vocabulary:
         """Drop whatever asks for an erased concept.
 
-        Gone are the names and synonyms whatever their case, words that the tokenizer cannot tell
-        from them, and words
-        made of nothing but their tokens ("mug" when "beer mug" is erased).
+        Gone are the names and synonyms in every spelling (:func:`efface.names.normal`), with a
+        regular plural or ``'s`` or without (irregular ones are synonyms to be given), and what the
+        tokenizer cannot tell from them. ``""`` always stays.
+
+        Args:
+            parts: also drop words made of nothing but tokens of one name ("mug" when "beer mug" is
+                erased).
         """
-        banned = {normal(n) for c in concepts for n in c.names}
-        tokens = [tokens_of(tokenizer, n) for c in concepts for n in c.names]
+        names = [n for c in concepts for n in c.names]
+        same = {key(n, tokenizer) for n in names}
+        stems = {s for n in names for s in stems_of(n)}
+        tokens = [tokens_of(tokenizer, n) for n in names] if parts else []
 
-        def clean(word: str) -> bool:
-            mine = tokens_of(tokenizer, word)
-            return normal(word) not in banned and not any(mine <= t for t in tokens)
+        def asks(word: str) -> bool:
+            if key(word, tokenizer) in same or stems_of(word) & stems:
+                return True
+            mine = tokens_of(tokenizer, word) if parts else frozenset()
+            return bool(mine) and any(mine <= t for t in tokens)
 
-        return Vocabulary(tuple(w for w in self.words if clean(w)), self.source)
+        return Vocabulary(tuple(w for w in self.words if not asks(w)), self.source)
 
     def including(self, words: Sequence[str]) -> Vocabulary:
         """With ``words`` in front, each once."""
@@ -90,8 +100,24 @@ class Vocabulary:
 
 def tokens_of(tokenizer: object, word: str) -> frozenset[int]:
     """The token ids of a word, as a set."""
-    ids: list[int] = tokenizer(word, add_special_tokens=False).input_ids  # type: ignore[operator]
-    return frozenset(ids)
+    return frozenset(ids_of(tokenizer, word))
+
+
+def stems_of(word: str) -> frozenset[str]:
+    """What a word may be a regular English plural or possessive of, and the word itself.
+
+    Wrong stems ("cactu") are no words, and do no harm.
+    """
+    plain = normal(word)
+    bare = re.sub(r"'s?$", "", plain)
+    found = {plain, bare}
+    if re.search(r".[^s]s$", bare):
+        found.add(bare[:-1])
+    if re.search(r"(s|x|z|ch|sh|o)es$", bare):
+        found.add(bare[:-2])
+    if bare.endswith("ies"):
+        found.add(bare[:-3] + "y")
+    return frozenset(found - {""})
 
 
 @torch.no_grad()
@@ -144,16 +170,16 @@ def from_file(path: Path) -> Vocabulary:
     """One word or phrase a line; empty lines and ``#`` comments are skipped, doubles dropped.
 
     Raises:
-        UserError: unreadable or empty.
+        UserError: unreadable, no text, empty, or a line that is no word.
     """
-    try:
-        lines = path.read_text(encoding="utf8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read the word list {str(path)!r}: {e}.") from None
-    words = tuple(dict.fromkeys(w.strip() for w in lines if w.strip() and not w.startswith("#")))
-    if not words:
+    found = []
+    for i, line in enumerate(map(str.strip, lines(text_of(path, "word list"))), 1):
+        with at(f"{str(path)!r}, line {i}"):
+            if line and not line.startswith("#"):
+                found.append(clean(line, "word"))
+    if not found:
         raise UserError(f"the word list {str(path)!r} is empty.")
-    return Vocabulary(words, str(path))
+    return Vocabulary(tuple(dict.fromkeys(found)), str(path))
 
 
 def from_tokenizer(tokenizer: object) -> Vocabulary:
@@ -175,14 +201,24 @@ def brought(folder: Path, name: str, field: str) -> Vocabulary:
         UserError: ``concepts.json`` is broken, or holds no such words.
     """
     path = folder / "concepts.json"
-    try:
-        rows = json.loads(path.read_text(encoding="utf8"))["concepts"]
-        words = [w for r in rows for w in ([r["name"]] if field == "names" else r["tags"])]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{str(path)!r} is no list of concepts: {e!r}.") from None
-    if not words:
+    about = json_of(path, "list of concepts")
+    rows = about.get("concepts") if isinstance(about, dict) else about
+    found: list[str] = []
+    with at(repr(str(path))):
+        if not isinstance(about, dict) or not isinstance(rows, list):
+            raise UserError(f"concepts: a list of names with tags is needed, got {quoted(rows)}.")
+        for i, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise UserError(f"concepts[{i}]: a name with tags is needed, got {quoted(row)}.")
+            if field == "names":
+                found.append(clean(row.get("name"), f"concepts[{i}].name"))
+                if not found[-1]:
+                    raise UserError(f"concepts[{i}].name is empty.")
+            else:
+                found += words(row.get("tags"), f"concepts[{i}].tags")
+    if not found:
         raise UserError(f"{str(path)!r} holds no {field}.")
-    return Vocabulary(tuple(dict.fromkeys(words)), f"{name} {field}")
+    return Vocabulary(tuple(dict.fromkeys(found)), f"{name} {field}")
 
 
 def load(source: str, model: DiffusionModel) -> Vocabulary:

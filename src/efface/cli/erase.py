@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from efface.cli.terminal import first_line, parsed, show
-from efface.concepts import Concept, check_keep, parse, read
+from efface.concepts import Concept, check, parse, read
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
 from efface.evaluation.sensitivity import prediction
@@ -136,8 +136,7 @@ def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
         command: what was typed, for the record.
     """
     rank, _ = join()  # before the model is loaded: each process has a device of its own
-    concepts = wanted_concepts(o)
-    check_keep(concepts, method.keep)
+    concepts, _ = check(wanted_concepts(o), method.keep)
     out = run_folder(o, method.name, concepts, rank)
     group = {"keep": method.group} if isinstance(method, Tuning) else {}
     model = load(o.model, o.dtype, o.device, o.size, o.quantise, **group)

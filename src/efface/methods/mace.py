@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar
@@ -97,19 +98,21 @@ class MACE(Method, Tuning):
         prompts = [[t.format(n) for t in TEMPLATES[concept.kind]] for n in concept.names]
         cond = [model.embed(p) for p in prompts]
         where = [[span_of(model, t, n) for t in TEMPLATES[concept.kind]] for n in concept.names]
-        masks = self.masks(model, pictures, cond, where, job.generator("masks"))
+        found = self.masks(model, pictures, cond, where, job.generator("masks"))
+        of_name = [pictures.prompt == i for i in range(len(prompts))]
+        own_pictures, masks = [only(pictures, m) for m in of_name], [found[m] for m in of_name]
         t = torch.arange(model.process.times, dtype=torch.float32)
         focal = (0.05 * (t - 200)).sigmoid() - (0.05 * (t - 400)).sigmoid()
         chance = focal.clamp(min=1e-6) if self.focal else None
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
-            z, t, rows = pictures.draw(g, self.batch, chance)
-            name = int(pictures.prompt[rows[:1]])
-            rows = torch.where(pictures.prompt[rows] == name, rows, rows[:1])
+            # One name for the batch: pictures, masks and the words looked at are all its own.
+            name = int(torch.randint(0, len(prompts), (), generator=g)) if len(prompts) > 1 else 0
+            z, t, rows = own_pictures[name].draw(g, self.batch, chance)
             template = int(torch.randint(0, len(prompts[name]), (), generator=g))
             with watched(model) as seen:
                 student(z, t, cond[name][[template]].repeat(len(z)))
-            mine = masks[rows].to(z.device)
+            mine = masks[name][rows].to(z.device)
             value = torch.zeros((), device=z.device)
             for attention in seen:
                 side = int(attention.shape[2] ** 0.5)
@@ -166,7 +169,7 @@ class MACE(Method, Tuning):
     ) -> dict[str, Tensor]:
         """Stage 3: maps that do to each concept's prompts what its adapter did, and else nothing.
 
-        Source: arXiv:2403.06135, equation 6.
+        Source: arXiv:2403.06135, equation 6. The names of a concept weigh as one together.
         """
         eye = torch.eye(prior.shape[1], dtype=prior.dtype)
         g2 = self.prior * prior.T @ prior
@@ -174,7 +177,7 @@ class MACE(Method, Tuning):
         for c in concepts:
             prompts = [t.format(n) for n in c.names for t in TEMPLATES[c.kind]]
             x = text_vectors(model, prompts, "all")
-            seen.append(x.T @ x)
+            seen.append(x.T @ x / len(c.names))
         below = sum(seen, g2 + self.ridge * eye)
         found = {}
         for name, w in refined.items():
@@ -188,6 +191,13 @@ class MACE(Method, Tuning):
     def presets(cls) -> Mapping[str, MACE]:
         """``searched``: found on ``emoji`` (split 4)."""
         return {"searched": cls(prior=1.0, lr=1e-2, updates=80)}
+
+
+def only(pictures: Noised, which: Tensor) -> Noised:
+    """Some of the pictures, (N,) of booleans."""
+    some = copy(pictures)
+    some.z0, some.prompt = pictures.z0[which], pictures.prompt[which]
+    return some
 
 
 def span_of(model: DiffusionModel, template: str, name: str) -> slice:
@@ -206,7 +216,7 @@ def refinement_rows(model: DiffusionModel, concepts: Sequence[Concept]) -> tuple
 
     The text tower is causal, so that only what comes behind the concept differs: the rest of the
     sentence, its end and
-    the padding.
+    the padding. The names of a concept weigh as one together.
 
     Returns:
         Two (n, D) tensors, row by row.
@@ -214,6 +224,7 @@ def refinement_rows(model: DiffusionModel, concepts: Sequence[Concept]) -> tuple
     erased, instead = [], []
     length = model.tokenizer.model_max_length
     for c in concepts:
+        share = len(c.names) ** -0.5  # of a row; squares are summed
         for template in TEMPLATES[c.kind]:
             end_anchor = span_of(model, template, c.anchor).stop
             anchor = model.embed([template.format(c.anchor)]).states[0].cpu().double()
@@ -221,6 +232,6 @@ def refinement_rows(model: DiffusionModel, concepts: Sequence[Concept]) -> tuple
                 end = span_of(model, template, name).stop
                 states = model.embed([template.format(name)]).states[0].cpu().double()
                 n = length - max(end, end_anchor)
-                erased.append(states[end : end + n])
-                instead.append(anchor[end_anchor : end_anchor + n])
+                erased.append(share * states[end : end + n])
+                instead.append(share * anchor[end_anchor : end_anchor + n])
     return torch.cat(erased), torch.cat(instead)

@@ -14,7 +14,7 @@ from efface.models import DiffusionModel
 from efface.seeds import generator
 from efface.settings import Range
 from efface.training import Job, Made, Method
-from efface.training.closed_form import text_vectors
+from efface.training.closed_form import evened, text_vectors
 
 MAPS = {"v": (".to_v.",), "k": (".to_k.",), "kv": (".to_k.", ".to_v.")}
 
@@ -61,7 +61,11 @@ class SPEED(Method):
     def make(self, job: Job) -> Made:
         """Solve for every map."""
         model = job.model
-        c, a = text_vectors(model, job.names), text_vectors(model, job.anchors)
+        mean = (len(job.names) / len(job.concepts)) ** 0.5  # of concepts, where moments takes names
+        c, a = (
+            mean * evened(text_vectors(model, some), job.concepts)
+            for some in (job.names, job.anchors)
+        )
         words = job.words(self.vocabulary).words
         kept = text_vectors(model, self.keep) if self.keep else c[:0]
         fixed = torch.cat([fixed_vectors(model), kept])

@@ -11,7 +11,7 @@ import torch
 from efface.errors import pick
 from efface.settings import Range
 from efface.training import Entry, Job, Made, Method
-from efface.training.closed_form import ROWS, solve, text_vectors
+from efface.training.closed_form import ROWS, evened, solve, text_vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ class UCE(Method):
             rows.append(self.keep_weight**0.5 * text_vectors(model, self.keep, self.rows))
         keep = torch.cat(rows) if rows else None
         q = solve(
-            text_vectors(model, job.names, self.rows),
-            text_vectors(model, job.anchors, self.rows),
+            evened(text_vectors(model, job.names, self.rows), job.concepts),
+            evened(text_vectors(model, job.anchors, self.rows), job.concepts),
             keep,
             self.erase_scale,
             self.preserve_scale,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from efface.concepts import Concept
 from efface.errors import pick
 from efface.models import DiffusionModel
 
@@ -38,6 +39,20 @@ def text_vectors(model: DiffusionModel, prompts: Sequence[str], rows: str = "sub
             states = states[torch.arange(len(some))[:, None], model.last_word(some)]
         found.append(model.family.seen(model.parts, states.flatten(0, 1)).double())
     return torch.cat(found)
+
+
+def evened(rows: Tensor, concepts: Sequence[Concept]) -> Tensor:
+    """Text vectors of every erased name, scaled so that concepts weigh alike in a sum of squares.
+
+    The names of a concept weigh as one together. Their anchors are scaled in the same way.
+
+    Args:
+        rows: (n·r, D), concept by concept, r to a name.
+    """
+    names = torch.tensor([len(c.names) for c in concepts for _ in c.names], dtype=rows.dtype)
+    if (names == 1).all():
+        return rows
+    return rows * names.rsqrt().repeat_interleave(len(rows) // len(names))[:, None]
 
 
 def solve(

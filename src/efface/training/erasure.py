@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from efface.concepts import Concept, check_keep, listed
+from efface.concepts import Concept, check, listed
 from efface.edits.edit import Edit, Gate
 from efface.edits.lowrank import LowRank
 from efface.models import Conditioning, Counter, DiffusionModel, load
@@ -214,9 +214,11 @@ def erase(
     """Ask a method for its weights, and give them as an edit that knows how it was made.
 
     Raises:
-        UserError: a name on the keep list and among the erased, and whatever the method cannot.
+        UserError: names that contradict each other, and whatever the method cannot.
     """
-    check_keep(concepts, method.keep)
+    concepts, keep = check(concepts, method.keep, model.tokenizer)
+    if keep != method.keep:  # a word twice, or a string for a list
+        method = replace(method, keep=keep)  # type: ignore[type-var]
     counter, before, began = model.counter, model.counter.copy(), perf_counter()
     job = Job(method, model, tuple(concepts), run, provenance(method, model, concepts))
     made = method.make(job)

@@ -142,6 +142,26 @@ def encode(model: DiffusionModel, concepts: Sequence[Concept]) -> Encoded:
     )
 
 
+def odds(of: Tensor) -> Tensor | None:
+    """How often rows are drawn: concepts equally, and the names of one equally, (R,).
+
+    Args:
+        of: the concept of each row, (R,).
+
+    Returns:
+        None where all rows are alike, as without synonyms.
+    """
+    names = of.bincount()
+    return None if (names == names[0]).all() else 1.0 / names[of]
+
+
+def drawn(chance: Tensor | None, n: int, batch: int, g: torch.Generator) -> Tensor:
+    """``batch`` of ``n`` rows by their chances, (B,); None: all alike."""
+    if chance is None:
+        return torch.randint(0, n, (batch,), generator=g)
+    return torch.multinomial(chance, batch, replacement=True, generator=g)
+
+
 class Banked:
     """Latents of the frozen model's own trajectories, with its predictions there.
 
@@ -178,6 +198,7 @@ class Banked:
             kept.append((z, self._anchored(model, row, concepts, z, e0), e1))
         self.z, self.e_anchor, self.e_concept = (torch.cat(x) for x in zip(*kept, strict=True))
         self.row = torch.arange(len(self.encoded.of)).repeat_interleave(n)
+        self.odds = odds(self.encoded.of[self.row])
         self.weight = model.process.weight(schedule.timesteps).cpu()
         self.model = model
 
@@ -196,8 +217,11 @@ class Banked:
         return torch.cat(parts).view_as(z)
 
     def draw(self, g: torch.Generator, batch: int, weights: Weights | None = None) -> Batch:
-        """``batch`` latents, each of a random trajectory at a random step."""
-        path = torch.randint(0, len(self.z), (batch,), generator=g)
+        """``batch`` latents, each of a random trajectory at a random step.
+
+        Concepts are drawn equally, and the names of one equally.
+        """
+        path = drawn(self.odds, len(self.z), batch, g)
         step = torch.randint(0, len(self.t), (batch,), generator=g)
         row, to = self.row[path], self.model.device
         return Batch(
@@ -230,6 +254,7 @@ class RolledOut:
     def __init__(self, model: DiffusionModel, concepts: Sequence[Concept], config: Rollout) -> None:
         self.model, self.config = model, config
         self.encoded = encode(model, concepts)
+        self.odds = odds(self.encoded.of)
         self.schedule = model.schedule(config.ddim_steps)
 
     def stop(self, g: torch.Generator, batch: int) -> Draw:
@@ -255,8 +280,11 @@ class RolledOut:
         return float(self.model.process.weight(t.view(1)))
 
     def begin(self, g: torch.Generator, batch: int) -> tuple[Tensor, Draw]:
-        """A random erased name for each row, (B,), and where all their rollouts stop."""
-        return torch.randint(0, len(self.encoded.of), (batch,), generator=g), self.stop(g, batch)
+        """A random erased name for each row, (B,), and where all their rollouts stop.
+
+        Concepts are drawn equally, and the names of one equally.
+        """
+        return drawn(self.odds, len(self.encoded.of), batch, g), self.stop(g, batch)
 
     def draw(self, g: torch.Generator, batch: int, weights: Weights | None = None) -> Batch:
         """One random erased name for each row, all rolled out to the same timestep."""
