@@ -227,6 +227,7 @@ def test_fusion_is_the_least_squares_solution(tiny, words):
 
     rows = [
         text_vectors(tiny, [t.format(n) for n in c.names for t in TEMPLATES[c.kind]], "all")
+        * len(c.names) ** -0.5  # names of a concept weigh as one
         for c in (CHURCH, DOG)
     ]
     name = maps[0]

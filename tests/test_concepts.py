@@ -210,7 +210,7 @@ def test_concepts_of_a_caller_are_names_or_concepts():
 # -- check ---------------------------------------------------------------------------------------
 
 CONTRADICTIONS = {
-    "two anchors": ("church -> castle;church -> wolf", (), r"anchor \('castle' and 'wolf'\)"),
+    "two anchors": ("church -> castle;church -> wolf", (), "another anchor: 'castle' and 'wolf'"),
     "case and anchor": ("church;Church -> wolf", (), r"'Church' \(the same as 'church'\) is to be"),
     "two lists": ("church | chapel;church", (), "another synonyms"),
     "erased anchor": ("church -> bomb;bomb", (), "the anchor 'bomb' of 'church' is erased itself"),
@@ -218,7 +218,7 @@ CONTRADICTIONS = {
     "anchor's synonym": ("church -> pint;beer mug | pint", (), "the anchor 'pint' of 'church'"),
     "synonym's name": ("church | temple;temple", (), "'temple' is a name of both"),
     "synonym twice": ("church | chapel;mosque | Chapel", (), "of both 'mosque' and 'church'"),
-    "keep name": ("beer mug", ("Beer-Mug",), "'Beer-Mug' .* on the keep list and among the erased"),
+    "keep name": ("beer mug", ("Beer-Mug",), r"erased concepts \('beer mug'\)"),
     "keep synonym": ("church | chapel", ("chapel",), "'chapel' is on the keep list"),
 }  # fmt: skip
 
@@ -249,7 +249,7 @@ def test_the_tokenizer_has_the_last_word():
     assert len(check(concepts, ["猫"])[0]) == 2
     with pytest.raises(UserError, match=r"'犬' \(the same as '教会'\) is to be erased twice"):
         check(concepts, (), Blind())
-    with pytest.raises(UserError, match=r"'猫' \(the same as '教会'\) is on the keep list"):
+    with pytest.raises(UserError, match=r"'猫' is on the keep list .* \('教会'\)"):
         check(concepts[:1], ["猫"], Blind())
     with pytest.raises(UserError, match=r"the anchor '猫' .* is its own concept"):
         check([Concept("犬", "猫")], (), Blind())

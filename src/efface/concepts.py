@@ -119,7 +119,7 @@ def check(
         k = key(w, tokenizer)
         if k in owner:
             raise UserError(
-                f"{said(w, owner[k][1])} is on the keep list and among the erased concepts: "
+                f"{w!r} is on the keep list and among the erased concepts ({owner[k][1]!r}): "
                 "take it off one."
             )
         kept.setdefault(k, w)
@@ -148,10 +148,10 @@ def merged(concepts: Sequence[Concept], tokenizer: object = None) -> list[Concep
         first = found.setdefault(key(c.name, tokenizer), c)
         differ = [f for f, value in rest(c).items() if value != rest(first)[f]]
         if differ:
-            told = [quoted(getattr(x, differ[0])) for x in (first, c)]
+            one, other = (quoted(getattr(x, differ[0])) for x in (first, c))
             raise UserError(
-                f"{said(c.name, first.name)} is to be erased twice, with another {differ[0]} "
-                f"({' and '.join(told)}): give it once."
+                f"{said(c.name, first.name)} is to be erased twice, with another {differ[0]}: "
+                f"{one} and {other}; give it once."
             )
     return list(found.values())
 
