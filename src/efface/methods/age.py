@@ -41,6 +41,8 @@ class AGE(Method, Tuning):
     """Weight of the kept words' term."""
     vocabulary: str = "auto"
     """auto, names, tags, tokens, or the path of a word list."""
+    exclude_parts: bool = False
+    """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
     pool_size: Annotated[int, Range(0, 10**9)] = 0
     """K, candidates of each erased concept; 0: the ``nearest`` ones."""
     nearest: Annotated[int, Range(0, 10**9)] = 100

@@ -81,6 +81,8 @@ class AP(Method, Tuning):
     all of it."""
     spread: str = "even"
     """How K are chosen among k: nearest, even, or kmeans (on the distances, as the authors do)."""
+    exclude_parts: bool = False
+    """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
     exclude_erased: bool = True
     """Keep the erased concepts, their case variants, tokens and synonyms out of the candidates."""
     x0_weighting: bool = False

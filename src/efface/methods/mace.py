@@ -44,6 +44,8 @@ class MACE(Method, Tuning):
     """Which weights are trained: kv only."""
     rank: Annotated[int, Range(0, 4096)] = 1
     """Rank of each concept's adapter."""
+    exclude_parts: bool = False
+    """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
     pictures: Pictures = Pictures(n=8)
     """Pictures of each erased concept that its attention is starved on."""
     prior: Annotated[float, Range(0)] = 1e-2

@@ -54,6 +54,9 @@ class SPEED(Method):
     """The preserved words: auto, names, tags, tokens, or a word list file; the erased concepts are
     left out."""
 
+    exclude_parts: bool = False
+    """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         pick(MAPS, self.maps, "choice of maps")

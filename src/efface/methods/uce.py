@@ -44,6 +44,9 @@ class UCE(Method):
     """Also preserve a whole vocabulary: names, tags, tokens, or a word list file; the erased
     concepts are left out."""
 
+    exclude_parts: bool = False
+    """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         pick(dict.fromkeys(ROWS), self.rows, "choice of rows")

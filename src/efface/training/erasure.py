@@ -107,7 +107,8 @@ class Job:
             found = Vocabulary(pool, f"pool of {concept.name}")
         else:
             found = load_vocabulary(source, self.model)
-        return found.without(self.concepts, self.model.tokenizer) if exclude else found
+        parts = getattr(self.method, "exclude_parts", False)
+        return found.without(self.concepts, self.model.tokenizer, parts) if exclude else found
 
     def keeping(self) -> Keeping:
         """What holds on to the method's ``keep`` list while it is trained."""
