@@ -18,6 +18,8 @@ from efface.names import at, clean, ids_of, json_of, key, lines, normal, quoted,
 if TYPE_CHECKING:
     from efface.models import DiffusionModel
 
+INLINE = "words:"
+"""What a vocabulary that is written out begins with."""
 COMMON = 1000
 """Words of ``auto`` where a model does not say what it draws."""
 
@@ -226,12 +228,15 @@ def load(source: str, model: DiffusionModel) -> Vocabulary:
 
     Args:
         source: ``auto`` (the names that the model's folder brings, else the first of ``tokens``),
-            ``names``, ``tags``, ``tokens``, or the path of a word list.
+            ``names``, ``tags``, ``tokens``, ``words: castle, fox, …``, or the path of a word list.
 
     Raises:
         UserError: an unknown name, or an unreadable file.
     """
     known = ("auto", "names", "tags", "tokens")
+    if source.startswith(INLINE):
+        given = [w.strip() for w in source.removeprefix(INLINE).split(",")]
+        return Vocabulary(tuple(dict.fromkeys(w for w in given if w)), "words given")
     if source == "auto" and not brings(model):
         common = from_tokenizer(model.tokenizer).words[:COMMON]
         return Vocabulary(common, f"{len(common)} commonest tokens")

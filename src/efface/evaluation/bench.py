@@ -11,21 +11,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import Tensor
 
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
-from efface.evaluation.evaluate import evaluate, judge_for, pictures, sampler_of
-from efface.evaluation.metrics import Seen, table
+from efface.evaluation.evaluate import drawn, judge_for, pictures, sampler_of
+from efface.evaluation.judges import Judge
+from efface.evaluation.judges import named as judge_named
+from efface.evaluation.metrics import Seen, perceived, psr, see, table, worst_tenth_score
+from efface.evaluation.metrics.perceived import Sees
+from efface.evaluation.metrics.worst import by_concept
+from efface.evaluation.protocols import Protocol
 from efface.evaluation.protocols import load as load_protocol
 from efface.methods import METHODS
 from efface.models import DiffusionModel, load
+from efface.scores import Score, resampled
 from efface.settings import to_json
 from efface.storage import VERSION, write_text
 from efface.training import EDIT, Entry, Method, Run, Tuning
+from efface.vocabulary import INLINE
 
 UNEDITED = "unedited"
 """What every method is compared to."""
@@ -66,9 +74,10 @@ class Cell:
 
     def config(self) -> Method | None:
         """The method with its settings; None: unedited."""
-        n = len(load_protocol(self.protocol).erased(self.split))
+        protocol = load_protocol(self.protocol)
+        n = len(protocol.erased(self.split))
         entry = pick(lineup(), self.method, "method of the benchmark")
-        method = entry and entry.method
+        method = shown(entry.method, protocol, self.split) if entry else None
         if not isinstance(method, Tuning):
             return method
         updates = max(self.updates // n, 1) if method.apart else self.updates
@@ -90,6 +99,15 @@ class Cell:
         }
 
 
+def shown(method: Method, protocol: Protocol, split: str) -> Method:
+    """The method with a vocabulary of what the protocol lets it see, where some is held out."""
+    if not protocol.held_out or not getattr(method, "vocabulary", ""):
+        return method
+    known = protocol.preserved or judge_named(protocol.judge).concept_names
+    words = protocol.usable(protocol.erased(split), known)
+    return replace(method, vocabulary=f"{INLINE} {', '.join(words)}")  # type: ignore[type-var]
+
+
 def finished(cell: Cell, out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result of a cell that is there already; None where it is missing or of other settings."""
     try:
@@ -106,8 +124,10 @@ class Opened:
         self.cell, self.model = cell, load(cell.model)
         self.protocol = load_protocol(cell.protocol)
         self.judge = judge_for(self.model, self.protocol)
-        version = f"{self.judge.version} {self.judge.sha256}".strip()
-        self.identity = cell.identity(self.model, version)
+        witness = self.protocol.witness
+        self.witness = judge_named(witness) if witness else None
+        judges = [f"{j.version} {j.sha256}".strip() for j in (self.judge, self.witness) if j]
+        self.identity = cell.identity(self.model, " and ".join(judges))
         self.erased = self.protocol.erased(cell.split)
 
     def folder(self, work: Path) -> Path:
@@ -141,21 +161,29 @@ class Opened:
         ]
         some = wanted[len(wanted) * part // parts : len(wanted) * (part + 1) // parts]
         where = None if edit is None else self.folder(work) / "samples"
-        began = perf_counter()
-        seen = evaluate(self.model, edit, where, some, self.judge, self.protocol, progress=progress)
-        machine = (
-            f"{platform.machine()}, {torch.get_num_threads()} threads, {self.model.device.type}"
-        )
-        return Looked(seen, perf_counter() - began, machine)
+        began, p = perf_counter(), self.protocol
+        samples = drawn(self.model, edit, where, some, p, progress=progress)
+        looks = {j.version: see(samples, j, p.head, p.labels) for j in self.judges}
+        moved = None
+        if edit is not None and "perceived" in p.metrics:
+            before = drawn(self.model, None, None, some, p, progress=progress)
+            moved = perceived(samples.images(), before.images(), cast(Sees, self.judge))
+        return Looked(looks, moved, perf_counter() - began, machine_of(self.model.device))
+
+    @property
+    def judges(self) -> list[Judge]:
+        """The protocol's, and its second one."""
+        return [j for j in (self.judge, self.witness) if j is not None]
 
     def conclude(self, out: Path, edit: Edit | None, looked: Sequence[Looked]) -> dict[str, Any]:
         """Scores of all its pictures, kept as its JSON."""
-        seen = Seen(
-            tuple(c for part in looked for c in part.seen.concepts),
-            torch.cat([part.seen.top1 for part in looked]),
-            torch.cat([part.seen.top5 for part in looked]),
+        whole = {j.version: joined([part.seen[j.version] for part in looked]) for j in self.judges}
+        seen = whole[self.judge.version]
+        far = [part.moved for part in looked]
+        moved = (
+            None if any(x is None for x in far) else torch.cat([x for x in far if x is not None])
         )
-        scores = table(seen, self.erased, self.protocol.near(self.erased))
+        scores = scores_of(seen, moved, self.erased, self.protocol)
         row = dict(self.identity)
         if edit is not None:
             row |= {"cost": edit.meta["cost"], "edit": edit.digest}
@@ -166,6 +194,7 @@ class Opened:
             "updates": self.cell.updates,
             "scores": {k: s.to_json() for k, s in scores.items()},
             "hits": {c: seen.of([c]).packed() for c in dict.fromkeys(seen.concepts)},
+            **self.more(whole, moved),
             "evaluation_seconds": round(sum(part.seconds for part in looked), 1),
         }
         out.mkdir(parents=True, exist_ok=True)
@@ -173,11 +202,75 @@ class Opened:
         write_text(out / self.cell.file, text)
         return row
 
+    def more(self, whole: Mapping[str, Seen], moved: Tensor | None) -> dict[str, Any]:
+        """What the second judge saw, and how far each picture moved, by concept."""
+        seen, found = whole[self.judge.version], dict[str, Any]()
+        names = list(dict.fromkeys(seen.concepts))
+        if self.witness is not None:
+            other = whole[self.witness.version]
+            found["witness"] = {c: other.of([c]).packed() for c in names}
+        if moved is not None:
+            at = torch.tensor([names.index(c) for c in seen.concepts])
+            found["moved"] = {
+                c: [round(float(x), 3) for x in moved[at == i]] for i, c in enumerate(names)
+            }
+        return found
+
+
+def joined(parts: Sequence[Seen]) -> Seen:
+    """What was seen in several parts, one after the other."""
+    return Seen(
+        tuple(c for part in parts for c in part.concepts),
+        torch.cat([part.top1 for part in parts]),
+        torch.cat([part.top5 for part in parts]),
+    )
+
+
+def scores_of(
+    seen: Seen, moved: Tensor | None, erased: Sequence[str], protocol: Protocol
+) -> dict[str, Score]:
+    """A cell's scores; where some names are held out, PSR of both halves and the worst tenth."""
+    scores = table(seen, erased, protocol.near(erased))
+    halves = {"": [c for c in dict.fromkeys(seen.concepts) if c not in set(erased)]}
+    if protocol.held_out:
+        held = set(protocol.held_out)
+        halves = {
+            " shown": [c for c in halves[""] if c not in held],
+            " held out": [c for c in halves[""] if c in held],
+        }
+    for suffix, names in halves.items():
+        kept = seen.of(names)
+        if protocol.held_out:
+            scores[f"PSR-1{suffix}"] = psr(seen, names, 1)
+        if "worst-tenth" in protocol.metrics:
+            values = 100 * by_concept(kept.top1, kept.concepts)
+            scores[f"worst tenth{suffix}"] = worst_tenth_score(values)
+        if moved is not None:
+            mine = torch.tensor([c in set(names) for c in seen.concepts])
+            far = by_concept(moved[mine], kept.concepts)
+            scores[f"drift{suffix}"] = resampled(
+                far.flatten(), torch.arange(len(far)).repeat_interleave(far.shape[1])
+            )
+            worst = worst_tenth_score(-far)
+            scores[f"drift of the worst tenth{suffix}"] = Score(
+                -worst.value, -worst.high, -worst.low, worst.n
+            )
+    return scores
+
+
+def machine_of(device: torch.device) -> str:
+    """What computes, in words."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {kind}"
+
 
 class Looked(NamedTuple):
-    """What the judge saw in some of a cell's pictures."""
+    """What the judges saw in some of a cell's pictures."""
 
-    seen: Seen
+    seen: Mapping[str, Seen]
+    """By the judge's version."""
+    moved: Tensor | None
+    """How far each picture moved (:func:`~efface.evaluation.metrics.perceived.perceived`)."""
     seconds: float
     machine: str
 

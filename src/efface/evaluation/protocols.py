@@ -104,6 +104,9 @@ class Protocol:
     """The concepts that are erased at once, by the split's name."""
     preserved: Sequence[str] = ()
     """Whose survival is measured, less the erased ones; empty: all that the judge knows."""
+    held_out: Sequence[str] = ()
+    """Preserved concepts that no method is ever shown, nor its search or its settings; scored
+    apart. A method may use the others."""
     neighbours: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Named relatives of erased concepts, also reported apart."""
     kind: str = "object"
@@ -117,6 +120,8 @@ class Protocol:
     """Sampling steps; None: the model's own."""
     guidance: float | None = None
     """Scale of classifier-free guidance; None: the model's own."""
+    witness: str = ""
+    """A second judge of another kind, which scores every cell of the benchmark as well."""
     judge: str = "emoji-2"
     """Name and version of the judge."""
     head: str = "concept"
@@ -190,6 +195,10 @@ class Protocol:
     def others(self, erased: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
         """The preserved concepts of a split, out of all that are ``known``."""
         return tuple(n for n in (self.preserved or known) if n not in set(erased))
+
+    def usable(self, erased: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+        """The preserved concepts that a method may be shown."""
+        return tuple(n for n in self.others(erased, known) if n not in set(self.held_out))
 
     def prompts(self, concept: str) -> list[str]:
         """Every prompt of a concept."""

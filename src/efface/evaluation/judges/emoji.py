@@ -206,6 +206,15 @@ class EmojiJudge(nn.Module, Judge):
         styles: Tensor = self.style_head(torch.cat(means, 1))  # a style shows at every scale
         return concepts, styles
 
+    def features(self, images: Tensor) -> list[Tensor]:
+        """What each stage sees of images (B, 3, H, W) in [0, 1]: (B, C, H', W') each."""
+        x: Tensor = self.stem(1 - self._prepared(images))
+        found = []
+        for stage in self.stages:
+            x = stage(x)
+            found.append(x)
+        return found
+
     def concepts(self, images: Tensor) -> Tensor:
         """Log-probabilities (B, K) of the K concepts, in nats.
 

@@ -14,13 +14,27 @@ from efface.evaluation.metrics.fid import fid
 from efface.evaluation.metrics.kid import kid
 from efface.evaluation.metrics.metric import Given, Metric
 from efface.evaluation.metrics.nudity import exposed
+from efface.evaluation.metrics.perceived import perceived
 from efface.evaluation.metrics.perceptual import lpips_distance
+from efface.evaluation.metrics.worst import worst_tenth, worst_tenth_score
 from efface.plugins import Table
 
 METRICS: Table[Metric] = Table("metrics", __name__, Metric)  # type: ignore[type-abstract]
 """Every metric by its name, those of other packages included."""
 
-ORDER = ("esr", "psr", "clip", "drift", "lpips", "fid", "kid", "cmmd", "nudity")
+ORDER = (
+    "esr",
+    "psr",
+    "worst-tenth",
+    "clip",
+    "drift",
+    "perceived",
+    "lpips",
+    "fid",
+    "kid",
+    "cmmd",
+    "nudity",
+)
 """How they are listed; others follow by name."""
 
 __all__ = [
@@ -37,8 +51,11 @@ __all__ = [
     "fid",
     "kid",
     "lpips_distance",
+    "perceived",
     "psr",
     "psr_difference",
     "see",
     "table",
+    "worst_tenth",
+    "worst_tenth_score",
 ]

@@ -1,0 +1,89 @@
+"""The worst tenth: how the concepts fare that an edit harms most, without luck in the finding."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from efface.evaluation.metrics.accuracy import seen
+from efface.evaluation.metrics.metric import Given, Metric
+from efface.scores import Score
+
+SHARE = 0.1
+DRAWS = 500
+"""Of the bootstrap."""
+
+
+def worst_tenth(values: Tensor, share: float = SHARE) -> float:
+    """The mean over the ``share`` of the concepts that fare worst, found apart from what is scored.
+
+    They are found on every second picture and scored on the others, both ways averaged, so that a
+    model that harms nothing gets its true mean and nobody is punished for bad luck. Concepts that
+    are found equally bad share a place.
+
+    Args:
+        values: a row a concept, a column a picture, (C, n), higher is better.
+
+    Raises:
+        ValueError: fewer than two pictures a concept, or no concept.
+    """
+    if values.ndim != 2 or not len(values) or values.shape[1] < 2:
+        raise ValueError(f"got values {tuple(values.shape)}: two pictures of a concept or more.")
+    halves = [values[:, i::2].double().mean(1) for i in (0, 1)]
+    both = [_tail(found, scored, share) for found, scored in (halves, halves[::-1])]
+    return sum(both) / 2
+
+
+def _tail(found: Tensor, scored: Tensor, share: float) -> float:
+    """The mean of ``scored`` over the lowest of ``found``."""
+    left = room = max(1, round(share * len(found)))
+    total = 0.0
+    for level in found.unique():  # ascending
+        here = scored[found == level]
+        taken = min(left, len(here))
+        total += taken * float(here.mean())
+        left -= taken
+        if not left:
+            break
+    return total / room
+
+
+def worst_tenth_score(values: Tensor, share: float = SHARE, draws: int = DRAWS) -> Score:
+    """:func:`worst_tenth` with a bootstrap interval that draws whole concepts.
+
+    Args:
+        values: (C, n), higher is better.
+
+    Raises:
+        ValueError: as :func:`worst_tenth`.
+    """
+    g = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, len(values), (draws, len(values)), generator=g)
+    means = torch.tensor([worst_tenth(values[rows], share) for rows in drawn])
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()
+    return Score(worst_tenth(values, share), low, high, len(values))
+
+
+def by_concept(hits: Tensor, concepts: tuple[str, ...]) -> Tensor:
+    """A row a concept of equally many pictures, (C, n)."""
+    names = list(dict.fromkeys(concepts))
+    rows = [hits[torch.tensor([c == n for c in concepts])] for n in names]
+    most = min(len(r) for r in rows)
+    return torch.stack([r[:most] for r in rows])
+
+
+class WorstTenth(Metric):
+    """PSR-1 of the tenth of the preserved concepts that suffers most."""
+
+    name: ClassVar[str] = "worst-tenth"
+    better: ClassVar[str] = "higher"
+    unit: ClassVar[str] = "% of the worst tenth's pictures"
+    needs: ClassVar[frozenset[str]] = frozenset({"judge"})
+
+    def measure(self, given: Given) -> dict[str, Score]:
+        """One score."""
+        found = seen(given)
+        kept = found.of([c for c in found.concepts if c not in set(given.erased)])
+        return {"worst tenth": worst_tenth_score(100 * by_concept(kept.top1, kept.concepts))}
