@@ -309,3 +309,44 @@ def build(name):
                     torch.nn.init.normal_(p, std=0.1)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+PROMPTS = ["a cat", "a red house"]
+SIZES = {n: 8 for n in TINY if n.startswith(("flux", "z-image"))}
+"""Pixels of pictures of what takes any size; the others are made for one."""
+
+
+def stock(pipeline, steps=3, seeds=(3, 4), guidance=4.0):
+    """What the stock pipeline draws from our noise."""
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    channels = denoiser.config.in_channels // (4 if isinstance(pipeline, D.FluxPipeline) else 1)
+    side = 2 if isinstance(pipeline, D.Flux2KleinPipeline) else 4
+    draws = [torch.Generator().manual_seed(s) for s in seeds]
+    z = torch.cat([torch.randn((1, channels, side, side), generator=g) for g in draws])
+    z = z.to(denoiser.dtype)
+    if isinstance(pipeline, D.ZImagePipeline):
+        guidance -= 1  # it counts from 0
+    if isinstance(pipeline, D.FluxPipeline):
+        z = pipeline._pack_latents(z, len(z), channels, 4, 4)
+    elif isinstance(pipeline.scheduler, D.EulerDiscreteScheduler):
+        pipeline.scheduler.set_timesteps(steps)  # the pipeline scales by sigma itself
+    schnell = isinstance(pipeline, D.FluxPipeline) and not denoiser.config.guidance_embeds
+    options = {"max_sequence_length": 256} if schnell else {}
+    if isinstance(pipeline, D.Flux2KleinPipeline):
+        options["text_encoder_out_layers"] = (1, 2, 3)  # a quarter, a half, three of four
+    return pipeline(
+        **options,
+        prompt=list(PROMPTS),  # Z-Image writes into it
+        height=8,
+        width=8,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        latents=z,
+        output_type="pt",
+    ).images
+
+
+def ours(model, weights=None, steps=3, seeds=(3, 4), guidance=4.0):
+    """The same pictures by our model."""
+    drawn = model.generate(PROMPTS, seeds, steps, guidance, weights=weights, output_type="pt")
+    return torch.stack(list(drawn))

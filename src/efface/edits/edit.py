@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.models import PICKLES, DiffusionModel, load, refuse_pickle
+from efface.models import PICKLES, DiffusionModel, load, plain, refuse_pickle
 from efface.storage import make_folder, write
 
 FORMAT = "efface-edit-1"
@@ -278,7 +278,8 @@ class Edit:
         """The parameters of a model or a pipeline that fits this edit."""
         known = load(model)
         self.check(known)
-        return dict(getattr(model, known.family.denoiser, known.denoiser).named_parameters())
+        denoiser = plain(getattr(model, known.family.denoiser, known.denoiser))
+        return dict(denoiser.named_parameters())
 
     def _put(self, own: Mapping[str, Tensor], strength: float) -> None:
         for k in self.weights:

@@ -54,7 +54,7 @@ class CA(Method, Tuning):
         ]
         of = [i for i, c in enumerate(concepts) for _ in c.names]  # the concept of each name
         erased, anchor = (
-            [model.embed([p[side] for p in some]) for some in pairs] for side in (0, 1)
+            [model.embed([p[side] for p in some], null=True) for some in pairs] for side in (0, 1)
         )
 
         def pick_prompts(rows: Tensor, g: torch.Generator) -> tuple[Conditioning, Conditioning]:

@@ -16,7 +16,8 @@ from efface.settings import Range
 from efface.training import Job, Made, Method
 from efface.training.closed_form import evened, text_vectors
 
-MAPS = {"v": (".to_v.",), "k": (".to_k.",), "kv": (".to_k.", ".to_v.")}
+MAPS = {"v": (".to_v.",), "k": (".to_k.",), "kv": (".to_k.", ".to_v."), "all": ("",)}
+"""Choices of text projections, by parts of their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class SPEED(Method):
     closed_form: ClassVar[bool] = True
 
     maps: str = "v"
-    """Which text projections are edited: values (``v``), keys (``k``) or both (``kv``)."""
+    """Which text projections are edited: values (``v``), keys (``k``), both (``kv``), or whatever
+    reads the text alone (``all``): in transformers that is one layer before all blocks."""
     retain_scale: Annotated[float, Range(0, open_low=True)] = 1.0
     """ρ, how much the maps hold on to themselves."""
     slack: Annotated[float, Range(0)] = 0.0
@@ -64,6 +66,7 @@ class SPEED(Method):
     def make(self, job: Job) -> Made:
         """Solve for every map."""
         model = job.model
+        maps = self.names(model)
         mean = (len(job.names) / len(job.concepts)) ** 0.5  # of concepts, where moments takes names
         c, a = (
             mean * evened(text_vectors(model, some), job.concepts)
@@ -75,9 +78,7 @@ class SPEED(Method):
         own = model.parameters()
         found, ranks = {}, []
         preserved = text_vectors(model, words)
-        maps = model.text_maps()
-        attention = [n for n in maps if any(part in n for part in MAPS[self.maps])]
-        for name in attention or maps:
+        for name in maps:
             w = own[name].cpu().double()
             some = self.influenced(w, c, a, preserved)
             free = null_space(torch.cat([some, kept]), self.null)
@@ -90,6 +91,21 @@ class SPEED(Method):
             )
         job.notes["free_directions"] = ranks
         return Made(found)
+
+    def names(self, model: DiffusionModel) -> list[str]:
+        """The maps that are edited.
+
+        Raises:
+            UserError: the model has none of that kind.
+        """
+        there = model.text_maps()
+        found = [n for n in there if any(part in n for part in MAPS[self.maps])]
+        if not found:
+            raise UserError(
+                f"{model.family.label} has no maps {self.maps!r} that read the text alone, only "
+                f"{', '.join(there)}: choose maps 'all'."
+            )
+        return found
 
     @classmethod
     def presets(cls) -> Mapping[str, SPEED]:

@@ -97,7 +97,7 @@ class SPM(Method, Tuning):
 
 
 def random_like(cond: Conditioning, n: int, g: torch.Generator) -> Conditioning:
-    """``n`` random conditionings with about the norm of ``cond``, a single one.
+    """``n`` random conditionings with about the norm of ``cond``, a single one, and its mask.
 
     Source: arXiv:2312.16145, section 3.2: norm times U(0.8, 1.2).
     """
@@ -110,4 +110,15 @@ def random_like(cond: Conditioning, n: int, g: torch.Generator) -> Conditioning:
         drawn: Tensor = (kappa * length * x).to(like.dtype)
         return drawn
 
-    return cond.each(draw)
+    pooled, mask = cond.pooled, cond.mask
+    used = cond.states if mask is None else cond.states[:, mask[0] > 0]
+    states = draw(used)
+    if mask is not None:  # as many random states as the prompt has of its own
+        whole = states.new_zeros(n, *cond.states.shape[1:])
+        whole[:, mask[0] > 0] = states
+        states = whole
+    return Conditioning(
+        states,
+        None if pooled is None else draw(pooled),
+        None if mask is None else mask.expand(n, -1),
+    )

@@ -22,6 +22,7 @@ from efface.models.files.folder import (
 )
 from efface.models.memory import WORTH, Plan, checkpointed, plan, release
 from efface.models.opening import MODELS, Shipped, family_of, load
+from efface.models.pipelines import plain
 from efface.models.process import Schedule
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "hash_stored",
     "load",
     "mix",
+    "plain",
     "plan",
     "refuse_pickle",
     "release",

@@ -52,8 +52,23 @@ def stack(parts: Sequence[Conditioning]) -> Conditioning:
     return Conditioning(torch.cat([p.states for p in parts]), joined("pooled"), joined("mask"))
 
 
+def chosen(first: Tensor, one: Conditioning, other: Conditioning) -> Conditioning:
+    """The rows of ``one`` where ``first`` (B,) says so, of ``other`` elsewhere."""
+
+    def field(name: str) -> Tensor | None:
+        a, b = getattr(one, name), getattr(other, name)
+        if a is None or b is None:
+            return None
+        here = first.to(a.device).view(-1, *[1] * (a.ndim - 1))
+        return torch.where(here, a, b)
+
+    states = field("states")
+    assert states is not None
+    return Conditioning(states, field("pooled"), field("mask"))
+
+
 def mix(weights: Tensor, rows: Conditioning) -> Conditioning:
-    """Weighted sums of rows, differentiable in the weights.
+    """Weighted sums of rows, differentiable in the weights, each with its likeliest row's mask.
 
     Args:
         weights: (B, K).
@@ -62,4 +77,12 @@ def mix(weights: Tensor, rows: Conditioning) -> Conditioning:
     Returns:
         B encoded prompts.
     """
-    return rows.each(lambda x: torch.einsum("bk,k...->b...", weights.to(x.dtype), x))
+
+    def summed(x: Tensor) -> Tensor:
+        return torch.einsum("bk,k...->b...", weights.to(x.dtype), x)
+
+    return Conditioning(
+        summed(rows.states),
+        None if rows.pooled is None else summed(rows.pooled),
+        None if rows.mask is None else rows.mask[weights.argmax(1).to(rows.mask.device)],
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from efface.errors import UserError, pick
-from efface.models.conditioning import Conditioning, stack
+from efface.models.conditioning import Conditioning, chosen, stack
 from efface.models.counter import Counter
 from efface.models.families.family import Asked, Family, warn_long
+from efface.models.fitting import check_fit
+from efface.models.placement import overflows, pick_device
 from efface.models.process import Process, Schedule, process_of, sampled
 
 Weights = Mapping[str, Tensor]
@@ -68,6 +71,7 @@ class DiffusionModel:
         for part in self.parts.values():
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
+        check_fit(self.family, self.parts)
         own = int(2 ** (len(self.vae.config.block_out_channels) - 1))
         if self.size % (2 * own):
             raise UserError(
@@ -75,13 +79,34 @@ class DiffusionModel:
             )
         self.shrink = own * self.family.patch
         """Pixels of a picture to one of a latent."""
+        self.guides = self.family.guides(self.denoiser)
+        """``cfg``, ``embedded`` or ``none``: how guidance works."""
+        self._settle()
+
+    def _settle(self) -> None:
+        """Put on the model's device what is not one of its parts."""
         tokens = self.family.tokens(self.latent_shape)
         mu = partial(self.family.shift, self.scheduler.config, tokens)
         self.process: Process = process_of(self.scheduler, mu, self.family.from_one, self.device)
         """How noise is added, and what predictions are."""
-        self.guides = self.family.guides(self.denoiser)
-        """``cfg``, ``embedded`` or ``none``: how guidance works."""
         self._null: Conditioning | None = None
+
+    def to(self, device: str | torch.device) -> DiffusionModel:
+        """Move the model to another device, and give it back.
+
+        Raises:
+            UserError: it is a pipeline's, or the device is not there.
+        """
+        if self.borrowed:
+            raise UserError(
+                "this model's weights are a pipeline's: call pipe.to(device) and open it again."
+            )
+        to = pick_device(device)
+        for part in self.parts.values():
+            if isinstance(part, nn.Module):
+                part.to(to)
+        self._settle()
+        return self
 
     @cached_property
     def base(self) -> str:
@@ -143,15 +168,19 @@ class DiffusionModel:
     # -- embed ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str], batch: int = 0, where: str = "") -> Conditioning:
+    def embed(
+        self, prompts: Sequence[str], batch: int = 0, where: str = "", null: bool = False
+    ) -> Conditioning:
         """Encode prompts, each a row of (L, D) hidden states.
 
         Warns (and says what is cut) where a prompt is longer than the tokenizer allows.
 
         Args:
-            prompts: B texts; ``""`` is the null prompt.
+            prompts: B texts.
             batch: prompts per call of the text encoders; 0: by the length of an encoded one.
             where: device of the result; "": the model's.
+            null: ``""`` is the null prompt of the guidance, which some families do not encode
+                (SDXL's is zeros).
         """
         warn_long(self.family, self.parts, prompts)
         batch = batch or max(1, min(256, 2**14 // self.null(1).states.shape[1]))
@@ -159,11 +188,15 @@ class DiffusionModel:
         for i in tqdm(range(0, len(prompts), batch), desc="embed", disable=few):
             some = self.family.encode(self.parts, prompts[i : i + batch], self.device)
             parts.append(some.each(lambda x: x.to(where or self.device, self.dtype)))
-        return stack(parts)
+        whole = stack(parts)
+        if null and "" in prompts:
+            said = torch.tensor([bool(p) for p in prompts])
+            whole = chosen(said, whole, self.family.null(whole))
+        return whole
 
     def null(self, n: int) -> Conditioning:
-        """The null prompt, ``n`` times; encoded once."""
-        self._null = self._null or self.embed([""], batch=1)
+        """The null prompt of the guidance, ``n`` times; encoded once."""
+        self._null = self._null or self.family.null(self.embed([""], batch=1))
         return self._null.repeat(n)
 
     def last_word(self, prompts: Sequence[str]) -> Tensor:
@@ -337,8 +370,11 @@ class DiffusionModel:
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, C, H, W) as pictures (B, 3, 8H, 8W) in [0, 1], fp32, on the CPU."""
-        scaled = self.family.unscaled(self.vae, z).to(next(self.vae.parameters()).dtype)
-        x: Tensor = self.vae.decode(scaled, return_dict=False)[0].float()
+        vae = self.vae
+        if overflows(vae):  # a pipeline's, which is left as it is
+            vae = copy.deepcopy(vae).float()
+        scaled = self.family.unscaled(vae, z).to(next(vae.parameters()).dtype)
+        x: Tensor = vae.decode(scaled, return_dict=False)[0].float()
         return ((x + 1) / 2).clamp(0, 1).cpu()
 
     # -- weights -------------------------------------------------------------------------------

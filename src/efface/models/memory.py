@@ -51,21 +51,20 @@ class Reopening(dict[str, Any]):
     def __init__(self, parts: Mapping[str, Any], gone: Sequence[str], folder: Path) -> None:
         there = {k: p for k, p in parts.items() if k not in gone}
         super().__init__(there)
-        like = {k: next(parts[k].parameters()) for k in gone}
-        self.gone: dict[str, Tensor] = {}
+        self.gone: dict[str, torch.dtype] = {}
         if isinstance(parts, Reopening):
             self.gone |= parts.gone
-        for k, p in like.items():
-            self.gone[k] = torch.empty(0, dtype=p.dtype, device=p.device)
+        self.gone |= {k: next(parts[k].parameters()).dtype for k in gone}
         self.folder = folder
 
     def __missing__(self, name: str) -> Any:
         """Open a component again as it was."""
         if name not in self.gone:
             raise KeyError(name)
-        like = self.gone[name]
+        there = next(p for p in self.values() if isinstance(p, nn.Module))
+        device = next(there.parameters()).device
         index = read_json(self.folder / "model_index.json", "the model is gone")
-        module = open_component(self.folder / name, index[name], like.dtype).to(like.device)
+        module = open_component(self.folder / name, index[name], self.gone[name]).to(device)
         self[name] = module.eval().requires_grad_(False)
         del self.gone[name]
         return module

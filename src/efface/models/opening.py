@@ -17,6 +17,7 @@ from efface.models.files.folder import PICKLES, refuse_pickle, which
 from efface.models.files.folder import load as load_folder
 from efface.models.files.single_file import unpacked
 from efface.models.pipelines import borrowed, is_pipeline
+from efface.models.placement import dtype_of, pick_device
 from efface.models.quantised import quantise as pack_weights
 from efface.storage import ASSETS
 
@@ -43,43 +44,46 @@ MODELS = {
 }
 """The models that ship, by name."""
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 def load(
     name_or_path: str | Path | DiffusionModel | Any,
-    dtype: str | torch.dtype = "fp32",
-    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
     size: int = 0,
     quantise: str = "",
     keep: str = "xattn",
+    torch_dtype: str | torch.dtype | None = None,
 ) -> DiffusionModel:
     """Open a model: a shipped name, a local diffusers folder, a single file, a hub id, a pipeline.
 
     A diffusers pipeline is taken as it is: without a copy of its weights, on its device, in its
-    precision, and left unchanged; the other arguments do not apply to it.
+    precision, and left unchanged.
 
     Args:
         name_or_path: a pipeline, a model that is open already, ``emoji``, a folder with
             ``model_index.json``, a ``.safetensors`` file in the original layout
             (:func:`~efface.models.files.single_file.unpacked`), or ``owner/model`` on the Hugging
             Face hub.
-        dtype: ``fp32``, ``fp16`` or ``bf16``, or torch's; what is trained stays fp32.
-        device: a torch device; None: CUDA, else MPS, else the CPU.
+        dtype: ``fp32``, ``fp16`` or ``bf16``, or torch's; what is trained stays fp32. None: fp32,
+            or what an open model or pipeline has.
+        device: a torch device; None: CUDA, else MPS, else the CPU, or where an open one is.
         size: side of a picture in pixels; 0: what the model was made for.
         quantise: ``nf4``: the denoiser's linear layers in four bits (bitsandbytes), but for
             ``keep`` and what closed forms edit.
         keep: the weight group that is to be trained.
+        torch_dtype: another name for ``dtype``, as in diffusers.
 
     Raises:
         UserError: unknown name, dtype or device, or a model that cannot be read (see the family's
-        file).
+        file); an open model or pipeline that is asked for in another precision or elsewhere.
     """
+    dtype = torch_dtype or dtype
     if isinstance(name_or_path, DiffusionModel):
-        return name_or_path
+        return unchanged(name_or_path, dtype, device, size or name_or_path.size, quantise)
     if is_pipeline(name_or_path):
-        return shipped(borrowed(name_or_path, FAMILIES.values(), size))
-    name, precision = str(name_or_path), dtype_of(dtype)
+        model = shipped(borrowed(name_or_path, FAMILIES.values(), size))
+        return unchanged(model, dtype, device, size, quantise)
+    name, precision = str(name_or_path), dtype_of(dtype or "fp32")
     where = pick_device(device)
 
     def opened(folder: Path) -> DiffusionModel:
@@ -114,16 +118,31 @@ def shipped(model: DiffusionModel) -> DiffusionModel:
     return model
 
 
-def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
-    """A precision by its name, or torch's own.
+def unchanged(
+    model: DiffusionModel,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+    size: int,
+    quantise: str,
+) -> DiffusionModel:
+    """A model that is open already, which stays as it is.
 
     Raises:
-        UserError: one that is not read.
+        UserError: it is asked for in another way than it is.
     """
-    if isinstance(dtype, torch.dtype):
-        names = {d: n for n, d in DTYPES.items()}
-        dtype = names.get(dtype, str(dtype))
-    return pick(DTYPES, dtype, "dtype")
+    asked = {
+        "dtype": None if dtype is None else (dtype_of(dtype), model.dtype),
+        "device": None if device is None else (pick_device(device).type, model.device.type),
+        "size": (size, model.size),
+        "quantise": (quantise, model.quantised) if quantise else None,
+    }
+    for name, pair in asked.items():
+        if pair and pair[0] != pair[1]:
+            raise UserError(
+                f"got {name} {pair[0]} for a model that is open already, with {pair[1]}: it is "
+                "taken as it is; move it first (.to), or give the folder instead."
+            )
+    return model
 
 
 def family_of(folder: Path) -> type[Family]:
@@ -153,18 +172,3 @@ def download(hub_id: str) -> Path:
         raise UserError(
             f"cannot fetch {hub_id!r} from the hub: {' '.join(str(e).split())[:200]}"
         ) from None
-
-
-def pick_device(device: str | None) -> torch.device:
-    """The device asked for, or the best that there is."""
-    if device is None:
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    try:
-        found = torch.device(device)
-        torch.zeros(1, device=found)
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(
-            f"device {device!r} cannot be used here: {str(e).splitlines()[0][:150]}"
-        ) from None
-    return found

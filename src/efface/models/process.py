@@ -88,11 +88,7 @@ class Diffusion(Process):
         if self.kind == "epsilon":
             return out
         a = self.alphas[t.long()].view(-1, 1, 1, 1)
-        if self.kind == "v_prediction":  # arXiv:2202.00512, appendix D
-            return a.sqrt() * out + (1 - a).sqrt() * z
-        raise UserError(
-            f"models that predict {self.kind!r} are not supported; epsilon and v_prediction are."
-        )
+        return a.sqrt() * out + (1 - a).sqrt() * z  # arXiv:2202.00512, appendix D
 
     def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """As much noise as belongs to the timesteps."""
@@ -185,10 +181,18 @@ def process_of(
 
     Args:
         mu: shift of a flow's schedule for a number of steps.
+
+    Raises:
+        UserError: another scheduler or prediction than efface follows.
     """
     config = scheduler.config
     if hasattr(scheduler, "alphas_cumprod"):
         alphas = scheduler.alphas_cumprod.float().to(device)
+        if config.prediction_type not in ("epsilon", "v_prediction"):
+            raise UserError(
+                f"models that predict {config.prediction_type!r} are not supported; epsilon and "
+                "v_prediction are."
+            )
         return Diffusion(alphas, config.prediction_type)
     if type(scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
         raise UserError(

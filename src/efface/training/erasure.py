@@ -111,9 +111,13 @@ class Job:
         return found.without(self.concepts, self.model.tokenizer, parts) if exclude else found
 
     def keeping(self) -> Keeping:
-        """What holds on to the method's ``keep`` list while it is trained."""
+        """What holds on to the method's ``keep`` list while it is trained.
+
+        ``""`` on it is the null prompt of the guidance.
+        """
         words, weight = self.method.keep, getattr(self.method, "keep_weight", 1.0)
-        return Keeping(self.model, self.model.embed(words) if words and weight else None, weight)
+        rows = self.model.embed(words, null=True) if words and weight else None
+        return Keeping(self.model, rows, weight)
 
     def alone(self, i: int) -> Job:
         """The part of this job that concerns its ``i``-th concept."""

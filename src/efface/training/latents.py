@@ -137,7 +137,7 @@ def encode(model: DiffusionModel, concepts: Sequence[Concept]) -> Encoded:
     rows = [(i, name, c.anchor) for i, c in enumerate(concepts) for name in c.names]
     return Encoded(
         model.embed([r[1] for r in rows]),
-        model.embed([r[2] for r in rows]),
+        model.embed([r[2] for r in rows], null=True),
         torch.tensor([r[0] for r in rows]),
     )
 

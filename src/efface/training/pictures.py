@@ -51,7 +51,7 @@ class Noised:
         self.model = model
         n = config.n
         schedule, span = model.schedule(config.ddim_steps), range(config.ddim_steps)
-        cond = model.embed(prompts)
+        cond = model.embed(prompts, null=True)
         parts = [
             model.rollout(model.noise(n, g), cond[[i]].repeat(n), schedule, span, config.cfg).cpu()
             for i in tqdm(range(len(prompts)), desc="pictures", unit="prompt", disable=not progress)

@@ -36,6 +36,17 @@ class Asked(NamedTuple):
     """Width and height of the picture."""
 
 
+class Fit(NamedTuple):
+    """Two numbers of a model's components that must be the same."""
+
+    one: str
+    """What has the first, by its component's name."""
+    n: int
+    other: str
+    """What has the second."""
+    m: int
+
+
 class Family(ABC):
     """A family: conditioning, the denoiser's call, weight groups, and what reads the text."""
 
@@ -63,6 +74,8 @@ class Family(ABC):
     """Whether sampling spreads σ evenly from 1."""
     patch: ClassVar[int] = 1
     """Side of what a latent is of the autoencoder's own latents."""
+    packed: ClassVar[int] = 1
+    """Latents that the denoiser takes as one token's channels."""
     experimental: ClassVar[bool] = False
     """Whether diffusers' own classes are so young that they may still change."""
     steps: int = 28
@@ -81,6 +94,10 @@ class Family(ABC):
     @abstractmethod
     def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
         """Encode prompts, a row each."""
+
+    def null(self, encoded: Conditioning) -> Conditioning:
+        """What guidance takes as no prompt, given the encoded prompt ``""``."""
+        return encoded
 
     @abstractmethod
     def inputs(self, asked: Asked) -> dict[str, Any]:
@@ -114,6 +131,31 @@ class Family(ABC):
         low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         return float(start + (end - start) / (high - low) * (tokens - low))
+
+    def fits(self, parts: Parts) -> list[Fit]:
+        """What must be the same in the components of a model.
+
+        Here: channels of a latent, and width of the text states.
+        """
+        config, scale = parts[self.denoiser].config, self.packed * self.patch**2
+        latent = parts["vae"].config.latent_channels * scale
+        return [
+            Fit(f"{self.denoiser} in_channels", config.in_channels, "latents of the vae", latent),
+            Fit(
+                f"{self.denoiser} text width",
+                self.width(config),
+                "text encoders' states",
+                self.state_width(parts),
+            ),
+        ]
+
+    @abstractmethod
+    def width(self, config: Any) -> int:
+        """Width D of the text states that a denoiser of some config reads."""
+
+    def state_width(self, parts: Parts) -> int:
+        """Width D of the text states that the encoders give."""
+        return width_of(parts[next(iter(self.encoders))])
 
     def seen(self, parts: Parts, states: Tensor) -> Tensor:
         """Text states (…, D) as the weights that read them are given them."""
@@ -171,6 +213,11 @@ class Family(ABC):
         """Names of the weights (out, D) that read text states and nothing else."""
         rule = re.compile(cls.reads)
         return [n for n, _ in denoiser.named_parameters() if rule.search(n)]
+
+
+def width_of(encoder: Any) -> int:
+    """Width of a text encoder's states."""
+    return int(encoder.config.hidden_size)
 
 
 def warn_long(family: Family, parts: Parts, prompts: Sequence[str]) -> None:

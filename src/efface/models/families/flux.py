@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.models.conditioning import Conditioning
-from efface.models.families.family import Asked, Parts, sentencepiece_last, tokenized
+from efface.models.families.family import Asked, Fit, Parts, sentencepiece_last, tokenized, width_of
 from efface.models.families.two_stream import TwoStream
 
 SIDE = 128
@@ -72,12 +72,34 @@ class Flux(TwoStream):
     )
     names = ORIGINAL
     from_one = True
+    packed = 4
     steps, guidance = 28, 3.5
 
     def guides(self, denoiser: nn.Module) -> str:
         """FLUX.1-dev is told a number; schnell has no guidance."""
         config: Any = denoiser.config
         return "embedded" if config.guidance_embeds else "none"
+
+    def width(self, config: Any) -> int:
+        """Of what is read of T5's."""
+        return int(config.joint_attention_dim)
+
+    def state_width(self, parts: Parts) -> int:
+        """T5's."""
+        return width_of(parts["text_encoder_2"])
+
+    def fits(self, parts: Parts) -> list[Fit]:
+        """Also CLIP's pooled vector."""
+        read = parts["transformer"].config.pooled_projection_dim
+        return [
+            *super().fits(parts),
+            Fit(
+                "transformer pooled_projection_dim",
+                read,
+                "text_encoder hidden_size",
+                width_of(parts["text_encoder"]),
+            ),
+        ]
 
     def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
         """T5's states, and CLIP's pooled vector."""

@@ -85,6 +85,14 @@ class Klein(TwoStream):
         """The distilled models have no guidance."""
         return "none" if self.distilled else "cfg"
 
+    def width(self, config: Any) -> int:
+        """Of three states side by side."""
+        return int(config.joint_attention_dim)
+
+    def state_width(self, parts: Parts) -> int:
+        """Three layers' side by side."""
+        return len(LAYERS) * super().state_width(parts)
+
     def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
         """Three hidden states of every token, side by side."""
         encoder = parts["text_encoder"]

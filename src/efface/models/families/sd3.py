@@ -13,11 +13,13 @@ from torch.nn.functional import pad
 from efface.models.conditioning import Conditioning
 from efface.models.families.family import (
     Asked,
+    Fit,
     Parts,
     last_subject,
     penultimate,
     sentencepiece_last,
     tokenized,
+    width_of,
 )
 from efface.models.families.two_stream import TwoStream
 
@@ -67,6 +69,24 @@ class StableDiffusion3(TwoStream):
     optional = frozenset({"text_encoder_3"})
     names = ORIGINAL
     steps, guidance = 28, 7.0
+
+    def width(self, config: Any) -> int:
+        """Of what is read beside T5's states, which CLIP's are padded to."""
+        return int(config.joint_attention_dim)
+
+    def state_width(self, parts: Parts) -> int:
+        """T5's; where it is left out, whatever is asked for."""
+        long = parts.get("text_encoder_3")
+        return self.width(parts["transformer"].config) if long is None else width_of(long)
+
+    def fits(self, parts: Parts) -> list[Fit]:
+        """Also both pooled vectors."""
+        given = sum(parts[e].config.projection_dim for e in CLIPS)
+        read = parts["transformer"].config.pooled_projection_dim
+        return [
+            *super().fits(parts),
+            Fit("transformer pooled_projection_dim", read, "both CLIPs' projection_dim", given),
+        ]
 
     def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
         """CLIP's states, padded to T5's width, then T5's or zeros; both pooled vectors."""

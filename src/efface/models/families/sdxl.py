@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from efface.models.conditioning import Conditioning
-from efface.models.families.family import Asked, Parts, causal, penultimate, tokenized
+from efface.models.families.family import (
+    Asked,
+    Fit,
+    Parts,
+    causal,
+    penultimate,
+    tokenized,
+    width_of,
+)
 from efface.models.families.stable_diffusion import StableDiffusion
 from efface.models.files import original
 
@@ -26,23 +34,36 @@ class StableDiffusionXL(StableDiffusion):
     )
     steps, guidance = 50, 5.0
 
-    def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
-        """Hidden states of both encoders side by side, and the second one's pooled vector.
+    def state_width(self, parts: Parts) -> int:
+        """Both side by side."""
+        return sum(width_of(parts[e]) for e in self.encoders)
 
-        The null prompt is zeros where the pipeline says so (``force_zeros_for_empty_prompt``), as
-        the model was trained.
-        """
+    def fits(self, parts: Parts) -> list[Fit]:
+        """Also the pooled vector, beside six sizes."""
+        config = parts["unet"].config
+        sizes = 6 * (config.addition_time_embed_dim or 0)
+        read = (config.projection_class_embeddings_input_dim or 0) - sizes
+        given = parts["text_encoder_2"].config.projection_dim
+        return [
+            *super().fits(parts),
+            Fit("unet pooled width", read, "text_encoder_2 projection_dim", given),
+        ]
+
+    def null(self, encoded: Conditioning) -> Conditioning:
+        """Zeros where the pipeline says so (``force_zeros_for_empty_prompt``), as in training."""
+        if not self.index.get("force_zeros_for_empty_prompt", True):
+            return encoded
+        return encoded.each(torch.zeros_like)
+
+    def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
+        """Hidden states of both encoders side by side, and the second one's pooled vector."""
         states, pooled = [], None
         for encoder, tokenizer in self.encoders.items():
             ids = tokenized(parts[tokenizer], prompts, parts[tokenizer].model_max_length, device)
             found, pooled = penultimate(parts[encoder], ids)
             states.append(found)
         assert pooled is not None
-        whole = Conditioning(torch.cat(states, 2), pooled)
-        if not self.index.get("force_zeros_for_empty_prompt", True):
-            return whole
-        said = torch.tensor([float(bool(p)) for p in prompts], device=device)
-        return whole.each(lambda x: x * said.view(-1, *[1] * (x.ndim - 1)).to(x.dtype))
+        return Conditioning(torch.cat(states, 2), pooled)
 
     def word_states(self, parts: Parts, words: Sequence[str], device: torch.device) -> Tensor:
         """States of every word's last token, (n, 1, D), without the padding."""
@@ -53,8 +74,12 @@ class StableDiffusionXL(StableDiffusion):
         return torch.cat(found, 1)[:, None]
 
     def original(self, parts: Parts) -> dict[str, Tensor]:
-        """The names of Stability's checkpoint."""
-        return original.sdxl(parts)
+        """The names of Stability's checkpoint, and the key by which ComfyUI knows v."""
+        found = original.sdxl(parts)
+        scheduler = parts.get("scheduler")
+        if scheduler is not None and scheduler.config.prediction_type == "v_prediction":
+            found["v_pred"] = torch.empty(0)
+        return found
 
     def kohya(self, parts: Parts, module: str) -> str:
         """The original names, which all programs read."""

@@ -38,6 +38,11 @@ class StableDiffusion(Family):
     crosses = True
     steps, guidance = 50, 7.5
 
+    def width(self, config: Any) -> int:
+        """Of the cross-attention."""
+        widths = config.cross_attention_dim
+        return int(widths if isinstance(widths, int) else max(widths))
+
     def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
         """The text encoder's last hidden states."""
         tokenizer = parts["tokenizer"]

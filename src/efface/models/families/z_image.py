@@ -59,6 +59,10 @@ class ZImage(Family):
     from_one = True
     steps, guidance = 50, 5.0
 
+    def width(self, config: Any) -> int:
+        """Of what the ``cap_embedder`` reads."""
+        return int(config.cap_feat_dim)
+
     def encode(self, parts: Parts, prompts: Sequence[str], device: torch.device) -> Conditioning:
         """The language model's states before its last layer, and which of them are a prompt's."""
         asked = qwen.tokenized(parts["tokenizer"], prompts, True, device)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from efface.errors import UserError
 from efface.models.diffusion import DiffusionModel
 from efface.models.families.family import Family
+from efface.models.placement import overflows
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model")
@@ -62,8 +63,8 @@ def load(
         part: open_component(folder / part, index[part], dtype) for part in modules if there[part]
     }
     stored_dtype(folder / family.denoiser)  # refuses a mixture
-    if dtype == torch.float16 and getattr(parts["vae"].config, "force_upcast", False):
-        parts["vae"].to(torch.float32)  # SDXL's overflows in fp16
+    if overflows(parts["vae"]):
+        parts["vae"].to(torch.float32)  # SDXL's
     for part in sorted(tokenizers):
         parts[part] = open_tokenizer(folder / part, index[part][1])
     config = read_json(folder / "scheduler" / "scheduler_config.json", "the model has no scheduler")
@@ -159,12 +160,21 @@ def pick_scheduler(config: dict[str, Any]) -> Any:
         raise UserError(
             f"the model's scheduler {name!r} is unknown to diffusers {diffusers.__version__}."
         )
+    check_scheduler(config)
+    return getattr(diffusers, name)
+
+
+def check_scheduler(config: Mapping[str, Any]) -> None:
+    """Refuse a schedule that efface cannot follow.
+
+    Raises:
+        UserError: it ends in pure noise.
+    """
     if config.get("rescale_betas_zero_snr"):
         raise UserError(
             "the model's schedule ends in pure noise (rescale_betas_zero_snr), from which noise "
             "predictions give no picture: efface does not read such models."
         )
-    return getattr(diffusers, name)
 
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,8 +16,16 @@ from safetensors import SafetensorError, safe_open
 
 from efface.errors import UserError
 from efface.models.families.family import Family
-from efface.models.files.folder import STORED, precisions, present, read_json, the_one, which
-from efface.models.files.standard import STANDARD, Configs
+from efface.models.files.folder import (
+    STORED,
+    check_scheduler,
+    precisions,
+    present,
+    read_json,
+    the_one,
+    which,
+)
+from efface.models.files.standard import BETAS, STANDARD, Configs
 from efface.storage import ASSETS, cache_folder
 
 MARKS: Mapping[str, str] = {
@@ -36,6 +45,29 @@ OURS = (
     "conditioner.embedders.",
 )
 """Prefixes of what is read; what else a file holds (EMA weights, schedules) is not looked at."""
+SCHEDULES = (
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "lvlb_weights",
+    "logvar",
+    "scale_factor",
+    "global_step",
+)
+"""Keys without a point that a training leaves in a file, and that say nothing new."""
+SPOKEN: Mapping[str, str] = MappingProxyType(
+    {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+)
+"""What ``modelspec.prediction_type`` may say."""
 SPARE = ("position_ids", "logit_scale", "text_projection", "transformer.resblocks.23.")
 """Ends and parts of keys that published files hold and no component needs."""
 
@@ -43,12 +75,15 @@ SPARE = ("position_ids", "logit_scale", "text_projection", "transformer.resblock
 def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
     """A single file as a diffusers folder, converted once and kept in the cache.
 
-    Configs come from a diffusers folder beside the file (``x/`` for ``x.safetensors``; of SD3 and
-    FLUX with the other components' weights), from the file's metadata where efface wrote it, or are
-    those of the published Stable Diffusion 1.x, 2.x and SDXL.
+    What the file says of its predictions, by keys (``v_pred``, ``ztsnr``) or in its metadata
+    (``modelspec.prediction_type``), is honoured. Configs come from a diffusers folder beside the
+    file (``x/`` for ``x.safetensors``; of SD3 and FLUX with the other components' weights), from
+    the file's metadata where efface wrote it, or are those of the published Stable Diffusion 1.x,
+    2.x and SDXL.
 
     Raises:
-        UserError: no such model, missing or extra keys (says which), or a damaged file.
+        UserError: no such model, missing or extra keys (says which), a marker that is unknown or
+            says what efface cannot follow, or a damaged file.
     """
     try:
         with safe_open(path, "pt") as f:
@@ -59,7 +94,9 @@ def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
                     f"{str(path)!r} is no checkpoint that efface knows (Stable Diffusion 1.x, 2.x, "
                     f"SDXL, SD3, FLUX, Z-Image): its first key is {min(keys, default='')!r}."
                 )
-            v = kind != "sd2" or told_v(f, keys)
+            told = told_prediction(f, keys, meta, kind, str(path))
+            if told is None and kind == "sd2":
+                told = "v_prediction" if told_v(f, keys) else "epsilon"
             whole = {k for k in keys if k.startswith(OURS[0])} or keys
             the_one(precisions(f, whole), str(path))
             kinds = precisions(f, {k for k in keys if k.startswith(OURS)} | whole)
@@ -80,13 +117,16 @@ def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
         if (beside / "model_index.json").exists():
             shutil.copytree(beside, part, dirs_exist_ok=True)
         elif kind in STANDARD:
-            given = json.loads(meta["configs"]) if "configs" in meta else STANDARD[kind]
-            lay(part, given, v or "configs" in meta)
+            if "configs" in meta:
+                lay(part, json.loads(meta["configs"]))
+            else:
+                lay(part, STANDARD[kind], told == "v_prediction")
         else:
             raise UserError(
                 f"{str(path)!r} holds the transformer of a {kind} alone: put its diffusers folder, "
                 f"with the text encoders, tokenizers and autoencoder, beside it as {beside.name!r}."
             )
+        agree(part, told, str(path))
         convert(path, keys, part, families, dtype)
         os.replace(part, out)
     except (OSError, ValueError, RuntimeError, TypeError) as e:
@@ -96,24 +136,99 @@ def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
     return out
 
 
+def told_prediction(
+    f: Any, keys: set[str], meta: Mapping[str, str], kind: str, where: str
+) -> str | None:
+    """What a file says that its model predicts: ``epsilon`` or ``v_prediction``; None: nothing.
+
+    Raises:
+        UserError: an unknown marker, two that contradict, or a schedule that efface cannot follow.
+    """
+    diffusion = kind in STANDARD
+    marks = {k for k in keys if k.startswith("edm_") or (diffusion and "." not in k)}
+    unknown = sorted(marks - {"v_pred", "ztsnr", *SCHEDULES} if diffusion else marks)
+    if not diffusion:
+        unknown += sorted(keys & {"v_pred", "ztsnr"})
+    if unknown:
+        raise UserError(
+            f"{where!r} holds the marker {unknown[0]!r}, which efface does not know: what the "
+            "model predicts, or how it is noised, may be another than it would take it for."
+        )
+    if not diffusion:
+        return None
+    said = meta.get("modelspec.prediction_type", "").strip().lower().replace("-", "_")
+    if said and said not in SPOKEN:
+        raise UserError(
+            f"{where!r} says that it predicts {said!r} (modelspec.prediction_type); efface knows "
+            "epsilon and v."
+        )
+    if "v_pred" in keys and SPOKEN.get(said) == "epsilon":
+        raise UserError(
+            f"{where!r} contradicts itself: its key 'v_pred' says v, its "
+            "modelspec.prediction_type epsilon."
+        )
+    check_alphas(f, keys, where)
+    zero = "ztsnr" in keys or meta.get("ss_zero_terminal_snr", "").lower() == "true"
+    check_scheduler({"rescale_betas_zero_snr": zero})
+    return "v_prediction" if "v_pred" in keys else SPOKEN.get(said)
+
+
+def check_alphas(f: Any, keys: set[str], where: str) -> None:
+    """Refuse a file whose own noise schedule is not the published one.
+
+    Raises:
+        UserError: it says which value differs.
+    """
+    if "alphas_cumprod" not in keys:
+        return
+    own = f.get_tensor("alphas_cumprod").double()
+    check_scheduler({"rescale_betas_zero_snr": len(own) == 1000 and float(own[-1]) < 1e-6})
+    start, end = (float(BETAS[k]) ** 0.5 for k in ("beta_start", "beta_end"))
+    known = (1 - torch.linspace(start, end, 1000, dtype=torch.float64).square()).cumprod(0)
+    if own.shape != known.shape or not torch.allclose(own, known, rtol=0.05, atol=1e-3):
+        raise UserError(
+            f"{where!r} was trained on another noise schedule than Stable Diffusion's: its "
+            f"alphas_cumprod ends in {float(own[-1]):.4g}, not in {float(known[-1]):.4g}."
+        )
+
+
+def agree(folder: Path, told: str | None, where: str) -> None:
+    """Refuse configs that say another prediction than the file does.
+
+    Raises:
+        UserError: both are named.
+    """
+    config = read_json(folder / "scheduler" / "scheduler_config.json", "the model has no scheduler")
+    has = config.get("prediction_type", "epsilon")
+    if told is not None and has != told:
+        raise UserError(
+            f"{where!r} says that it predicts {told}, its scheduler_config.json {has}: "
+            "mend prediction_type there."
+        )
+
+
 def told_v(f: Any, keys: set[str]) -> bool:
     """Whether a Stable Diffusion 2.x predicts v, by the weight that ComfyUI looks at."""
     name = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
     return name not in keys or float(f.get_tensor(name).float().std()) > 0.09
 
 
-def lay(folder: Path, configs: Configs, v: bool) -> None:
-    """Write a folder of configs, with CLIP's tokenizers."""
+def lay(folder: Path, configs: Configs, v: bool | None = None) -> None:
+    """Write a folder of configs, with CLIP's tokenizers.
+
+    Args:
+        v: whether a published architecture predicts v; None: as the configs say.
+    """
     from transformers import CLIPTokenizer
 
     for name, content in configs.items():
         part, _, file = name.rpartition("/")
         if not file.endswith(".json") or "/" in part or ".." in part or "\\" in name:
             raise UserError(f"the file's metadata names {name!r}, which is no config of a model.")
-        if file == "scheduler_config.json" and not v:
-            content = {**content, "prediction_type": "epsilon"}
-        if name == "unet/config.json" and not v:
-            content = {**content, "sample_size": 64}
+        if file == "scheduler_config.json" and v is not None:
+            content = {**content, "prediction_type": "v_prediction" if v else "epsilon"}
+        if name == "unet/config.json" and v is False and content["sample_size"] == 96:
+            content = {**content, "sample_size": 64}  # Stable Diffusion 2.x base
         (folder / part).mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
     own = ASSETS / "emoji" / "tokenizer"

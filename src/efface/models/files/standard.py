@@ -41,7 +41,7 @@ CLIP_L = {
     "hidden_act": "quick_gelu",
     "projection_dim": 768,
 }
-BETAS = {
+BETAS: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",

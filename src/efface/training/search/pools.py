@@ -60,7 +60,8 @@ def pools(job: Job, found: Sequence[Vocabulary]) -> Pools:
                 "give a larger vocabulary."
             )
     many = model.null(1).states.nbytes * len(words) > WORTH
-    return Pools(words, model.embed(words, where="cpu" if many else ""), of, model.device)
+    rows = model.embed(words, where="cpu" if many else "", null=True)
+    return Pools(words, rows, of, model.device)
 
 
 class Drawn(NamedTuple):
