@@ -138,7 +138,7 @@ def test_the_prompt_matters_and_rows_do_not_mix(family):
         AP(),
         AP(search=AP.presets()["paper"].search),
         UCE(vocabulary="file"),
-        SPEED(),
+        SPEED(maps="all"),
         AGE(),
         CA(),
     ],

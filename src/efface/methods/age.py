@@ -62,6 +62,11 @@ class AGE(Method, Tuning):
         if not isinstance(self.search, (Gumbel, Random)):
             raise UserError("AGE searches anchors by 'gumbel' or takes 'random' ones, not 'exact'.")
 
+    @property
+    def rows(self) -> int:
+        """The concepts' latents, their anchors', and the kept words'."""
+        return 2 * self.batch + self.kept_rows
+
     def make(self, job: Job) -> Made:
         """Train by the searched anchor's prediction, and by the anchor's own."""
         model, source, keeping = job.model, self.latents.open(job), job.keeping()

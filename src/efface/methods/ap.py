@@ -92,6 +92,14 @@ class AP(Method, Tuning):
     latents: Latents = Bank(trajectories=4)
     """Where noisy latents come from."""
 
+    @property
+    def rows(self) -> int:
+        """The concepts' latents, the preserved and the kept words'; or a climb's, of both models."""
+        climb = 0
+        if isinstance(self.search, Gumbel):
+            climb = self.batch * (2 if self.search.teacher_gradient else 1)
+        return max(self.batch + (self.preserve_batch or self.batch) + self.kept_rows, climb)
+
     def make(self, job: Job) -> Made:
         """Train by the erased concept's guided prediction and by what the search preserves."""
         built = self.build(job)

@@ -68,6 +68,11 @@ class MACE(Method, Tuning):
         if self.group != "kv" or not self.rank:
             raise UserError("MACE trains adapters (rank 1 or more) on the group 'kv' only.")
 
+    @property
+    def rows(self) -> int:
+        """Kept words are in the closed forms alone."""
+        return self.batch
+
     def make(self, job: Job) -> Made:
         """Refine, starve each concept, fuse."""
         model, concepts, run = job.model, job.concepts, job.run

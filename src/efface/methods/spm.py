@@ -57,6 +57,11 @@ class SPM(Method, Tuning):
         if not self.rank:
             raise UserError("SPM trains adapters: rank 1 or more is needed.")
 
+    @property
+    def rows(self) -> int:
+        """The concepts' latents, the random states', and the kept words'."""
+        return self.batch + self.anchors + self.kept_rows
+
     def make(self, job: Job) -> Made:
         """One adapter a concept; the weights are those with all gates open."""
         own = job.model.parameters()

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from efface.models.conditioning import Conditioning
 from efface.models.diffusion import DiffusionModel
 from efface.models.families.family import Asked
-from efface.models.files.folder import open_component, read_json
+from efface.models.files.configs import read_json
+from efface.models.files.folder import open_component
 
 ADAM, ADAM_8BIT = 16, 10
 """Bytes of a trained number: itself, its gradient (fp32) and two moments (fp32, or 8 bits)."""

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from efface.errors import UserError
 from efface.models.diffusion import DiffusionModel
 from efface.models.families.family import Family
+from efface.models.files.configs import check_scheduler
 from efface.models.files.folder import (
     STORED,
-    check_scheduler,
     hash_stored,
     hash_tensors,
     weight_files,

@@ -35,3 +35,14 @@ class Tuning:
     """Updates between checkpoints, from which a killed run goes on."""
     adam_8bit: bool = False
     """Keep Adam's moments in 8 bits (bitsandbytes): a quarter of their memory."""
+
+    @property
+    def rows(self) -> int:
+        """Latents that go through the trained denoiser before a gradient comes back."""
+        return self.batch + self.kept_rows
+
+    @property
+    def kept_rows(self) -> int:
+        """Those of :attr:`rows` that hold on to the method's ``keep`` list."""
+        kept = getattr(self, "keep", ()) and getattr(self, "keep_weight", 1.0)
+        return self.batch if kept else 0

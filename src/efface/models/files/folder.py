@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from efface.errors import UserError
 from efface.models.diffusion import DiffusionModel
 from efface.models.families.family import Family
+from efface.models.files.configs import ODD, check_fields, check_index, open_scheduler, read_json
 from efface.models.placement import overflows
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -67,8 +67,7 @@ def load(
         parts["vae"].to(torch.float32)  # SDXL's
     for part in sorted(tokenizers):
         parts[part] = open_tokenizer(folder / part, index[part][1])
-    config = read_json(folder / "scheduler" / "scheduler_config.json", "the model has no scheduler")
-    parts["scheduler"] = pick_scheduler(config).from_config(config)
+    parts["scheduler"] = open_scheduler(folder / "scheduler")
     for part, module in parts.items():
         if part in modules:
             check_finite(module, folder / part)
@@ -106,6 +105,8 @@ def which(
     if family is None:
         known = ", ".join(p for f in families for p in f.pipelines)
         raise UserError(f"{name!r} is a {kind}; efface reads {known}.")
+    names = [family.denoiser, "vae", *family.encoders, *family.encoders.values()]
+    check_index(folder / "model_index.json", index, names)
     return family, index
 
 
@@ -134,6 +135,8 @@ def open_component(folder: Path, what: Sequence[str], dtype: torch.dtype) -> nn.
     cls = getattr(source, kind, None)
     if cls is None:
         raise UserError(f"{str(folder)!r} is a {kind}, unknown to {library} {source.__version__}.")
+    path = folder / "config.json"
+    check_fields(path, read_json(path, f"the model has no {folder.name}"), cls)
     precision = "dtype" if library == "transformers" else "torch_dtype"
     options = {precision: dtype, "variant": variant(folder), "use_safetensors": True}
     return open_part(cls, folder, local_files_only=True, **options)
@@ -148,44 +151,13 @@ def open_tokenizer(folder: Path, kind: str) -> Any:
         raise UserError(
             f"{str(folder)!r} is a {kind}, unknown to transformers {transformers.__version__}."
         )
-    return cls.from_pretrained(folder, local_files_only=True)
-
-
-def pick_scheduler(config: dict[str, Any]) -> Any:
-    """The diffusers scheduler class that a config names."""
-    import diffusers
-
-    name = config.get("_class_name", "")
-    if not name.endswith("Scheduler") or not hasattr(diffusers, name):
-        raise UserError(
-            f"the model's scheduler {name!r} is unknown to diffusers {diffusers.__version__}."
-        )
-    check_scheduler(config)
-    return getattr(diffusers, name)
-
-
-def check_scheduler(config: Mapping[str, Any]) -> None:
-    """Refuse a schedule that efface cannot follow.
-
-    Raises:
-        UserError: it ends in pure noise.
-    """
-    if config.get("rescale_betas_zero_snr"):
-        raise UserError(
-            "the model's schedule ends in pure noise (rescale_betas_zero_snr), from which noise "
-            "predictions give no picture: efface does not read such models."
-        )
-
-
-def read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    """A JSON file, or one line that says what is missing."""
+    for path in sorted(folder.glob("*.json")):
+        read_json(path, "the model has no tokenizer")
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
-    except OSError:
-        raise UserError(f"{otherwise}: no {path.name} in {str(path.parent)!r}.") from None
-    except ValueError as e:
-        raise UserError(f"{str(path)!r} is no JSON: {e}.") from None
-    return found
+        return cls.from_pretrained(folder, local_files_only=True)
+    except (OSError, *ODD) as e:
+        reason = " ".join(str(e).split())
+        raise UserError(f"cannot open {str(folder)!r}: damaged ({reason[:300]}).") from None
 
 
 def variant(folder: Path) -> str | None:
@@ -236,12 +208,13 @@ def open_part(cls: Any, folder: Path, **options: Any) -> nn.Module:
         UserError: unreadable or truncated file, missing, unexpected or misshapen tensors.
     """
     import safetensors
+    from huggingface_hub.errors import StrictDataclassError
 
     try:
         found: tuple[nn.Module, dict[str, Any]] = cls.from_pretrained(
             folder, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as e:
+    except (OSError, RuntimeError, safetensors.SafetensorError, StrictDataclassError, *ODD) as e:
         reason = " ".join(str(e).split())
         raise UserError(
             f"cannot open {str(folder)!r}: truncated, damaged or another architecture "

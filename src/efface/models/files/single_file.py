@@ -16,12 +16,11 @@ from safetensors import SafetensorError, safe_open
 
 from efface.errors import UserError
 from efface.models.families.family import Family
+from efface.models.files.configs import check_scheduler, read_json
 from efface.models.files.folder import (
     STORED,
-    check_scheduler,
     precisions,
     present,
-    read_json,
     the_one,
     which,
 )
