@@ -448,9 +448,9 @@ def test_a_large_list_waits_on_the_cpu_and_gives_the_same_rows(tiny, words, monk
     monkeypatch.setattr(import_module("efface.training.search.pools"), "WORTH", 100)
     embed, asked = type(tiny).embed, []
 
-    def noting(model, prompts, batch=0, where=""):
+    def noting(model, prompts, batch=0, where="", null=False):
         asked.append(where)
-        return embed(model, prompts, batch, where)
+        return embed(model, prompts, batch, where, null)
 
     monkeypatch.setattr(type(tiny), "embed", noting)
     there = AP(vocabulary=str(words)).candidates(job_of(tiny, [CHURCH]))
