@@ -336,7 +336,7 @@ def test_value_maps_are_refused_where_there_are_none(name, words):
 
 
 def measured(model, method, monkeypatch):
-    """The most rows through the denoiser that wait for a gradient at once."""
+    """The most rows through the denoiser that wait for a gradient at once, in two updates."""
     seen, predict = Counter(), DiffusionModel.predict
 
     def back(_):
@@ -353,7 +353,7 @@ def measured(model, method, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(DiffusionModel, "predict", counted)
         method.erase(model, [CHURCH], QUIET)
-    return max(seen["most"], seen["now"])  # MACE looks at the attention, not at what comes out
+    return seen["most"] or seen["now"] // 2  # MACE looks at the attention, not at what comes out
 
 
 TRAINED = {n: cls() for n, cls in METHODS.items() if not cls.closed_form}
@@ -369,7 +369,7 @@ SET = {
 @pytest.mark.parametrize("name", SET)
 def test_a_method_says_how_many_rows_a_gradient_goes_through(tiny, words, name, keep, monkeypatch):
     own = replace(SET[name], keep=keep)
-    small = replace(quick(own, words), batch=own.batch, updates=1)
+    small = replace(quick(own, words), batch=own.batch, updates=2)
     assert measured(tiny, small, monkeypatch) == own.rows
 
 

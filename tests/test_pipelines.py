@@ -15,7 +15,6 @@ from efface.errors import UserError
 from efface.methods.uce import UCE
 from efface.models import load
 
-
 VARIANTS = ("sdxl, no zeros", "sd3, no T5", "sd3.5", "flux schnell", "flux.2 klein, distilled")
 """Slow tests: each differs little from one of the others."""
 

@@ -94,7 +94,7 @@ class AP(Method, Tuning):
 
     @property
     def rows(self) -> int:
-        """The concepts' latents, the preserved and the kept words'; or a climb's, of both models."""
+        """The concepts' latents, the preserved and kept words'; or a climb's, of both models."""
         climb = 0
         if isinstance(self.search, Gumbel):
             climb = self.batch * (2 if self.search.teacher_gradient else 1)
