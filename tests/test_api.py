@@ -1,0 +1,99 @@
+"""What a diffusers user types first, on a pipeline of every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import same_weights
+from families import TINY, build
+
+import efface
+from efface import AP, ESD, Bank, Concept, Edit, Run, UserError
+
+QUIET = Run(progress=False)
+SMALL = {"updates": 2, "batch": 1, "latents": Bank(ddim_steps=2, trajectories=1)}
+
+
+def own(pipe):
+    part = getattr(pipe, "unet", None) or pipe.transformer
+    return {k: p.clone() for k, p in part.named_parameters()}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_whole_way_on_a_pipeline(name, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipe = build(name)
+    pipe.set_progress_bar_config(disable=True)
+    before = own(pipe)
+    edit = efface.erase(
+        pipe,
+        ["cow", "sun -> tree"],
+        method="ap",
+        keep=["river"],
+        vocabulary=str(words),
+        lr=1e-2,
+        run=QUIET,
+        **SMALL,
+    )
+    assert same_weights(own(pipe), before)
+    assert [c["name"] for c in edit.meta["concepts"]] == ["cow", "sun"]
+    assert edit.meta["concepts"][1]["anchor"] == "tree"
+    edit.save("runs/mine")
+    again = Edit.load("runs/mine")
+    assert again.digest == edit.digest
+    with again.applied(pipe, strength=0.8):
+        inside = own(pipe)
+    assert same_weights(own(pipe), before)
+    k = max(edit.weights, key=lambda k: float((edit.weights[k] - before[k]).norm()))
+    slow = before[k] + 0.8 * (edit.weights[k] - before[k])
+    torch.testing.assert_close(inside[k], slow, rtol=1e-5, atol=1e-6)
+    assert 0 <= edit.save_lora("mine.safetensors", rank=64) < 1
+    assert (tmp_path / "mine.safetensors").exists()
+    assert edit.merged_into(pipe) is pipe
+    assert torch.equal(own(pipe)[k], edit.weights[k])
+    with pytest.raises(UserError, match="hash"):  # what it was made for is gone
+        again.applied(pipe).__enter__()
+
+
+def test_one_concept_one_word_and_a_method_with_its_settings(tiny, words):
+    texts = [
+        efface.erase(tiny, "church", method=m, keep="moon", run=QUIET, **SMALL)
+        for m in ("esd", ESD())
+    ]
+    assert texts[0].digest == texts[1].digest
+    assert texts[0].meta["config"]["keep"] == ["moon"]
+    classes = ESD(keep=("moon",), **SMALL).erase(tiny, [Concept("church")], QUIET)
+    assert classes.digest == texts[0].digest
+
+
+@pytest.mark.parametrize("knob", ["updates", "lr", "batch", "seed", "vocabulary"])
+def test_a_knob_that_is_given_changes_that_knob_alone(knob):
+    value = {"updates": 7, "lr": 0.5, "batch": 3, "seed": 9, "vocabulary": "tags"}[knob]
+    changed, plain = AP(**{knob: value}), AP()
+    differ = {f for f in AP.__dataclass_fields__ if getattr(changed, f) != getattr(plain, f)}
+    assert differ == {knob}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: efface.erase(m, "church", method="edd"), "unknown method 'edd'; did you mean"),
+        (lambda m: efface.erase(m, "church", updaets=3), "unknown setting of ap: 'updaets'"),
+        (lambda m: efface.erase(m, "church", preset="papr"), "unknown preset 'papr'"),
+        (lambda m: efface.erase(m, []), "no concept to erase"),
+        (lambda m: efface.erase(m, "church", method=ESD(), preset="lora"), "not with a method"),
+        (
+            lambda m: efface.erase("emogi", "church"),
+            "unknown model .*'emogi'; did you mean 'emoji'",
+        ),
+    ],
+)
+def test_a_slip_is_one_line(tiny, call, message):
+    with pytest.raises(UserError, match=message):
+        call(tiny)
+
+
+def test_every_public_name_is_there():
+    for name in efface.__all__:
+        assert getattr(efface, name) is not None
+    assert {"Tuning", "Search", "Latents", "Run", "erase", "score", "AP"} <= set(efface.__all__)
