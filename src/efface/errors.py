@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TypeVar
@@ -29,3 +30,17 @@ def pick(table: Mapping[str, T], name: str, what: str) -> T:
     known = sorted(table)
     more = f", … ({len(known)} in all)" if len(known) > 20 else ""
     raise UserError(f"unknown {what} {name!r}{hint} Known: {', '.join(known[:20])}{more}.")
+
+
+def visible(text: str) -> str:
+    """A text for one line of a terminal or a picture, in which nothing hides.
+
+    Control characters, marks that turn the reading direction, and characters without a meaning are
+    written as escapes; the joiner inside emoji stays.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp") and c != "\u200d"
+        else c
+        for c in text
+    )

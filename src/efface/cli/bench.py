@@ -5,47 +5,47 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from efface.cli.terminal import parsed, show
+from efface.cli.opening import Base, OfBase, chosen
+from efface.cli.terminal import Json, makeable, parsed, show
 from efface.errors import UserError, pick
 from efface.evaluation.bench import Cell, label, lineup, run_all
 from efface.evaluation.protocols import load
 from efface.scores import Score
+from efface.settings import Range
 
 
 @dataclass(frozen=True)
-class Bench:
+class Options:
     """What is compared, and where the results go."""
 
-    protocol: tyro.conf.Positional[str]
+    protocol: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROTOCOL")]
     """A shipped protocol, or a JSON file."""
     method: tuple[str, ...] = ()
-    """One of the line-up (again for more); default: all."""
+    """One of the line-up (again for more). Default: all."""
     split: tuple[str, ...] = ()
-    """One of the protocol's splits (again for more); default: the first."""
-    seeds: int = 3
-    """Seeds 0, 1, … of each cell."""
-    model: str = "emoji"
-    """A shipped model, a diffusers folder, or a hub id."""
-    updates: int = 400
-    """Weight updates of every fine-tuned method."""
+    """One of the protocol's splits (again for more). Default: the first."""
+    seeds: Annotated[int, Range(1, 1000)] = 3
+    """How many seeds of each cell, 1 to 1,000: from 0 on."""
+    base: OfBase = Base()
+    updates: Annotated[int, Range(1, 10**7)] = 400
+    """Weight updates of every fine-tuned method, 1 to 10,000,000."""
     out: Path = Path("bench/results")
     """Folder of the results, a JSON a cell; a cell that is there is not run again."""
     work: Path = Path("runs/bench")
     """Folder of edits and pictures."""
-    ray: str | None = None
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
     """Run on Ray: the address of a cluster, or ``local``."""
-    json: bool = False
+    json: Json = False
     """Print the scores as JSON."""
 
 
-def bench(args: list[str]) -> int:
+def command(args: list[str]) -> int:
     """``efface bench PROTOCOL``."""
-    o = parsed(Bench, args, "efface bench")
-    if o.seeds < 1:
-        raise UserError(f"got {o.seeds} seeds; at least 1 is needed.")
+    o = parsed(Options, args, "efface bench")
     protocol = load(o.protocol)
     methods = o.method or tuple(lineup())
     if protocol.source:
@@ -58,8 +58,11 @@ def bench(args: list[str]) -> int:
     splits = o.split or tuple(protocol.splits)[:1]
     for s in splits:
         protocol.erased(s)
+    makeable(o.out)
+    makeable(o.work)
+    model = chosen(o.base)
     cells = [
-        Cell(o.protocol, split, method, seed, o.updates, o.model)
+        Cell(o.protocol, split, method, seed, o.updates, model)
         for seed in range(o.seeds)
         for split in splits
         for method in methods

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from time import perf_counter
+from typing import Annotated, Any, get_args, get_type_hints
 
-import torch
 import tyro
 
-from efface.cli.terminal import first_line, parsed, show
-from efface.concepts import Concept, check, parse, read
+from efface.cli import runfolder
+from efface.cli.opening import OfModel, Opening, opened
+from efface.cli.terminal import Flag, Json, Place, Text, first_line, parsed, show
+from efface.cli.watching import watcher
+from efface.concepts import Concept, check_keep, parse, read
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
 from efface.evaluation.sensitivity import prediction
 from efface.methods import METHODS
-from efface.models import DiffusionModel, load, plan
+from efface.models import DiffusionModel, plan
 from efface.reporting.grid import before_after
-from efface.storage import VERSION, write_text
-from efface.training import Run, Tuning, join, provenance
+from efface.training import EDIT, Run, Tuning, join, provenance
 from efface.vocabulary import load as load_vocabulary
 
 
@@ -31,102 +32,124 @@ from efface.vocabulary import load as load_vocabulary
 class Erase:
     """What is common to all methods."""
 
-    concept: tuple[str, ...] = ()
-    """A concept to erase; again for more. ``name -> anchor`` and ``name | synonym, synonym`` are
-    understood."""
-    concepts_file: Path | None = None
+    concepts: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CONCEPT")
+    ] = ()
+    """What to erase: a name, ``name -> anchor``, or ``name | synonym, synonym``."""
+    concept: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CONCEPT")] = ()
+    """The same as an option; again for more."""
+    concepts_file: Place = None
     """A file of concepts: one a line, or JSON."""
-    anchor: str = ""
-    """What the concepts given by --concept are steered to; "" is the null prompt."""
-    model: str = "emoji"
-    """A shipped model, a diffusers folder, or a hub id."""
-    out: Path | None = None
-    """The run's folder; default: runs/METHOD-CONCEPT."""
-    dtype: str = "fp32"
-    """Precision of the frozen model: fp32, bf16 or fp16; what is trained stays fp32."""
-    device: str | None = None
-    """A torch device; default: the best there is."""
-    size: int = 0
-    """Side of a picture in pixels; 0: what the model was made for."""
-    checkpointing: bool = False
+    anchor: Text = ""
+    """What those of them that name no anchor are steered to. Default: the null prompt."""
+    out: Place = None
+    """The run's folder. Default: runs/METHOD-CONCEPT."""
+    opening: OfModel = Opening()
+    checkpointing: Flag = False
     """Compute activations again for the gradient instead of keeping them: less memory, more time,
     the same edit."""
-    quantise: str = ""
-    """nf4: frozen linear layers of the denoiser in four bits (bitsandbytes)."""
-    picture: bool = True
-    """Draw a before/after picture."""
-    json: bool = False
+    quantise: Annotated[str, tyro.conf.arg(metavar="{nf4}", help_behavior_hint="")] = ""
+    """Frozen linear layers of the denoiser in four bits (bitsandbytes)."""
+    log: Annotated[str, tyro.conf.arg(metavar="{tensorboard}", help_behavior_hint="")] = ""
+    """Keep the losses of every update in the run's folder, for TensorBoard."""
+    picture: Flag = True
+    """Draw no before/after picture."""
+    json: Json = False
     """Print the result as JSON."""
 
 
-def erase(args: list[str]) -> int:
-    """``efface erase METHOD …``."""
-    if not args or args[0].startswith("-"):
-        lines = "\n".join(f"  {n:<5} {first_line(m)}" for n, m in METHODS.items())
-        print(
-            f"usage: efface erase METHOD --concept …\n\nmethods:\n{lines}\n\n"
-            "efface erase METHOD --help shows its settings."
-        )
+def command(args: list[str]) -> int:
+    """``efface erase METHOD CONCEPT …``."""
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
         return 0 if args else 2
     name, rest = args[0], args[1:]
-    cls = pick(METHODS, name, "method")
-    start, rest = take_preset(name, rest)
-    both = dataclasses.make_dataclass(
-        "Erase" + cls.__name__,
-        [
-            ("common", Annotated[Erase, tyro.conf.arg(name="")], field(default=Erase())),
-            ("method", Annotated[cls, tyro.conf.arg(name="")], field(default=start)),
-        ],
-        frozen=True,
-    )
-    found: Any = parsed(both, rest, f"efface erase {name}")
+    if name.startswith("-"):
+        raise UserError(f"name the method first: efface erase {next(iter(METHODS))} {name} …")
+    start = preset(name, rest)
+    found: Any = parsed(options(name, start), rest, f"efface erase {name}")
+    check_kinds(found.common.concepts, start)
     return run_erase(found.method, found.common, ["efface", "erase", *args])
 
 
-def take_preset(name: str, args: list[str]) -> tuple[Any, list[str]]:
-    """The method's settings to start from, and the arguments without ``--preset NAME``."""
-    rest, chosen = [], None
-    it = iter(args)
-    for a in it:
+def usage() -> str:
+    """The methods."""
+    wide = max(map(len, METHODS))
+    lines = "\n".join(f"  {n:<{wide}}  {first_line(m)}" for n, m in METHODS.items())
+    return (
+        f"usage: efface erase METHOD CONCEPT …\n\nmethods:\n{lines}\n\n"
+        "efface erase METHOD --help shows its settings."
+    )
+
+
+def options(name: str, start: Any) -> Any:
+    """The dataclass of a method's command line.
+
+    Args:
+        start: the method with the settings to set out from.
+    """
+    known = ", ".join(METHODS[name].presets()) or "this method has none"
+    about = f"Named settings to set out from: {known}."
+    hint = tyro.conf.arg(metavar="NAME", help=about, help_behavior_hint="")
+    made = dataclasses.make_dataclass(
+        "Erase" + type(start).__name__,
+        [
+            ("common", Annotated[Erase, tyro.conf.arg(name="")], field(default=Erase())),
+            ("preset", Annotated[str, hint], field(default="")),
+            ("method", Annotated[type(start), tyro.conf.arg(name="")], field(default=start)),
+        ],
+        frozen=True,
+    )
+    made.__doc__ = type(start).__doc__
+    return made
+
+
+def preset(name: str, args: Sequence[str]) -> Any:
+    """The method's settings to set out from: those of ``--preset NAME``, else its defaults.
+
+    Raises:
+        UserError: no such method, or no such preset of it.
+    """
+    cls, chosen = pick(METHODS, name, "method"), None
+    for a, following in zip(args, (*args[1:], ""), strict=False):
         if a == "--preset":
-            chosen = next(it, "")
+            chosen = following
         elif a.startswith("--preset="):
             chosen = a.partition("=")[2]
-        else:
-            rest.append(a)
     if chosen is None:
-        return METHODS[name](), rest
-    known = METHODS[name].presets()
-    if not known:
+        return cls()
+    if not cls.presets():
         have = ", ".join(n for n, m in METHODS.items() if m.presets())
         raise UserError(f"the method {name!r} has no presets; these have: {have}.")
-    return pick(known, chosen, "preset"), rest
+    return pick(cls.presets(), chosen, "preset")
+
+
+def check_kinds(concepts: Sequence[str], method: Any) -> None:
+    """Refuse a misspelt ``search:KIND``, which would be taken for a concept."""
+    hints = get_type_hints(type(method))
+    for text in concepts:
+        head, colon, tail = text.partition(":")
+        kinds = [k for k in get_args(hints.get(head)) if hasattr(k, "kind")]
+        if colon and kinds:
+            pick({k.kind: k for k in kinds}, tail, f"kind of {head}")
 
 
 def wanted_concepts(o: Erase) -> list[Concept]:
-    """The concepts that the options name."""
+    """The concepts that the options name.
+
+    Raises:
+        UserError: none, or an anchor that nothing takes.
+    """
     found = list(read(o.concepts_file)) if o.concepts_file else []
-    for text in o.concept:
-        c = parse(text)
-        found.append(dataclasses.replace(c, anchor=c.anchor or o.anchor))
+    found += [parse(text) for text in (*o.concepts, *o.concept)]
     if not found:
         raise UserError(
-            "no concept to erase; give --concept NAME (again for more) or --concepts-file FILE."
+            "no concept to erase; name it: efface erase METHOD church "
+            "(again for more), or give --concepts-file FILE."
         )
+    if o.anchor:
+        found = [dataclasses.replace(c, anchor=c.anchor or o.anchor) for c in found]
     return list(dict.fromkeys(found))
-
-
-def run_folder(o: Erase, name: str, concepts: Sequence[Concept], rank: int = 0) -> Path:
-    """The run's folder; the first process refuses one where something else is in it."""
-    slug = "-".join(c.name.replace(" ", "_").replace("/", "_") for c in concepts)[:60]
-    out = o.out or Path("runs") / f"{name}-{slug}"
-    if rank:
-        return out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{str(out)!r} is a file; name a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
-        raise UserError(f"{str(out)!r} is not empty and holds no run of ours; name another folder.")
-    return out
 
 
 def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
@@ -136,70 +159,80 @@ def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
         command: what was typed, for the record.
     """
     rank, _ = join()  # before the model is loaded: each process has a device of its own
-    concepts, _ = check(wanted_concepts(o), method.keep)
-    out = run_folder(o, method.name, concepts, rank)
-    group = {"keep": method.group} if isinstance(method, Tuning) else {}
-    model = load(o.model, o.dtype, o.device, o.size, o.quantise, **group)
+    concepts = wanted_concepts(o)
+    check_keep(concepts, method.keep)
+    out = runfolder.folder_for(o.out, method.name, concepts)
+    watch = watcher(o.log, method, out / "tensorboard") if rank == 0 else None
+    how = {"quantise": o.quantise}
+    if isinstance(method, Tuning):
+        how["keep"] = method.group
+    model = opened(o.opening, None, rank == 0, **how)
     about = provenance(method, model, concepts)
-    made = begin_run(out, about, command) if rank == 0 else None
-    edit = finished(out)
+    made = runfolder.begin(out, about, command) if rank == 0 else None
+    edit = runfolder.finished(out)
     if edit is None:
         if rank == 0:
             tell_memory(model, method, o)
+        began = perf_counter()
         try:
-            run = Run(out, None, rank == 0, o.checkpointing)
-            edit = method.erase(model, concepts, run)
+            edit = method.erase(model, concepts, Run(out, watch, rank == 0, o.checkpointing))
         except UserError:
-            if made is not None and len(list(out.iterdir())) == 1:  # nothing but our run.json
-                (out / "run.json").unlink()
-                for folder in made:
-                    folder.rmdir()
+            if made is not None:
+                runfolder.take_back(out, made)
             raise
+        finally:
+            if rank == 0 and (out / runfolder.RECORD).exists():  # a sitting that was killed, too
+                runfolder.spent(out, perf_counter() - began, str(model.device))
     elif rank == 0:
         print(f"{out} is finished already; nothing was trained.", file=sys.stderr)
-    if rank:  # the first process tells
-        return 0
-    result: dict[str, Any] = {
+    if rank == 0:  # the first process tells
+        tell(result(model, method, edit, concepts, o, out), edit, concepts, o)
+    return 0
+
+
+def result(
+    model: DiffusionModel,
+    method: Any,
+    edit: Edit,
+    concepts: Sequence[Concept],
+    o: Erase,
+    out: Path,
+) -> dict[str, Any]:
+    """What came out, as JSON; draws the picture."""
+    cost = {**edit.meta["cost"], "seconds": runfolder.record(out).get("seconds", 0.0)}
+    found: dict[str, Any] = {
         "run": str(out),
-        "edit": str(out / "edit.safetensors"),
+        "edit": str(out / EDIT),
         "weights": len(edit.weights),
-        "cost": edit.meta["cost"],
+        "cost": cost,
     }
     if o.picture:
-        source = getattr(method, "vocabulary", "") or "auto"
-        hurt = most_moved(model, edit, concepts, source)
-        result["moved_most"] = hurt
-        result["picture"] = str(
-            before_after(
-                model, edit, [c.name for c in concepts], list(hurt), out / "before-after.png"
-            )
-        )
+        hurt = most_moved(model, edit, concepts, getattr(method, "vocabulary", "") or "auto")
+        names = [c.name for c in concepts]
+        path = before_after(model, edit, names, list(hurt), out / "before-after.png")
+        found |= {"moved_most": hurt, "picture": str(path)}
+    return found
+
+
+def tell(found: dict[str, Any], edit: Edit, concepts: Sequence[Concept], o: Erase) -> None:
+    """Print what came out."""
     if o.json:
-        print(json.dumps(result, indent=1))
-    else:
-        cost = edit.meta["cost"]
-        show(
-            [
-                ["edit", result["edit"]],
-                ["changed weights", f"{sum(w.numel() for w in edit.weights.values()):,}"],
-                ["time", f"{cost['seconds']:.0f} s"],
-                [
-                    "network evaluations",
-                    f"{cost['forward']:,} forward, {cost['backward']:,} backward",
-                ],
-                *(
-                    [
-                        ["moved most", ", ".join(result["moved_most"])],
-                        ["picture", result["picture"]],
-                    ]
-                    if o.picture
-                    else []
-                ),
-                ["scores", f"efface score {out}"],
-            ],
-            ["erased", ", ".join(c.name for c in concepts)],
-        )
-    return 0
+        print(json.dumps(found, indent=1))
+        return
+    cost, more = found["cost"], []
+    if o.picture:
+        more = [["moved most", ", ".join(found["moved_most"])], ["picture", found["picture"]]]
+    show(
+        [
+            ["edit", found["edit"]],
+            ["changed weights", f"{sum(w.numel() for w in edit.weights.values()):,}"],
+            ["time", f"{cost['seconds']:.0f} s"],
+            ["network evaluations", f"{cost['forward']:,} forward, {cost['backward']:,} backward"],
+            *more,
+            ["scores", f"efface score {found['run']}"],
+        ],
+        ["erased", ", ".join(c.name for c in concepts)],
+    )
 
 
 LARGE = 100_000_000
@@ -218,45 +251,6 @@ def tell_memory(model: DiffusionModel, method: Any, o: Erase) -> None:
     how = [model.precision, *([model.quantised] if model.quantised else [])]
     how += ["checkpointing"] * o.checkpointing + ["8-bit Adam"] * method.adam_8bit
     print(f"{model.family.label}, {method.group}, {', '.join(how)}: {found}", file=sys.stderr)
-
-
-def begin_run(out: Path, about: dict[str, Any], command: Sequence[str]) -> list[Path] | None:
-    """Write ``run.json`` and give the folders made for it; None where the same run is there."""
-    path = out / "run.json"
-    plain = json.loads(json.dumps(about))
-    if path.exists():
-        try:
-            had = json.loads(path.read_text(encoding="utf8"))["run"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{str(path)!r} is no run of ours, or damaged; name another folder."
-            ) from None
-        if had != plain:
-            differ = [k for k in plain if had.get(k) != plain[k]]
-            raise UserError(
-                f"{str(out)!r} holds a run with another {', '.join(differ)}; give another --out."
-            )
-        return None
-    made = [p for p in (out, *out.parents) if not p.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"cannot make {str(out)!r}: {e.strerror}.") from None
-    versions = {
-        "efface": VERSION,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    text = (
-        json.dumps({"run": plain, "versions": versions, "command": list(command)}, indent=1) + "\n"
-    )
-    write_text(path, text)
-    return made
-
-
-def finished(out: Path) -> Edit | None:
-    """The edit of a run that has ended."""
-    return Edit.load(out) if (out / "edit.safetensors").exists() else None
 
 
 def most_moved(

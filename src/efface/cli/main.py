@@ -1,14 +1,41 @@
-"""The command line: parse, call, print."""
+"""The command line: which commands there are, and how their mistakes are told."""
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
-from efface.errors import UserError, pick
+from efface.errors import UserError, pick, visible
+
+ABOUT = {
+    "demo": "erase one concept from the shipped model, and show it (a few minutes)",
+    "erase": "erase concepts: efface erase METHOD CONCEPT … [--keep …] [--model M]",
+    "score": "ESR and PSR of a run's edit, or of the unedited model, with intervals",
+    "report": "one self-contained HTML page about runs: scores, pictures, cost",
+    "sensitivity": "which concepts an erasure harms, or will harm",
+    "study": "the paper's experiments and open questions, each one command",
+    "bench": "methods under one protocol: efface bench emoji-objects",
+    "generate": "make pictures, with or without an edit",
+    "inspect": "what an edit holds and where it came from, or what a folder lost",
+    "merge": "write a whole diffusers folder with an edit in it",
+    "lora": "an edit as a LoRA file that stock diffusers loads",
+    "apply": "put an edit into a diffusers folder, in place, with a ledger",
+    "remove": "take an edit out of such a folder again, bit for bit",
+    "combine": "several edits as one, and how they get into each other's way",
+    "diff": "how two models differ, by weight group",
+    "models": "the models that ship, and how to name others",
+    "methods": "the erasure methods, their presets and settings",
+    "vocabulary": "the candidates for preservation, and the nearest to a concept",
+}
+"""Every command in a line; ``efface.cli.NAME.command`` is what it does."""
+
+SHELLS = {"bash": "bash", "zsh": "zsh"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,65 +43,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _warn
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that may be missing
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without our signs
     try:
-        if not args or args[0] in ("-h", "--help"):
-            print(usage())
-            return 0
-        if args[0] == "--version":
-            from efface.storage import VERSION
-
-            print(f"efface {VERSION}")
-            return 0
-        command = pick(COMMANDS, args[0], "command")
-        return command(args[1:])
+        try:
+            code = run(args)
+        except SystemExit as e:  # --help
+            code = int(e.code or 0)
+        sys.stdout.flush()
+        return code
     except UserError as e:
-        print(f"efface: error: {e}", file=sys.stderr)
-        return 2
+        return _failed(str(e), 2)
     except KeyboardInterrupt:
         print("efface: stopped; the same command goes on from here.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        _unplug()
+        return 0
+    except OSError as e:
+        if e.errno == errno.ENAMETOOLONG:
+            return _failed(f"the name {str(e.filename)[:60]!r}… is too long for a file.", 2)
+        if e.errno not in (errno.ENOSPC, errno.EIO) or e.filename is not None:
+            raise
+        _unplug()
+        return _failed(f"cannot write the output: {e.strerror}.", 2)
+
+
+def run(args: Sequence[str]) -> int:
+    """What a command line asks for.
+
+    Raises:
+        UserError: no such command, and whatever the command refuses.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        from efface.storage import VERSION
+
+        print(f"efface {VERSION}")
+        return 0
+    if args[0] == "--print-completion":
+        from efface.cli.completion import script
+
+        print(script(pick(SHELLS, "".join(args[1:2]), "shell")))
+        return 0
+    pick(ABOUT, args[0], "command")
+    return int(import_module(f"efface.cli.{args[0]}").command(list(args[1:])))
+
+
+def _failed(why: str, code: int) -> int:
+    print(f"efface: error: {visible(why)}", file=sys.stderr)
+    return code
+
+
+def _unplug() -> None:
+    """Leave nothing that Python would try to write to a broken stdout when it ends."""
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     from tqdm import tqdm
 
-    tqdm.write(f"efface: warning: {message}", file=sys.stderr)  # on a line of its own, above a bar
-
-
-def _lazy(home: str, name: str) -> Callable[[list[str]], int]:
-    def call(args: list[str]) -> int:
-        return int(getattr(import_module(f"efface.cli.{home}"), name)(args))
-
-    return call
-
-
-ABOUT = {
-    "demo": "erase one concept from the shipped model, and show what happened (a few minutes)",
-    "erase": "erase concepts: efface erase METHOD --concept … [--keep …] [--model M] [--out DIR]",
-    "score": "ESR and PSR of a run's edit, or of the unedited model, with 95 % intervals",
-    "report": "one self-contained HTML page about runs: scores, pictures, cost, limits",
-    "sensitivity": "which concepts an erasure harms, or will harm",
-    "study": "the paper's experiments and open questions, each one command",
-    "bench": "methods under one protocol, with intervals: efface bench emoji-objects",
-    "generate": "make pictures, with or without an edit",
-    "inspect": "what an edit holds, and where it came from",
-    "merge": "write a whole diffusers folder with an edit in it",
-    "lora": "an edit as a LoRA file that stock diffusers loads",
-    "apply": "put an edit into a diffusers folder, in place, with a ledger of what was erased",
-    "remove": "take an edit out of such a folder again, bit for bit",
-    "combine": "several edits as one, and how far they get into each other's way",
-    "diff": "how two models differ, by weight group",
-    "models": "the models that ship, and how to name others",
-    "methods": "the erasure methods, their presets and settings",
-    "vocabulary": "the candidates for preservation, and the nearest to a concept",
-}
-HOMES = {
-    "demo": ("demo", "run"),
-    **{n: ("others", n) for n in ("generate", "inspect", "models", "methods", "vocabulary")},
-    **{n: ("filing", f"{n}_command") for n in ("merge", "apply", "remove", "combine", "diff")},
-    "lora": ("filing", "lora"),
-}
-COMMANDS = {n: _lazy(*HOMES.get(n, (n, n))) for n in ABOUT}
+    line = f"efface: warning: {visible(str(message))}"
+    tqdm.write(line, file=sys.stderr)  # on a line of its own, above a bar
 
 
 def usage() -> str:
@@ -89,6 +123,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "efface COMMAND --help says more; efface --version.",
+            "efface COMMAND --help says more; efface --version; "
+            "efface --print-completion bash|zsh.",
         ]
     )

@@ -6,64 +6,90 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
-from efface.cli.terminal import parsed
+import efface.cli.score as scoring
+from efface.cli import runfolder
+from efface.cli.opening import OfModel, Opening, opened
+from efface.cli.terminal import Json, Place, makeable, parsed
 from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.evaluation.evaluate import samples_folder, unedited_folder
-from efface.evaluation.scoring import ask, keep, scored
-from efface.models import load
+from efface.evaluation.evaluate import unedited_folder
 from efface.reporting.page import page, run_part
-from efface.settings import read_json
+from efface.settings import Range
 from efface.storage import write_text
 
 
 @dataclass(frozen=True)
-class Report:
+class Options:
     """Which runs, and where the page goes."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ()
     """Folders of runs, each with its edit."""
-    out: Path | None = None
-    """The page; default: report.html in the first run's folder."""
-    pictures: int = 4
-    """Pictures of each concept that are scored; missing ones are made."""
-    json: bool = False
+    out: Place = None
+    """The page. Default: report.html in the first run's folder."""
+    opening: OfModel = Opening()
+    pictures: Annotated[int, Range(1, 10_000)] = 4
+    """Pictures of each concept that are scored, 1 to 10,000, seeds from 0 on; missing ones are
+    made."""
+    json: Json = False
     """Print where the page is as JSON."""
 
 
-def report(args: list[str]) -> int:
+def command(args: list[str]) -> int:
     """``efface report RUN …``."""
-    o = parsed(Report, args, "efface report")
+    o = parsed(Options, args, "efface report")
     if not o.runs:
         raise UserError("no run to report on; name the folder of a run (efface erase makes one).")
-    parts = []
+    edits = [Edit.load(folder) for folder in o.runs]
     for folder in o.runs:
-        edit = Edit.load(folder)
         if not folder.is_dir():
             raise UserError(f"{str(folder)!r} is a file; a report needs the run's folder.")
-        model = load(edit.meta["model"])
-        erased = [c["name"] for c in edit.meta["concepts"]]
-        question = ask(model, pictures=o.pictures)
-        protocol, answer = question.protocol, scored(model, edit, question, folder)
-        kept, found = keep(answer, question, folder), answer.to_json()
-        folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
-        title = f"{edit.meta['method']}: {', '.join(erased)}"
-        again = commands(folder, o.pictures)
-        others = [read_json(p, "scores") for p in sorted(folder.glob("scores-*.json")) if p != kept]
-        more = [told for told in others if "scores" in told]  # of prompts from a file
-        sense = None
-        if (folder / "sensitivity.json").exists():
-            told = json.loads((folder / "sensitivity.json").read_text(encoding="utf8"))
-            sense = (told, folder / "sensitivity.svg")
-        parts.append(run_part(title, edit, found, folders, protocol, again, more, sense))
     out = o.out or o.runs[0] / "report.html"
-    html = page(parts)
-    write_text(out, html)
+    makeable(out.absolute().parent)
+    parts = [part(folder, edit, o) for folder, edit in zip(o.runs, edits, strict=True)]
+    write_text(out, page(parts))
     print(json.dumps({"report": str(out)}) if o.json else out)
     return 0
+
+
+def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
+    """What the page says of a run, by the protocol of its own model; scores what is missing."""
+    model = opened(o.opening, edit)
+    edit.check(model)
+    protocol = scoring.protocol_for(model)
+    erased = [c["name"] for c in edit.meta["concepts"]]
+    where = scoring.question(o.opening, None, "")
+    samples = scoring.folder_of(str(folder), edit, where)
+    assert samples is not None
+    found = scoring.scored(model, edit, erased, (), o.pictures, None, samples, protocol)
+    scoring.keep(str(folder), edit, where, found)
+    folders = (unedited_folder(model, protocol), samples)
+    title = f"{edit.meta['method']}: {', '.join(erased)}"
+    again = commands(folder, o.pictures)
+    more = others(folder, folder / f"scores{where}.json")
+    sense = None
+    if (folder / "sensitivity.json").exists():
+        told = runfolder.read(folder / "sensitivity.json")
+        sense = (told, folder / "sensitivity.svg")
+    return run_part(title, edit, found, folders, protocol, again, more, sense)
+
+
+def others(folder: Path, own: Path) -> list[dict[str, Any]]:
+    """What other questions gave, as the page shows it: a judge's scores beside measured ones."""
+    found = [runfolder.read(p) for p in sorted(folder.glob("scores-*.json")) if p != own]
+    return [
+        x if "scores" in x else {**x, "prompts": said(x), "scores": x["edited"]}
+        for x in found
+        if "scores" in x or "edited" in x
+    ]
+
+
+def said(found: dict[str, Any]) -> int:
+    """Pictures behind a judge's scores."""
+    return int(found["pictures"]) * len(found["concepts"])
 
 
 def commands(folder: Path, pictures: int) -> list[str]:

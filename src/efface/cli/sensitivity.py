@@ -7,27 +7,34 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 
-from efface.cli.terminal import parsed, show
+from efface.cli.opening import OfModel, Opening, opened
+from efface.cli.score import folder_of, protocol_for, question
+from efface.cli.terminal import Json, Place, Text, makeable, parsed, show
 from efface.concepts import Concept, parse
 from efface.edits.edit import Edit
-from efface.errors import UserError, pick
+from efface.errors import UserError, pick, visible
+from efface.evaluation.evaluate import pictures, unedited_folder
+from efface.evaluation.samples import generate
 from efface.evaluation.sensitivity import (
     INSTRUMENTS,
     PROXIES,
-    Look,
     Moved,
     agreement,
+    closed_form,
+    picture,
+    prediction,
     suggested,
     text_states,
 )
-from efface.models import DiffusionModel, load
+from efface.models import DiffusionModel
 from efface.reporting.figures import sensitivity as figure
-from efface.storage import cache_folder, write_text
+from efface.settings import Range
+from efface.storage import cache_folder, make_folder, write_text
 from efface.vocabulary import Vocabulary
 from efface.vocabulary import load as load_vocabulary
 
@@ -36,17 +43,17 @@ MANY = 2000
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Options:
     """Of which edit, by which instruments, over which words."""
 
-    run: tyro.conf.Positional[str] = ""
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
     """A run's folder or an edit file. Without one, name what you mean to erase by --concept: a
     cheap proxy edit then says what will be harmed."""
     concept: tuple[str, ...] = ()
     """What is to be erased (again for more)."""
-    anchor: str = ""
-    """What it is to be steered to; "" is the null prompt."""
-    proxy: str = "steps"
+    anchor: Text = ""
+    """What it is to be steered to. Default: the null prompt."""
+    proxy: Annotated[str, tyro.conf.arg(metavar="{steps,closed-form}")] = "steps"
     """The edit that stands for the real one before it exists: steps (ten updates), or
     closed-form."""
     instrument: tuple[str, ...] = ()
@@ -55,31 +62,31 @@ class Sensitivity:
     alone."""
     vocabulary: str = "auto"
     """Which words: auto, names, tags, tokens, or the path of a word list."""
-    latents: int = 8
-    """prediction: latents that all words share."""
-    pictures: int = 4
-    """picture: pictures of each word, before and after."""
-    clip: str = ""
-    """picture: a CLIP by path or hub id; default: the shipped one, for the shipped model only."""
-    top: int = 20
-    """Words in the table."""
-    model: str = ""
-    """The base model; default: the one that the edit was made for, or emoji."""
-    out: Path | None = None
-    """Folder of sensitivity.json and sensitivity.svg; default: the run's folder."""
-    json: bool = False
+    latents: Annotated[int, Range(1, 1000)] = 8
+    """prediction: latents that all words share, 1 to 1,000."""
+    pictures: Annotated[int, Range(1, 10_000)] = 4
+    """picture: pictures of each word, 1 to 10,000, before and after; seeds from 0 on."""
+    clip: Text = ""
+    """picture: a CLIP by path or hub id. Default: the shipped tiny one, for emoji."""
+    top: Annotated[int, Range(1, 10**6)] = 20
+    """Words in the table, 1 to 1,000,000."""
+    opening: OfModel = Opening()
+    out: Place = None
+    """Folder of sensitivity.json and sensitivity.svg. Default: the run's folder."""
+    json: Json = False
     """Print the result as JSON."""
 
 
-def sensitivity(args: list[str]) -> int:
+def command(args: list[str]) -> int:
     """``efface sensitivity [RUN]``."""
-    o = parsed(Sensitivity, args, "efface sensitivity")
-    for name in ("latents", "pictures", "top"):
-        if getattr(o, name) < 1:
-            raise UserError(f"got {getattr(o, name)} for {name}; at least 1 is needed.")
+    o = parsed(Options, args, "efface sensitivity")
     for name in o.instrument:
         pick(INSTRUMENTS, name, "instrument")
-    model, edit, concepts = opened(o)
+    pick(PROXIES, o.proxy, "proxy")
+    out = o.out or (Path(o.run) if o.run and Path(o.run).is_dir() else None)
+    if out is not None:
+        makeable(out)
+    model, edit, concepts = looked_at(o)
     words = load_vocabulary(o.vocabulary, model).without(concepts, model.tokenizer)
     if len(words) < 3:
         raise UserError(
@@ -89,7 +96,6 @@ def sensitivity(args: list[str]) -> int:
         looked(name, o, model, edit, words) for name in instruments(o, model, edit, len(words))
     ]
     told = summary(o, edit, concepts, found)
-    out = o.out or (Path(o.run) if Path(o.run).is_dir() and o.run else None)
     if out is not None:
         keep(
             out, told, figure(found[0], similarity(model, concepts, words), named(concepts), o.top)
@@ -103,30 +109,38 @@ def sensitivity(args: list[str]) -> int:
     return 0
 
 
-def opened(o: Sensitivity) -> tuple[DiffusionModel, Edit, list[Concept]]:
-    """The model, and the edit or its proxy."""
+def looked_at(o: Options) -> tuple[DiffusionModel, Edit, list[Concept]]:
+    """The model, the edit or its proxy, and what it erases.
+
+    Raises:
+        UserError: neither a run nor a concept, or both.
+    """
     if o.run:
-        if o.concept:
+        if o.concept or o.anchor:
             raise UserError("give either a run, or --concept to look ahead; not both.")
         edit = Edit.load(Path(o.run))
-        return (
-            load(o.model or edit.meta["model"]),
-            edit,
-            [
-                Concept(c["name"], c["anchor"], synonyms=tuple(c["synonyms"]))
-                for c in edit.meta["concepts"]
-            ],
-        )
+        model = opened(o.opening, edit)
+        edit.check(model)
+        return model, edit, erased_by(edit)
     if not o.concept:
         raise UserError(
             "name a run, or what you mean to erase: efface sensitivity --concept church."
         )
-    model = load(o.model or "emoji")
-    concepts = [replace(c, anchor=c.anchor or o.anchor) for c in map(parse, o.concept)]
-    return model, pick(PROXIES, o.proxy, "proxy")().erase(model, concepts), concepts
+    concepts = [parse(c) for c in o.concept]
+    concepts = [replace(c, anchor=c.anchor or o.anchor) for c in concepts]
+    model = opened(o.opening)
+    return model, PROXIES[o.proxy]().erase(model, concepts), concepts
 
 
-def instruments(o: Sensitivity, model: DiffusionModel, edit: Edit, words: int) -> Sequence[str]:
+def erased_by(edit: Edit) -> list[Concept]:
+    """The concepts on record in an edit."""
+    return [
+        Concept(c["name"], c["anchor"], synonyms=tuple(c["synonyms"]))
+        for c in edit.meta["concepts"]
+    ]
+
+
+def instruments(o: Options, model: DiffusionModel, edit: Edit, words: int) -> Sequence[str]:
     """Those asked for; else the two that need no pictures, where they apply."""
     if o.instrument:
         return tuple(dict.fromkeys(o.instrument))
@@ -135,17 +149,24 @@ def instruments(o: Sensitivity, model: DiffusionModel, edit: Edit, words: int) -
     return ("closed-form",) if words > MANY else ("prediction", "closed-form")
 
 
-def looked(
-    name: str, o: Sensitivity, model: DiffusionModel, edit: Edit, words: Vocabulary
-) -> Moved:
+def looked(name: str, o: Options, model: DiffusionModel, edit: Edit, words: Vocabulary) -> Moved:
     """What one instrument says."""
-    home = Path(o.run) if o.run and Path(o.run).is_dir() else None
-    return INSTRUMENTS[name](Look(model, edit, words.words, o.latents, o.pictures, home, o.clip))
+    if name == "prediction":
+        return prediction(model, edit, words.words, o.latents)
+    if name == "closed-form":
+        return closed_form(model, edit, words.words, cache_folder())
+    protocol = protocol_for(model)
+    wanted = pictures(protocol, words.words, range(o.pictures))
+    where = question(o.opening, None, "")
+    folder = folder_of(o.run, edit, where)
+    how = {"steps": protocol.steps, "guidance": protocol.guidance}
+    before = generate(model, wanted, unedited_folder(model, protocol), None, **how)  # type: ignore[arg-type]
+    return picture(before, generate(model, wanted, folder, edit, **how), o.clip)  # type: ignore[arg-type]
 
 
 def named(concepts: Sequence[Concept]) -> str:
     """The erased concepts in words."""
-    return ", ".join(c.name for c in concepts)
+    return visible(", ".join(c.name for c in concepts))
 
 
 @torch.no_grad()
@@ -163,7 +184,7 @@ def similarity(
 
 
 def summary(
-    o: Sensitivity, edit: Edit, concepts: Sequence[Concept], found: Sequence[Moved]
+    o: Options, edit: Edit, concepts: Sequence[Concept], found: Sequence[Moved]
 ) -> dict[str, Any]:
     """All of it, as JSON."""
     pairs = [(a, b) for i, a in enumerate(found) for b in found[i + 1 :]]
@@ -182,10 +203,7 @@ def summary(
 
 def keep(out: Path, told: dict[str, Any], svg: str) -> None:
     """Write the result and its figure."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"cannot make {str(out)!r}: {e.strerror}.") from None
+    make_folder(out)
     text = json.dumps(told, indent=1) + "\n"
     write_text(out / "sensitivity.json", text)
     write_text(out / "sensitivity.svg", svg)
@@ -216,4 +234,5 @@ def tell(found: Sequence[Moved], told: dict[str, Any], top: int) -> None:
     when = "will be" if told["before_the_edit"] else "is"
     flags = " ".join(f"--keep {shlex.quote(w)}" for w in told["keep"])
     if told["keep"]:
-        print(f"Harmed most {when}: {', '.join(told['keep'])}. To protect them: {flags}")
+        worst = visible(", ".join(told["keep"]))
+        print(f"Harmed most {when}: {worst}. To protect them: {visible(flags)}")

@@ -5,44 +5,51 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from efface.cli.terminal import parsed, show
-from efface.errors import UserError, pick
-from efface.storage import write_text
+from efface.cli.opening import OfModel, Opening, opened
+from efface.cli.terminal import Json, makeable, parsed, show
+from efface.errors import pick
+from efface.storage import make_folder, write_text
 from efface.studies import STUDIES, Lab
 
 
 @dataclass(frozen=True)
-class StudyOptions:
+class Options:
     """Which study, and where its result goes."""
 
-    name: tyro.conf.Positional[str]
-    """One of those that ``efface study`` lists."""
+    name: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help_behavior_hint="")
+    ] = ""
+    """One of those that are listed without a name."""
     out: Path = Path("studies")
     """Folder of NAME.json and NAME.svg."""
-    model: str = "emoji"
-    """The shipped model, or a diffusers folder that brings its ``concepts.json``, ``protocol.json``
-    and ``judge`` (``other-data`` needs one)."""
+    opening: OfModel = Opening()
     work: Path = Path("runs/studies")
     """Folder of edits and pictures; what is there is not made again."""
-    json: bool = False
+    json: Json = False
     """Print the result as JSON."""
 
 
-def study(args: list[str]) -> int:
-    """``efface study NAME``."""
-    if not args:
-        show([[n, s.about] for n, s in STUDIES.items()], ["study", "question"])
+def command(args: list[str]) -> int:
+    """``efface study NAME``.
+
+    A model must bring its ``concepts.json``, ``protocol.json`` and ``judge``.
+    """
+    o = parsed(Options, args, "efface study")
+    if not o.name:
+        about = {n: s.about for n, s in STUDIES.items()}
+        print(json.dumps(about, indent=1)) if o.json else show(
+            list(about.items()), ["study", "question"]
+        )
         return 0
-    o = parsed(StudyOptions, args, "efface study")
     chosen = pick(STUDIES, o.name, "study")
-    try:
-        o.out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"cannot make {str(o.out)!r}: {e.strerror}.") from None
-    found = chosen.run(Lab(o.work, o.model))
+    makeable(o.out)
+    makeable(o.work)
+    found = chosen.run(Lab(o.work, opened(o.opening)))
+    make_folder(o.out)
     text, svg = json.dumps(found) + "\n", chosen.figure(found)
     write_text(o.out / f"{o.name}.json", text)
     write_text(o.out / f"{o.name}.svg", svg)

@@ -22,7 +22,9 @@ from efface.training import EDIT, Method, Run, provenance
 class Lab:
     """Edits and pictures of a study, made where they are missing."""
 
-    def __init__(self, folder: Path, model: str = "emoji", progress: bool = True) -> None:
+    def __init__(
+        self, folder: Path, model: str | DiffusionModel = "emoji", progress: bool = True
+    ) -> None:
         self.folder, self.progress = folder, progress
         self.model = load(model)
         self.protocol = own_protocol(self.model)

@@ -1,0 +1,50 @@
+"""``efface merge``: a whole model with an edit in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from efface.cli.opening import Base, OfBase, opened
+from efface.cli.runfolder import scores_of
+from efface.cli.terminal import Edited, Place, new, output, parsed
+from efface.edits.edit import Edit
+from efface.edits.ledger import note_merged
+from efface.edits.merge import merge, merge_single
+from efface.reporting.card import card
+
+
+@dataclass(frozen=True)
+class Options:
+    """An edit, and where the whole model goes."""
+
+    edit: Edited
+    """A run's folder or an edit file."""
+    where: Annotated[
+        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OUT", help_behavior_hint="")
+    ] = None
+    """The diffusers folder to be written, or, ending in ``.safetensors``, one file in the original
+    layout for A1111 and ComfyUI; must not exist."""
+    out: Place = None
+    """The same as an option."""
+    base: OfBase = Base()
+
+
+def command(args: list[str]) -> int:
+    """``efface merge EDIT OUT``."""
+    o = parsed(Options, args, "efface merge")
+    edit, out = Edit.load(o.edit), output(o.where, o.out)
+    single = out.suffix == ".safetensors"
+    new(out, "file" if single else "folder")
+    found = scores_of(o.edit)
+    model = opened(o.base, edit, device="cpu")
+    if single:
+        print(merge_single(model, edit, out))
+    else:
+        merge(model, edit, out, card(edit, found))
+        note_merged(out, model, edit, found)
+        print(out)
+    return 0
