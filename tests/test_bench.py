@@ -287,7 +287,7 @@ def test_the_command_refuses_what_it_does_not_know(protocol, capsys):
     for args, message in (
         (["emoji-objects", "--method", "esdd"], "unknown method of the benchmark 'esdd'"),
         (["emoji-objects", "--split", "9"], "unknown split '9'"),
-        (["emoji-objects", "--seeds", "0"], "got 0 seeds"),
+        (["emoji-objects", "--seeds", "0"], "got 0 for seeds"),
         (["emoji"], "unknown protocol"),
     ):
         assert main(["bench", *args]) == 2

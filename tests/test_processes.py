@@ -60,7 +60,7 @@ def test_accelerate_launches_the_command_line(tiny_folder, tmp_path):
     from efface.edits.edit import Edit
 
     args = ["-m", "efface", "erase", "esd", "--concept", "church", "--model", str(tiny_folder)]
-    args += ["--tuning.updates", "3", "--tuning.batch", "1", "--tuning.accumulate", "2"]
+    args += ["--updates", "3", "--batch", "1", "--accumulate", "2"]
     args += ["--latents.ddim-steps", "2", "--latents.trajectories", "1", "--no-picture"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     many = subprocess.run(

@@ -23,7 +23,11 @@ from efface.training.joint import jointly
 class Options:
     """Edits, and where the one that they become goes."""
 
-    edits: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ()
+    edits: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN RUN …", help_behavior_hint=""),
+    ] = ()
     """Two or more run folders or edit files, of one base model."""
     out: Path = Path("combined.safetensors")
     """The edit file to be written; must not exist."""

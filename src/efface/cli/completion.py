@@ -1,4 +1,4 @@
-"""``efface --print-completion bash|zsh``: what a shell completes, made from the commands' options."""
+"""``efface --print-completion bash|zsh``: what a shell completes, from the commands' options."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def script(shell: str) -> str:
 
 def words(cls: Any) -> str:
     """Every option of a command, those of all its kinds, and the kinds."""
-    kinds = list(dict.fromkeys(re.findall(r"[a-z]+:[a-z0-9-]+", helped(cls, [], "efface"))))
-    kinds = [k for k in kinds if f"• {k}" in helped(cls, [], "efface")]
-    every = [f for k in [[], *([k] for k in kinds)] for f in flags(cls, k, "efface")]
+    plain = helped(cls, [], "efface")
+    kinds = re.findall(r"• ([a-z]+:[a-z0-9-]+)", plain)
+    every = [
+        f for said in (plain, *(helped(cls, [k], "efface") for k in kinds)) for f in flags(said)
+    ]
     return " ".join(dict.fromkeys([*every, *kinds]))

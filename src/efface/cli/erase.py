@@ -33,7 +33,9 @@ class Erase:
     """What is common to all methods."""
 
     concepts: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CONCEPT")
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="CONCEPT …", help_behavior_hint=""),
     ] = ()
     """What to erase: a name, ``name -> anchor``, or ``name | synonym, synonym``."""
     concept: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CONCEPT")] = ()
@@ -100,7 +102,7 @@ def options(name: str, start: Any) -> Any:
         ],
         frozen=True,
     )
-    made.__doc__ = type(start).__doc__
+    made.__doc__ = first_line(start)
     return made
 
 
@@ -144,8 +146,8 @@ def wanted_concepts(o: Erase) -> list[Concept]:
     found += [parse(text) for text in (*o.concepts, *o.concept)]
     if not found:
         raise UserError(
-            "no concept to erase; name it: efface erase METHOD church "
-            "(again for more), or give --concepts-file FILE."
+            "no concept to erase; give --concept NAME (again for more), the name alone, or "
+            "--concepts-file FILE."
         )
     if o.anchor:
         found = [dataclasses.replace(c, anchor=c.anchor or o.anchor) for c in found]
@@ -198,8 +200,9 @@ def result(
     o: Erase,
     out: Path,
 ) -> dict[str, Any]:
-    """What came out, as JSON; draws the picture."""
-    cost = {**edit.meta["cost"], "seconds": runfolder.record(out).get("seconds", 0.0)}
+    """What came out, as JSON; draws the picture where it is missing."""
+    had, path = runfolder.record(out), out / "before-after.png"
+    cost = {**edit.meta["cost"], "seconds": had.get("seconds", 0.0)}
     found: dict[str, Any] = {
         "run": str(out),
         "edit": str(out / EDIT),
@@ -207,9 +210,11 @@ def result(
         "cost": cost,
     }
     if o.picture:
-        hurt = most_moved(model, edit, concepts, getattr(method, "vocabulary", "") or "auto")
-        names = [c.name for c in concepts]
-        path = before_after(model, edit, names, list(hurt), out / "before-after.png")
+        hurt = had.get("moved_most")
+        if hurt is None or not path.exists():
+            hurt = most_moved(model, edit, concepts, getattr(method, "vocabulary", "") or "auto")
+            before_after(model, edit, [c.name for c in concepts], list(hurt), path)
+            runfolder.keep(out, {**had, "moved_most": hurt})
         found |= {"moved_most": hurt, "picture": str(path)}
     return found
 

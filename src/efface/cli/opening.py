@@ -36,7 +36,7 @@ class Opening(Base):
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE", help_behavior_hint="")] = None
     """A torch device. Default: the best there is."""
     size: Annotated[int, Range(0, 8192), tyro.conf.arg(help_behavior_hint="")] = 0
-    """Side of a picture in pixels, 0 to 8,192. 0, the default: what the model was made for."""
+    """Side of a picture in pixels, 0 to 8192. 0, the default: what the model was made for."""
 
 
 OfModel = Annotated[Opening, tyro.conf.arg(name="")]
@@ -80,9 +80,9 @@ def opened(o: Base, edit: Edit | None = None, tell: bool = True, **how: Any) -> 
     except UserError as e:
         if o.model or edit is None or not missing:
             raise
+        why = "is not there" if Path(name).is_absolute() else f"is not found ({e})"
         raise UserError(
-            f"the model that the edit was made for is not found: {str(e).rstrip('.')}; "
-            "say where it is by --model."
+            f"the model that the edit was made for, {name!r}, {why}: say where it is by --model."
         ) from None
 
 

@@ -20,7 +20,7 @@ class Options:
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """A diffusers folder that edits were applied to."""
     edit: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="EDIT", help_behavior_hint="")
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="[EDIT]", help_behavior_hint="")
     ] = ""
     """Digest of an edit in its ``erasures.json``, or the beginning of one. Default: all."""
     json: Json = False

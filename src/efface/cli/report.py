@@ -26,13 +26,17 @@ from efface.storage import write_text
 class Options:
     """Which runs, and where the page goes."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ()
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN …", help_behavior_hint=""),
+    ] = ()
     """Folders of runs, each with its edit."""
     out: Place = None
     """The page. Default: report.html in the first run's folder."""
     opening: OfModel = Opening()
     pictures: Annotated[int, Range(1, 10_000)] = 4
-    """Pictures of each concept that are scored, 1 to 10,000, seeds from 0 on; missing ones are
+    """Pictures of each concept that are scored, 1 to 10000, seeds from 0 on; missing ones are
     made."""
     json: Json = False
     """Print where the page is as JSON."""

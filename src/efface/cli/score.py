@@ -30,24 +30,24 @@ from efface.storage import cache_folder, write_text
 class Options:
     """What is scored, and how."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = "unedited"
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = "unedited"
     """A run's folder, an edit file, or ``unedited`` for the base model."""
     opening: OfModel = Opening()
     pictures: Annotated[int, Range(1, 10_000)] = 4
-    """Pictures of each concept, 1 to 10,000; seeds from 0 on."""
+    """Pictures of each concept, 1 to 10000; seeds from 0 on."""
     concept: tuple[str, ...] = ()
     """Score only these preserved concepts (again for more). Default: all that the judge knows."""
     steps: Annotated[
         int | None, Range(1, 10_000), tyro.conf.arg(metavar="INT", help_behavior_hint="")
     ] = None
-    """Sampling steps, 1 to 10,000. Default: the protocol's, or the model's."""
+    """Sampling steps, 1 to 10000. Default: the protocol's, or the model's."""
     protocol: Text = ""
     """A shipped protocol, or a JSON file; one whose prompts come from a file needs --prompts.
     Default: the one in the model's folder, or emoji-objects."""
     prompts: Place = None
     """A CSV of prompts and seeds, or a wheel or zip file that holds the protocol's."""
-    limit: Annotated[int, Range(0, 10**9), tyro.conf.arg(help_behavior_hint="")] = 0
-    """Only so many prompts of the file, the first, 0 to 1,000,000,000. 0, the default: all."""
+    limit: Annotated[int, Range(0), tyro.conf.arg(help_behavior_hint="")] = 0
+    """Only so many prompts of the file, the first, 0 or more. 0, the default: all."""
     clip: Text = ""
     """A CLIP for the CLIP score of a protocol with --prompts, by path or hub id. Default: the
     shipped tiny one, for emoji."""

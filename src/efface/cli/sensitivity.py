@@ -46,7 +46,9 @@ MANY = 2000
 class Options:
     """Of which edit, by which instruments, over which words."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
+    run: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")
+    ] = ""
     """A run's folder or an edit file. Without one, name what you mean to erase by --concept: a
     cheap proxy edit then says what will be harmed."""
     concept: tuple[str, ...] = ()
@@ -63,13 +65,13 @@ class Options:
     vocabulary: str = "auto"
     """Which words: auto, names, tags, tokens, or the path of a word list."""
     latents: Annotated[int, Range(1, 1000)] = 8
-    """prediction: latents that all words share, 1 to 1,000."""
+    """prediction: latents that all words share, 1 to 1000."""
     pictures: Annotated[int, Range(1, 10_000)] = 4
-    """picture: pictures of each word, 1 to 10,000, before and after; seeds from 0 on."""
+    """picture: pictures of each word, 1 to 10000, before and after; seeds from 0 on."""
     clip: Text = ""
     """picture: a CLIP by path or hub id. Default: the shipped tiny one, for emoji."""
     top: Annotated[int, Range(1, 10**6)] = 20
-    """Words in the table, 1 to 1,000,000."""
+    """Words in the table, 1 to 1000000."""
     opening: OfModel = Opening()
     out: Place = None
     """Folder of sensitivity.json and sensitivity.svg. Default: the run's folder."""

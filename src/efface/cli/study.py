@@ -21,7 +21,7 @@ class Options:
     """Which study, and where its result goes."""
 
     name: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help_behavior_hint="")
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="[STUDY]", help_behavior_hint="")
     ] = ""
     """One of those that are listed without a name."""
     out: Path = Path("studies")

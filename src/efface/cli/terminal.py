@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import wrap
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -34,6 +37,8 @@ Place = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint=
 Text = Annotated[str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 """A text whose default the help says in words."""
 
+RULE = re.compile(r"\s*[─╰-]{2}|Got errors")
+"""What ends a part of tyro's boxes, on any terminal."""
 CONFIG = (tyro.conf.UseAppendAction, tyro.conf.CascadeSubcommandArgs)
 
 
@@ -55,7 +60,9 @@ def parsed(cls: type[T], args: Sequence[str], prog: str, default: T | None = Non
             raise
         raise UserError(refusal(told.getvalue(), args, prog)) from None
     if unknown:
-        raise UserError(stray(unknown, flags(cls, args, prog, **extra), prog))
+        kinds = [a for a in args if re.fullmatch(r"[a-z]+:[a-z0-9-]+", a)]
+        said = helped(cls, kinds, prog, **extra) or helped(cls, [], prog, **extra)
+        raise UserError(stray(unknown, flags(said), prog))
     check_ranges(found)
     return found  # type: ignore[no-any-return]
 
@@ -68,11 +75,9 @@ def helped(cls: type[Any], args: Sequence[str], prog: str, **extra: Any) -> str:
     return told.getvalue()
 
 
-def flags(cls: type[Any], args: Sequence[str], prog: str, **extra: Any) -> list[str]:
-    """Every option of a command, with those of the kinds that were chosen."""
-    kinds = [a for a in args if re.fullmatch(r"[a-z]+:[a-z0-9-]+", a)]
-    told = helped(cls, kinds, prog, **extra) or helped(cls, [], prog, **extra)
-    return list(dict.fromkeys(re.findall(r"(?<=[ │(])--[a-z][\w-]*(?:\.[\w-]+)*", told)))
+def flags(said: str) -> list[str]:
+    """Every option that a help text names."""
+    return list(dict.fromkeys(re.findall(r"(?<=[ │|(])--[a-z][\w-]*(?:\.[\w-]+)*", said)))
 
 
 def stray(unknown: Sequence[str], known: Sequence[str], prog: str) -> str:
@@ -87,21 +92,24 @@ def stray(unknown: Sequence[str], known: Sequence[str], prog: str) -> str:
 
 def refusal(told: str, args: Sequence[str], prog: str) -> str:
     """What tyro says in a box, in one line: without the frame, and without its help."""
-    lines = [re.sub(r"^\W*[│|] ?|\s*[│|]\s*$", "", x) for x in told.splitlines()[1:]]
-    head: list[str] = []
-    for line in lines:
-        if head and re.match(r"\s*([─-]{3}|Got errors)", line):
-            break
-        head += line.split()
-    said = " ".join(head).rstrip(".")
+    lines = [re.sub(r"^[│| ] ?|\s*[│|]?\s*$", "", x) for x in told.splitlines()[1:]]
+    blocks = [list(b) for rule, b in groupby(lines, lambda x: bool(RULE.match(x))) if not rule]
+    head = blocks[0] if blocks else []
+    if head and head[0].startswith("Missing from"):
+        missing = ", ".join(x.strip() for x in head[1:] if re.match(r" {4}\S", x))
+        return f"{missing} is missing; {prog} --help says what can be given."
+    said = " ".join(" ".join(head).split()).rstrip(".")
+    lone = re.match(r"Missing value for argument '(--[\w.-]+)'", said)
+    if lone is not None:
+        return f"{lone[1]} needs a value; {prog} --help says which."
     wrong = re.match(r"Error parsing (--[\w.-]+)", said)
     if wrong is None:
         return f"{said}; {prog} --help says more."
-    flag = wrong[1].split("/")[0]
+    flag = wrong[1]
     value = next((b for a, b in pairwise(args) if a == flag), "")
     value = next((a.partition("=")[2] for a in args if a.startswith(f"{flag}=")), value)
     for name, kind in (("int", "a whole number"), ("float", "a number")):
-        if re.search(rf"class '{name}'|{name}\(\)|to {name}", " ".join(lines)):
+        if re.search(rf"class '{name}'|{name}\(\)|to {name}", told):
             return f"got {value!r} for {flag}; {kind} is needed."
     return f"got {value!r} for {flag}: {said.partition(': ')[2]}; {prog} --help says more."
 
@@ -143,11 +151,16 @@ def output(where: Path | None, out: Path | None) -> Path:
 
 
 def show(rows: Sequence[Sequence[str]], head: Sequence[str]) -> None:
-    """A table on stdout."""
+    """A table on stdout; on a terminal its last column is folded to fit."""
     cells = [list(head), *[[visible(str(c)) for c in r] for r in rows]]
     wide = [max(len(r[i]) for r in cells) for i in range(len(head))]
+    room = get_terminal_size().columns - sum(wide[:-1]) - 2 * len(wide[:-1])
+    if sys.stdout.isatty() and 20 <= room < wide[-1]:
+        wide[-1] = room
     for k, row in enumerate(cells):
-        print("  ".join(c.ljust(w) for c, w in zip(row, wide, strict=True)).rstrip())
+        folded = wrap(row[-1], wide[-1]) or [""]
+        for some in ([*row[:-1], folded[0]], *[["" for _ in row[:-1]] + [x] for x in folded[1:]]):
+            print("  ".join(c.ljust(w) for c, w in zip(some, wide, strict=True)).rstrip())
         if k == 0:
             print("  ".join("-" * w for w in wide))
 

@@ -20,12 +20,12 @@ from efface.vocabulary import load as load_vocabulary
 class Options:
     """Which words."""
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORDS")] = "auto"
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[WORDS]")] = "auto"
     """auto, names, tags, tokens, or a word list file."""
     concept: tuple[str, ...] = ()
     """Leave out what asks for this concept, and list the nearest to the first one."""
-    nearest: Annotated[int, Range(0, 10**9)] = 20
-    """How many are listed, 0 to 1,000,000,000; 0: all."""
+    nearest: Annotated[int, Range(0)] = 20
+    """How many are listed, 0 or more; 0: all."""
     opening: OfModel = Opening()
     json: Json = False
     """Print the result as JSON."""
