@@ -14,7 +14,7 @@ from efface.settings import Range, check_ranges, ranges
 @dataclass(frozen=True)
 class Numbers:
     count: Annotated[int, Range(1, 1000)] = 1
-    scale: Annotated[float, Range(0.0)] = 0.0
+    scale: Annotated[float, Range(0)] = 0.0
     rate: Annotated[float, Range(0, 1, open_low=True)] = 0.5
     steps: Annotated[int | None, Range(1)] = None
     many: tuple[Annotated[int, Range(0, 9)], ...] = ()
