@@ -39,8 +39,8 @@ INF = float("inf")
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"count": 0}, "got 0 for count; 1 to 1000 is needed."),
-        ({"count": 1001}, "got 1001 for count; 1 to 1000 is needed."),
+        ({"count": 0}, "got 0 for count; 1 to 1,000 is needed."),
+        ({"count": 1001}, "got 1001 for count; 1 to 1,000 is needed."),
         ({"count": True}, "got True for count"),
         ({"count": "3"}, "got 3 for count"),
         ({"scale": -0.1}, "got -0.1 for scale; 0 or more is needed."),

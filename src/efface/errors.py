@@ -32,7 +32,7 @@ def pick(table: Mapping[str, T], name: str, what: str) -> T:
     raise UserError(f"unknown {what} {name!r}{hint} Known: {', '.join(known[:20])}{more}.")
 
 
-def visible(text: str) -> str:
+def escaped(text: str) -> str:
     """A text for one line of a terminal or a picture, in which nothing hides.
 
     Control characters, marks that turn the reading direction, and characters without a meaning are

@@ -29,10 +29,10 @@ class Options:
     split: tuple[str, ...] = ()
     """One of the protocol's splits (again for more). Default: the first."""
     seeds: Annotated[int, Range(1, 1000)] = 3
-    """How many seeds of each cell, 1 to 1000: from 0 on."""
+    """How many seeds of each cell, 1 to 1,000: from 0 on."""
     base: OfBase = Base()
     updates: Annotated[int, Range(1, 10**7)] = 400
-    """Weight updates of every fine-tuned method, 1 to 10000000."""
+    """Weight updates of every fine-tuned method, 1 to 10,000,000."""
     out: Path = Path("bench/results")
     """Folder of the results, a JSON a cell; a cell that is there is not run again."""
     work: Path = Path("runs/bench")

@@ -8,11 +8,12 @@ from typing import Annotated
 
 from efface.cli.erase import Erase, run_erase
 from efface.cli.opening import DEFAULT, Opening
-from efface.cli.score import print_scores, scored
+from efface.cli.score import print_scores
 from efface.cli.terminal import parsed
 from efface.edits.edit import Edit
 from efface.evaluation.evaluate import OBJECTS
 from efface.evaluation.protocols import load as load_protocol
+from efface.evaluation.scoring import ask, scored
 from efface.methods.ap import AP
 from efface.models import load
 from efface.settings import Range
@@ -27,9 +28,9 @@ class Options:
     concept: str = "beer mug"
     """One of the shipped model's concepts."""
     updates: Annotated[int, Range(1, 1_000_000)] = 150
-    """Weight updates, 1 to 1000000."""
+    """Weight updates, 1 to 1,000,000."""
     pictures: Annotated[int, Range(1, 10_000)] = 4
-    """Pictures of each concept that are scored, 1 to 10000, before and after; seeds from 0 on."""
+    """Pictures of each concept that are scored, 1 to 10,000, before and after; seeds from 0 on."""
     out: Path = Path("runs/demo")
     """The run's folder."""
 
@@ -44,12 +45,13 @@ def command(args: list[str]) -> int:
     run_erase(method, erase, ["efface", "demo", *args])
     edit, model = Edit.load(o.out), load(DEFAULT)
     names = brought(ASSETS / "emoji", "emoji", "names").words
-    others = [*near, *[n for n in names[::8] if n != o.concept]]
-    found = scored(model, edit, [o.concept], others, o.pictures, None, o.out / "samples")
+    others = dict.fromkeys([*near, *[n for n in names[::8] if n != o.concept]])
+    question = ask(model, pictures=o.pictures, concepts=tuple(others))
+    found = scored(model, edit, question, o.out)
     print(
         "\nESR: pictures without the erased concept. "
         "PSR: pictures that still show what they should."
     )
-    print_scores(found)
+    print_scores(found.to_json())
     print(f"\nLook at {o.out / 'before-after.png'} (above: before, below: after, same seeds).")
     return 0

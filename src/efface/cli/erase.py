@@ -17,7 +17,7 @@ from efface.cli import runfolder
 from efface.cli.opening import OfModel, Opening, opened
 from efface.cli.terminal import Flag, Json, Place, Text, first_line, parsed, show
 from efface.cli.watching import watcher
-from efface.concepts import Concept, check_keep, parse, read
+from efface.concepts import Concept, check, parse, read
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
 from efface.evaluation.sensitivity import prediction
@@ -161,8 +161,7 @@ def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
         command: what was typed, for the record.
     """
     rank, _ = join()  # before the model is loaded: each process has a device of its own
-    concepts = wanted_concepts(o)
-    check_keep(concepts, method.keep)
+    concepts, _ = check(wanted_concepts(o), method.keep)
     out = runfolder.folder_for(o.out, method.name, concepts)
     watch = watcher(o.log, method, out / "tensorboard") if rank == 0 else None
     how = {"quantise": o.quantise}

@@ -30,15 +30,15 @@ class Options:
     """A run's folder or an edit file."""
     opening: OfModel = Opening()
     seeds: Annotated[int, Range(1, 100_000)] = 1
-    """How many pictures of each prompt, 1 to 100000: seeds from 0 on."""
+    """How many pictures of each prompt, 1 to 100,000: seeds from 0 on."""
     steps: Annotated[
         int | None, Range(1, 10_000), tyro.conf.arg(metavar="INT", help_behavior_hint="")
     ] = None
-    """Sampling steps, 1 to 10000. Default: the model's."""
+    """Sampling steps, 1 to 10,000. Default: the model's."""
     guidance: Annotated[
         float | None, Range(0, 1000), tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")
     ] = None
-    """Scale of classifier-free guidance, 0 to 1000. Default: the model's."""
+    """Scale of classifier-free guidance, 0 to 1,000. Default: the model's."""
     json: Json = False
     """Print the result as JSON."""
 

@@ -31,7 +31,7 @@ class Options:
     out: Place = None
     """The same as an option."""
     rank: Annotated[int, Range(1, 10_000)] = 16
-    """Rank of the LoRA, 1 to 10000: exact where the edit's changes have no higher one."""
+    """Rank of the LoRA, 1 to 10,000: exact where the edit's changes have no higher one."""
     form: Annotated[str, tyro.conf.arg(metavar="{peft,kohya}")] = "peft"
     """Key names: peft (diffusers), or kohya (A1111, ComfyUI, diffusers)."""
     allow_error: Annotated[float, Range(0, 1)] = 0.1

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from efface.errors import UserError, pick, visible
+from efface.errors import UserError, escaped, pick
 
 ABOUT = {
     "demo": "erase one concept from the shipped model, and show it (a few minutes)",
@@ -94,7 +94,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _failed(why: str, code: int) -> int:
-    print(f"efface: error: {visible(why)}", file=sys.stderr)
+    print(f"efface: error: {escaped(why)}", file=sys.stderr)
     return code
 
 
@@ -107,7 +107,7 @@ def _unplug() -> None:
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     from tqdm import tqdm
 
-    line = f"efface: warning: {visible(str(message))}"
+    line = f"efface: warning: {escaped(str(message))}"
     tqdm.write(line, file=sys.stderr)  # on a line of its own, above a bar
 
 

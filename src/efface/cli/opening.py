@@ -36,7 +36,7 @@ class Opening(Base):
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE", help_behavior_hint="")] = None
     """A torch device. Default: the best there is."""
     size: Annotated[int, Range(0, 8192), tyro.conf.arg(help_behavior_hint="")] = 0
-    """Side of a picture in pixels, 0 to 8192. 0, the default: what the model was made for."""
+    """Side of a picture in pixels, 0 to 8,192. 0, the default: what the model was made for."""
 
 
 OfModel = Annotated[Opening, tyro.conf.arg(name="")]

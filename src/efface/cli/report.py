@@ -10,15 +10,15 @@ from typing import Annotated, Any
 
 import tyro
 
-import efface.cli.score as scoring
-from efface.cli import runfolder
 from efface.cli.opening import OfModel, Opening, opened
+from efface.cli.score import keep
 from efface.cli.terminal import Json, Place, makeable, parsed
 from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.evaluation.evaluate import unedited_folder
+from efface.evaluation.evaluate import samples_folder, unedited_folder
+from efface.evaluation.scoring import PICTURES, ask, scored
 from efface.reporting.page import page, run_part
-from efface.settings import Range
+from efface.settings import Range, read_json
 from efface.storage import write_text
 
 
@@ -35,8 +35,8 @@ class Options:
     out: Place = None
     """The page. Default: report.html in the first run's folder."""
     opening: OfModel = Opening()
-    pictures: Annotated[int, Range(1, 10_000)] = 4
-    """Pictures of each concept that are scored, 1 to 10000, seeds from 0 on; missing ones are
+    pictures: Annotated[int, Range(1, 10_000)] = PICTURES
+    """Pictures of each concept that are scored, 1 to 10,000, seeds from 0 on; missing ones are
     made."""
     json: Json = False
     """Print where the page is as JSON."""
@@ -62,38 +62,20 @@ def command(args: list[str]) -> int:
 def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     """What the page says of a run, by the protocol of its own model; scores what is missing."""
     model = opened(o.opening, edit)
-    edit.check(model)
-    protocol = scoring.protocol_for(model)
     erased = [c["name"] for c in edit.meta["concepts"]]
-    where = scoring.question(o.opening, None, "")
-    samples = scoring.folder_of(str(folder), edit, where)
-    assert samples is not None
-    found = scoring.scored(model, edit, erased, (), o.pictures, None, samples, protocol)
-    scoring.keep(str(folder), edit, where, found)
-    folders = (unedited_folder(model, protocol), samples)
+    question = ask(model, pictures=o.pictures)
+    protocol, answer = question.protocol, scored(model, edit, question, folder)
+    kept, found = keep(answer, question, folder, o.opening), answer.to_json()
+    folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
     title = f"{edit.meta['method']}: {', '.join(erased)}"
     again = commands(folder, o.pictures)
-    more = others(folder, folder / f"scores{where}.json")
+    others = [read_json(p, "scores") for p in sorted(folder.glob("scores-*.json")) if p != kept]
+    more = [told for told in others if "scores" in told]  # of prompts from a file
     sense = None
     if (folder / "sensitivity.json").exists():
-        told = runfolder.read(folder / "sensitivity.json")
+        told = read_json(folder / "sensitivity.json", "sensitivity")
         sense = (told, folder / "sensitivity.svg")
     return run_part(title, edit, found, folders, protocol, again, more, sense)
-
-
-def others(folder: Path, own: Path) -> list[dict[str, Any]]:
-    """What other questions gave, as the page shows it: a judge's scores beside measured ones."""
-    found = [runfolder.read(p) for p in sorted(folder.glob("scores-*.json")) if p != own]
-    return [
-        x if "scores" in x else {**x, "prompts": said(x), "scores": x["edited"]}
-        for x in found
-        if "scores" in x or "edited" in x
-    ]
-
-
-def said(found: dict[str, Any]) -> int:
-    """Pictures behind a judge's scores."""
-    return int(found["pictures"]) * len(found["concepts"])
 
 
 def commands(folder: Path, pictures: int) -> list[str]:

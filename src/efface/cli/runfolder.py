@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,19 +15,12 @@ from efface.cli.terminal import makeable
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.names import slug
+from efface.settings import read_json
 from efface.storage import VERSION, write_text
 from efface.training import EDIT
 
 RECORD = "run.json"
-LONGEST = 60
-"""Bytes of the concepts in a folder's name; file systems allow 255 in all."""
-
-
-def slug(names: Sequence[str]) -> str:
-    """Names as a file name: letters, digits, ``_`` and ``-`` only, at most 60 bytes."""
-    text = "-".join(unicodedata.normalize("NFC", n).replace(" ", "_") for n in names)
-    plain = "".join(c if c.isalnum() or c in "_-" else "_" for c in text)
-    return plain.encode()[:LONGEST].decode(errors="ignore")
 
 
 def folder_for(out: Path | None, method: str, concepts: Sequence[Concept]) -> Path:
@@ -148,22 +140,9 @@ def scores_of(path: Path) -> dict[str, Any] | None:
         UserError: it is damaged.
     """
     scores = (path if path.is_dir() else path.parent) / "scores.json"
-    return read(scores) if scores.exists() else None
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file that another command wrote.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf8"))
-        if isinstance(found, dict):
-            return found
-        why = f"a {type(found).__name__}, no object"
-    except (OSError, ValueError) as e:
-        why = str(e)
-    raise UserError(
-        f"cannot read {str(path)!r}: {why}; delete it, and make it again by its command."
-    )
+    if not scores.exists():
+        return None
+    found = read_json(scores, "scores")
+    if not isinstance(found, dict):
+        raise UserError(f"{str(scores)!r} holds no scores; delete it, and run efface score again.")
+    return found

@@ -13,21 +13,16 @@ import torch
 import tyro
 
 from efface.cli.opening import OfModel, Opening, opened
-from efface.cli.score import folder_of, protocol_for, question
 from efface.cli.terminal import Json, Place, Text, makeable, parsed, show
 from efface.concepts import Concept, parse
 from efface.edits.edit import Edit
-from efface.errors import UserError, pick, visible
-from efface.evaluation.evaluate import pictures, unedited_folder
-from efface.evaluation.samples import generate
+from efface.errors import UserError, escaped, pick
 from efface.evaluation.sensitivity import (
     INSTRUMENTS,
     PROXIES,
+    Look,
     Moved,
     agreement,
-    closed_form,
-    picture,
-    prediction,
     suggested,
     text_states,
 )
@@ -65,13 +60,13 @@ class Options:
     vocabulary: str = "auto"
     """Which words: auto, names, tags, tokens, or the path of a word list."""
     latents: Annotated[int, Range(1, 1000)] = 8
-    """prediction: latents that all words share, 1 to 1000."""
+    """prediction: latents that all words share, 1 to 1,000."""
     pictures: Annotated[int, Range(1, 10_000)] = 4
-    """picture: pictures of each word, 1 to 10000, before and after; seeds from 0 on."""
+    """picture: pictures of each word, 1 to 10,000, before and after; seeds from 0 on."""
     clip: Text = ""
-    """picture: a CLIP by path or hub id. Default: the shipped tiny one, for emoji."""
+    """picture: a CLIP by path or hub id. Default: the shipped one, for the shipped model only."""
     top: Annotated[int, Range(1, 10**6)] = 20
-    """Words in the table, 1 to 1000000."""
+    """Words in the table, 1 to 1,000,000."""
     opening: OfModel = Opening()
     out: Place = None
     """Folder of sensitivity.json and sensitivity.svg. Default: the run's folder."""
@@ -153,22 +148,13 @@ def instruments(o: Options, model: DiffusionModel, edit: Edit, words: int) -> Se
 
 def looked(name: str, o: Options, model: DiffusionModel, edit: Edit, words: Vocabulary) -> Moved:
     """What one instrument says."""
-    if name == "prediction":
-        return prediction(model, edit, words.words, o.latents)
-    if name == "closed-form":
-        return closed_form(model, edit, words.words, cache_folder())
-    protocol = protocol_for(model)
-    wanted = pictures(protocol, words.words, range(o.pictures))
-    where = question(o.opening, None, "")
-    folder = folder_of(o.run, edit, where)
-    how = {"steps": protocol.steps, "guidance": protocol.guidance}
-    before = generate(model, wanted, unedited_folder(model, protocol), None, **how)  # type: ignore[arg-type]
-    return picture(before, generate(model, wanted, folder, edit, **how), o.clip)  # type: ignore[arg-type]
+    home = Path(o.run) if o.run and Path(o.run).is_dir() else None
+    return INSTRUMENTS[name](Look(model, edit, words.words, o.latents, o.pictures, home, o.clip))
 
 
 def named(concepts: Sequence[Concept]) -> str:
     """The erased concepts in words."""
-    return visible(", ".join(c.name for c in concepts))
+    return escaped(", ".join(c.name for c in concepts))
 
 
 @torch.no_grad()
@@ -236,5 +222,5 @@ def tell(found: Sequence[Moved], told: dict[str, Any], top: int) -> None:
     when = "will be" if told["before_the_edit"] else "is"
     flags = " ".join(f"--keep {shlex.quote(w)}" for w in told["keep"])
     if told["keep"]:
-        worst = visible(", ".join(told["keep"]))
-        print(f"Harmed most {when}: {worst}. To protect them: {visible(flags)}")
+        worst = escaped(", ".join(told["keep"]))
+        print(f"Harmed most {when}: {worst}. To protect them: {escaped(flags)}")

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from transformers.utils import logging as quiet
 
-from efface.errors import UserError, visible
+from efface.errors import UserError, escaped
 from efface.settings import check_ranges
 
 T = TypeVar("T")
@@ -63,7 +64,9 @@ def parsed(cls: type[T], args: Sequence[str], prog: str, default: T | None = Non
         kinds = [a for a in args if re.fullmatch(r"[a-z]+:[a-z0-9-]+", a)]
         said = helped(cls, kinds, prog, **extra) or helped(cls, [], prog, **extra)
         raise UserError(stray(unknown, flags(said), prog))
-    check_ranges(found)
+    for part in (found, *(getattr(found, f.name) for f in fields(found))):
+        if is_dataclass(part):
+            check_ranges(part)
     return found  # type: ignore[no-any-return]
 
 
@@ -152,7 +155,7 @@ def output(where: Path | None, out: Path | None) -> Path:
 
 def show(rows: Sequence[Sequence[str]], head: Sequence[str]) -> None:
     """A table on stdout; on a terminal its last column is folded to fit."""
-    cells = [list(head), *[[visible(str(c)) for c in r] for r in rows]]
+    cells = [list(head), *[[escaped(str(c)) for c in r] for r in rows]]
     wide = [max(len(r[i]) for r in cells) for i in range(len(head))]
     room = get_terminal_size().columns - sum(wide[:-1]) - 2 * len(wide[:-1])
     if sys.stdout.isatty() and 20 <= room < wide[-1]:

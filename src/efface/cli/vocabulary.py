@@ -11,7 +11,7 @@ import tyro
 from efface.cli.opening import OfModel, Opening, opened
 from efface.cli.terminal import Json, parsed
 from efface.concepts import parse
-from efface.errors import visible
+from efface.errors import escaped
 from efface.settings import Range
 from efface.vocabulary import load as load_vocabulary
 
@@ -42,6 +42,6 @@ def command(args: list[str]) -> int:
         words = words.pool(model, concepts[0], 0, most, "nearest")
     listed = words.words[:most]
     print(json.dumps({"source": words.source, "words": listed}, indent=1)) if o.json else print(
-        "\n".join(map(visible, listed))
+        "\n".join(map(escaped, listed))
     )
     return 0

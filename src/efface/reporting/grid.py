@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from efface.edits.edit import Edit
-from efface.errors import visible
+from efface.errors import escaped
 from efface.evaluation.samples import Wanted, draw
 from efface.models import DiffusionModel, to_image
 from efface.storage import write
@@ -61,7 +61,7 @@ def grid(
         x = left + CELL * k + (gap if k >= split else 0)
         if k % span == 0:
             room = CELL * span - 6
-            for i, line in enumerate(wrap(draw, visible(name), font, room)[:2]):
+            for i, line in enumerate(wrap(draw, escaped(name), font, room)[:2]):
                 draw.text((x, 28 + 15 * i), line, font=font, fill="black")
         for y, row in enumerate(rows):
             sheet.paste(
