@@ -250,7 +250,7 @@ def tell_memory(model: DiffusionModel, method: Any, o: Erase) -> None:
         or sum(p.numel() for p in model.parameters().values()) < LARGE
     ):
         return
-    rows = method.batch * (2 if hasattr(method, "preserve") or hasattr(method, "prior") else 1)
+    rows = method.rows
     found = plan(model, method.group, rows, method.rank, o.checkpointing, method.adam_8bit)
     how = [model.precision, *([model.quantised] if model.quantised else [])]
     how += ["checkpointing"] * o.checkpointing + ["8-bit Adam"] * method.adam_8bit
