@@ -1,13 +1,26 @@
-"""Numbers with their uncertainty."""
+"""Numbers with their uncertainty.
+
+An interval answers one of two questions, and the score says which in its ``over``:
+
+- *new pictures*: these concepts, drawn again (:func:`rate`). It counts pictures. Where pictures of
+  a concept resemble each other, as they do, it is wider than it need be.
+- *new concepts*, *new concepts and training seeds*: concepts like these, and the edit trained again
+  (:func:`concept_rate`, :func:`paired_difference`). It counts concepts; this is what a claim about
+  a method needs. :func:`grouped` is the same for numbers that are no rates.
+
+``bench/coverage.py`` measures how often each holds the truth; ``docs/intervals.md`` says it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
+
+from efface.intervals import limits, of_seeds, student, totals
 
 Z = 1.959964
 """Two-sided 95 % point of the normal distribution."""
@@ -18,27 +31,59 @@ class Score:
     """A value with its 95 % interval and the number of independent draws behind it."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    """None, as ``high``: the draws give no interval, as one concept gives none."""
+    high: float | None
     n: int
+    counts: str = "draws"
+    """What ``n`` counts."""
+    over: str = ""
+    """What would be new if all were done again; "" where an older file does not say."""
+
+    def __neg__(self) -> Score:
+        """The same of the opposite number."""
+        low, high = (None if x is None else -x for x in (self.high, self.low))
+        return replace(self, value=-self.value, low=low, high=high)
 
     def __str__(self) -> str:
         return self.said(1)
 
     def said(self, digits: int) -> str:
-        """Value and interval with so many digits."""
+        """Value and interval with so many digits; without an interval, the draws."""
+        if self.low is None or self.high is None:
+            return f"{self.value:.{digits}f} (n = {self.drawn})"
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
-    def to_json(self) -> dict[str, float | int]:
-        """The four numbers, rounded to what the interval carries."""
-        return {k: v if isinstance(v, int) else round(v, 4) for k, v in asdict(self).items()}
+    @property
+    def drawn(self) -> str:
+        """The number of draws in words: ``1 concept``."""
+        return f"{self.n} {self.counts.removesuffix('s') if self.n == 1 else self.counts}"
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval to draw in a figure: the value alone where there is none."""
+        if self.low is None or self.high is None:
+            return self.value, self.value
+        return self.low, self.high
+
+    def to_json(self) -> dict[str, float | int | str | None]:
+        """Its fields, the numbers rounded to what the interval carries."""
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def rate(hits: Sequence[bool] | Tensor) -> Score:
-    """A share in percent with its Wilson interval.
+def within(value: float, low: float, high: float, n: int, counts: str, over: str) -> Score:
+    """A score; without an interval where that has no width, as the draws show no spread."""
+    if not low < high:
+        return Score(value, None, None, n, counts, over)
+    return Score(value, low, high, n, counts, over)
+
+
+def rate(hits: Sequence[bool] | Tensor, counts: str = "pictures") -> Score:
+    """A share in percent with its Wilson interval, over new draws of the same kind.
 
     Args:
         hits: one truth value a draw, (N,).
+        counts: what a draw is.
 
     Raises:
         ValueError: no draws.
@@ -52,56 +97,100 @@ def rate(hits: Sequence[bool] | Tensor) -> Score:
     p = float(h.mean())
     middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
-    return Score(100 * p, 100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0), n)
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return Score(100 * p, 100 * low, 100 * high, n, counts, f"new {counts}")
 
 
-def resampled(values: Tensor, groups: Tensor, draws: int = 2000, seed: int = 0) -> Score:
-    """The mean of ``values`` with a bootstrap interval that draws whole groups.
-
-    Pictures of one prompt resemble each other; drawing prompts (groups) keeps the interval honest.
+def concept_rate(hits: Tensor, concepts: Tensor, runs: Tensor | None = None) -> Score:
+    """A share in percent with an interval over concepts, and training seeds, like these.
 
     Args:
-        values: (N,), in the unit of the result.
-        groups: (N,) integers, equal where draws belong together.
-        draws: bootstrap replicates.
+        hits: a truth value a picture, (N,).
+        concepts: (N,) integers, equal where the concept is.
+        runs: (N, 2) integers, the split and the training seed; without several seeds of a split
+            the interval is for this edit and others of the concepts' kind.
 
     Raises:
-        ValueError: no values.
+        ValueError: no pictures.
 
-    Source: Davison & Hinkley (1997), section 3.8 (cluster bootstrap), percentile interval.
+    Source: concepts by :func:`limits`; seeds added as squares (MOVER, Zou & Donner, Stat. Med. 27
+    (2008)).
     """
-    if values.numel() == 0:
-        raise ValueError("a mean over zero samples: generate some first.")
-    v = values.double()
-    _, index = groups.unique(return_inverse=True)
-    k = int(index.max()) + 1
-    total = torch.zeros(k, dtype=torch.float64).index_add_(0, index, v)
-    count = torch.zeros(k, dtype=torch.float64).index_add_(0, index, torch.ones_like(v))
-    g = torch.Generator().manual_seed(seed)
-    pick = torch.randint(0, k, (draws, k), generator=g)
-    means = total[pick].sum(1) / count[pick].sum(1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Score(float(v.mean()), low, high, k)
+    hits = torch.as_tensor(hits)
+    hit, n = totals(hits, concepts)
+    k, value = len(n), 100 * float(hit.sum() / n.sum())
+    half = of_seeds(100 * hits.double(), concepts, runs)
+    over = "new concepts" if half is None else "new concepts and training seeds"
+    if k == 1:
+        return Score(value, None, None, k, "concepts", over)
+    low, high = limits(hit, n)
+    below = math.hypot(max(value - 100 * low, 0.0), half or 0.0)
+    above = math.hypot(max(100 * high - value, 0.0), half or 0.0)
+    ends = max(value - below, 0.0), min(value + above, 100.0)
+    return Score(value, *ends, k, "concepts", over)
 
 
-def paired_difference(
-    a: Tensor, b: Tensor, groups: Tensor, draws: int = 2000, seed: int = 0
-) -> Score:
-    """Mean of ``a - b`` in percentage points, the same draw (prompt, seed) on both sides.
+def paired_difference(a: Tensor, b: Tensor, concepts: Tensor, runs: Tensor | None = None) -> Score:
+    """Share of hits of ``a`` less that of ``b``, in points, the same pictures asked of both.
 
     Args:
-        a: (N,) truth values or numbers in [0, 1].
+        a: (N,) truth values.
         b: (N,), in the order of ``a``.
-        groups: (N,) integers; whole groups are drawn (see :func:`resampled`).
+        concepts: (N,) integers; ``runs``: see :func:`concept_rate`.
 
     Raises:
-        ValueError: lengths differ, or nothing to compare.
+        ValueError: lengths differ, nothing to compare, or numbers that are no truth values.
+
+    Source: the shares of pictures that only ``a``, or only ``b``, has, each by :func:`limits`;
+    combined as Newcombe, Stat. Med. 17 (1998), method 10.
     """
     if a.shape != b.shape:
         raise ValueError(
             f"a paired difference needs the same draws on both sides, got {len(a)} and {len(b)}."
         )
-    return resampled(100 * (a.double() - b.double()), groups, draws, seed)
+    x, y = a.double(), b.double()
+    if not all(((s == 0) | (s == 1)).all() for s in (x, y)):
+        raise ValueError("a paired difference is of truth values, 0 and 1.")
+    (won, n), (lost, _) = totals(x > y, concepts), totals(x < y, concepts)
+    k, value = len(n), 100 * float((won - lost).sum() / n.sum())
+    half = of_seeds(100 * (x - y), concepts, runs)
+    over = "new concepts" if half is None else "new concepts and training seeds"
+    if k == 1:
+        return Score(value, None, None, k, "concepts", over)
+    p, q = (float(s.sum() / n.sum()) for s in (won, lost))
+    (p_low, p_high), (q_low, q_high) = limits(won, n), limits(lost, n)
+    together = min(float(pearson(won / n, lost / n)), 0.0)  # a concept that wins seldom loses
+
+    def apart(one: float, other: float) -> float:
+        one, other = 100 * max(one, 0.0), 100 * max(other, 0.0)
+        return math.sqrt(one**2 + other**2 - 2 * together * one * other + (half or 0.0) ** 2)
+
+    low = max(value - apart(p - p_low, q_high - q), -100.0)
+    high = min(value + apart(p_high - p, q - q_low), 100.0)
+    return Score(value, low, high, k, "concepts", over)
+
+
+def resampled(values: Tensor, groups: Tensor, counts: str = "groups") -> Score:
+    """The mean of ``values`` with an interval over groups like these.
+
+    Pictures of one prompt resemble each other: only the groups are taken as independent, by
+    Student's t with one degree of freedom less than there are groups.
+
+    Args:
+        values: (N,), in the unit of the result.
+        groups: (N,) integers, equal where draws belong together.
+        counts: what a group is.
+
+    Raises:
+        ValueError: no values.
+
+    Source: Cochran, Sampling Techniques (1977), section 9.3 and 11 (clusters of unequal size).
+    """
+    total, n = totals(values, groups)
+    k, value = len(n), float(total.sum() / n.sum())
+    off = float((total - value * n).square().sum()) / float(n.sum()) ** 2
+    half = student(k - 1) * math.sqrt(off * k / (k - 1)) if k > 1 else 0.0
+    return within(value, value - half, value + half, k, counts, f"new {counts}")
 
 
 def ranks(x: Tensor) -> Tensor:
@@ -110,6 +199,13 @@ def ranks(x: Tensor) -> Tensor:
     last = counts.cumsum(0).double()
     mean: Tensor = (last - (counts.double() + 1) / 2)[index]
     return mean
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation of two rows; 0 without spread."""
+    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    spread = a.square().sum(-1) * b.square().sum(-1)
+    return (a * b).sum(-1) / spread.sqrt().clamp(min=torch.finfo(a.dtype).tiny)
 
 
 def rank_correlation(x: Tensor, y: Tensor, draws: int = 1000, seed: int = 0) -> Score:
@@ -128,12 +224,6 @@ def rank_correlation(x: Tensor, y: Tensor, draws: int = 1000, seed: int = 0) -> 
         raise ValueError(
             f"a rank correlation of {len(x)} and {len(y)} values: three pairs or more."
         )
-
-    def pearson(a: Tensor, b: Tensor) -> Tensor:
-        a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-        spread = a.square().sum(-1) * b.square().sum(-1)
-        return (a * b).sum(-1) / spread.sqrt().clamp(min=torch.finfo(a.dtype).tiny)
-
     g = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(draws):
@@ -141,7 +231,8 @@ def rank_correlation(x: Tensor, y: Tensor, draws: int = 1000, seed: int = 0) -> 
         found.append(pearson(ranks(x[pick]), ranks(y[pick])))
     ends = torch.quantile(torch.stack(found), torch.tensor([0.025, 0.975], dtype=torch.float64))
     low, high = ends.tolist()
-    return Score(float(pearson(ranks(x), ranks(y))), low, high, len(x))
+    value = float(pearson(ranks(x), ranks(y)))
+    return within(value, low, high, len(x), "pairs", "new pairs")
 
 
 def jackknifed(
@@ -156,18 +247,19 @@ def jackknifed(
         groups: how many groups each set is dealt into; one of both is left out at a time.
 
     Raises:
-        ValueError: fewer rows than groups on a side.
+        ValueError: fewer rows than groups on a side, or fewer than two groups.
 
     Source: Efron & Tibshirani (1993), chapter 11.
     """
-    if min(len(x), len(y)) < groups:
+    if min(len(x), len(y)) < groups or groups < 2:
         raise ValueError(
-            f"a distance between {len(x)} and {len(y)} pictures: at least {groups} are needed."
+            f"a distance between {len(x)} and {len(y)} pictures: at least {max(groups, 2)} are "
+            "needed."
         )
     a, b = (torch.arange(len(s)) % groups for s in (x, y))
     left = torch.tensor(
         [statistic(x[a != i], y[b != i]) for i in range(groups)], dtype=torch.float64
     )
-    half = Z * math.sqrt((groups - 1) / groups * float((left - left.mean()).square().sum()))
-    value = statistic(x, y)
-    return Score(value, value - half, value + half, len(x))
+    spread = (groups - 1) / groups * float((left - left.mean()).square().sum())
+    half, value = student(groups - 1) * math.sqrt(spread), statistic(x, y)
+    return within(value, value - half, value + half, len(x), "pictures", "new pictures")

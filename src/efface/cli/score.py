@@ -73,7 +73,7 @@ def command(args: list[str]) -> int:
     if o.json:
         print(json.dumps({k: v for k, v in found.items() if k != "concepts"}, indent=1))
     elif "scores" in found:
-        rows = [[k, str(s), str(s.n)] for k, s in answer.table.items()]
+        rows = [[k, str(s), s.drawn] for k, s in answer.table.items()]
         show(rows, [question.protocol.name, "score [95 %]", "n"])
     else:
         print_scores(found)
@@ -104,7 +104,7 @@ def print_scores(found: dict[str, Any]) -> None:
         was = found["unedited"].get(k) if "edited" in found else None
         row += [str(s), str(Score(**was)) if was else ""]
         d = found.get("difference", {}).get(k)
-        rows.append([*row, str(Score(**d)) if d else "", str(s.n)])
+        rows.append([*row, str(Score(**d)) if d else "", s.drawn])
     show(
         rows,
         [

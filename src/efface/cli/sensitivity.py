@@ -28,6 +28,7 @@ from efface.evaluation.sensitivity import (
 )
 from efface.models import DiffusionModel
 from efface.reporting.figures import sensitivity as figure
+from efface.scores import Score
 from efface.settings import Range
 from efface.storage import cache_folder, make_folder, write_text
 from efface.vocabulary import Vocabulary
@@ -218,7 +219,7 @@ def tell(found: Sequence[Moved], told: dict[str, Any], top: int) -> None:
         if stable is not None:
             print(f"rank stability of {m.instrument}: {stable.said(2)}, {stable.n} words")
     for names, s in told["agreement"].items():
-        print(f"agreement {names}: {s['value']:.2f} [{s['low']:.2f}, {s['high']:.2f}]")
+        print(f"agreement {names}: {Score(**s).said(2)}")
     when = "will be" if told["before_the_edit"] else "is"
     flags = " ".join(f"--keep {shlex.quote(w)}" for w in told["keep"])
     if told["keep"]:

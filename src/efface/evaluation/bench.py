@@ -249,12 +249,11 @@ def scores_of(
             mine = torch.tensor([c in set(names) for c in seen.concepts])
             far = by_concept(moved[mine], kept.concepts)
             scores[f"drift{suffix}"] = resampled(
-                far.flatten(), torch.arange(len(far)).repeat_interleave(far.shape[1])
+                far.flatten(),
+                torch.arange(len(far)).repeat_interleave(far.shape[1]),
+                "concepts",
             )
-            worst = worst_tenth_score(-far)
-            scores[f"drift of the worst tenth{suffix}"] = Score(
-                -worst.value, -worst.high, -worst.low, worst.n
-            )
+            scores[f"drift of the worst tenth{suffix}"] = -worst_tenth_score(-far)
     return scores
 
 

@@ -54,11 +54,11 @@ class Moved:
 
     def score(self, word: int) -> Score:
         """A word's harm, with an interval over the draws."""
-        return resampled(self.draws[:, word], torch.arange(len(self.draws)))
+        return resampled(self.draws[:, word], torch.arange(len(self.draws)), "draws")
 
     @property
     def few(self) -> bool:
-        """Whether the draws are too few for an interval: it would be their range at most."""
+        """Whether the draws are too few for an interval that says anything."""
         return len(self.draws) < 4
 
     def stability(self) -> Score | None:

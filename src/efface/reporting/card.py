@@ -57,7 +57,7 @@ def card(edit: Edit, found: Mapping[str, Any] | None) -> str:
         text = "\nNothing was measured on it: `efface score` does.\n"
     else:
         rows = [
-            f"| {k} | {Score(**v)} | {Score(**found['unedited'][k])} | {v['n']} |"
+            f"| {k} | {Score(**v)} | {Score(**found['unedited'][k])} | {Score(**v).drawn} |"
             for k, v in found["edited"].items()
         ]
         text = "\n".join(
@@ -66,9 +66,10 @@ def card(edit: Edit, found: Mapping[str, Any] | None) -> str:
                 "## Measured",
                 "",
                 f"Percent with 95 % intervals, by the judge {found['judge']}. ESR: pictures "
-                "without the erased concept; PSR: pictures that still show what they should.",
+                "without the erased concept, for new pictures of it; PSR: pictures that still "
+                "show what they should, for concepts like these.",
                 "",
-                "| score | edited | unedited | pictures |",
+                "| score | edited | unedited | n |",
                 "| --- | --- | --- | --- |",
                 *rows,
                 "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,8 @@ def marks(found: Mapping[str, Sequence[Row]], protocol: str) -> list[Mark]:
     for name, rows in found.items():
         if name != UNEDITED:
             p = score(rows, "preserved", 1, protocol)
-            kept = Score(p.value / whole, p.low / whole, p.high / whole, p.n)
+            low, high = (None if e is None else e / whole for e in (p.low, p.high))
+            kept = replace(p, value=p.value / whole, low=low, high=high)
             result.append(Mark(label(name), score(rows, "erased", 1, protocol), kept, name == "ap"))
     return result
 
@@ -91,16 +93,16 @@ def pareto(out: Path, protocol: str) -> str:
                 "others."
             )
         some = marks(cells, protocol)
-        low = min(m.kept.low for m in some) - 4
-        high = max(101.5, max(m.kept.high for m in some))
+        low = min(m.kept.ends[0] for m in some) - 4
+        high = max(101.5, max(m.kept.ends[1] for m in some))
         axes.set(xlabel="ESR-1, %", ylabel="PSR-1, % of the unedited model's", ylim=(low, high))
-        axes.set_xlim(min(m.erased.low for m in some) - 4, 101.5)
+        axes.set_xlim(min(m.erased.ends[0] for m in some) - 4, 101.5)
         axes.set_title(f"split {split}", loc="left")
         heights = spread([(m.kept.value - low) / (high - low) for m in some])
         for m, at in zip(some, heights, strict=True):
             colour, (x, y) = OURS if m.ours else OTHER, (m.erased.value, m.kept.value)
-            axes.plot([m.erased.low, m.erased.high], [y, y], color=colour)
-            axes.plot([x, x], [m.kept.low, m.kept.high], color=colour)
+            axes.plot(m.erased.ends, [y, y], color=colour)
+            axes.plot([x, x], m.kept.ends, color=colour)
             axes.plot(x, y, "o", color=colour)
             axes.annotate(
                 m.label,
@@ -137,7 +139,7 @@ def sensitivity(found: Moved, similarity: Sequence[float], erased: str, top: int
     figure, (bars, all_words, plane) = panels(15, 0.24 * len(some) + 1.6, 3)
     scores = [found.score(i) for i in some]
     bars.barh(range(len(some)), [s.value for s in scores], color=OTHER)
-    bars.hlines(range(len(some)), [s.low for s in scores], [s.high for s in scores], color="#111")
+    bars.hlines(range(len(some)), *zip(*(s.ends for s in scores), strict=True), color="#111")
     bars.set_yticks(range(len(some)), [found.words[i] for i in some])
     bars.invert_yaxis()
     bars.set(xlabel=found.unit, title=f"harmed most by erasing {erased}")

@@ -38,8 +38,8 @@ def summary(found: Mapping[str, Any], erased: Sequence[str], others: Sequence[st
     def of(side: str, key: str) -> Score:
         return Score(**found[side][key])
 
-    def share(s: Score) -> str:
-        return f"{s.value:.1f} % [{s.low:.1f}, {s.high:.1f}]"
+    def share(s: Score, unit: str = "%") -> str:
+        return str(s).replace(" ", f" {unit} ", 1)
 
     gone, was = of("edited", "ESR-1"), of("unedited", "ESR-1")
     lines = [
@@ -48,12 +48,13 @@ def summary(found: Mapping[str, Any], erased: Sequence[str], others: Sequence[st
     ]
     if others:
         kept, before = of("edited", "PSR-1"), of("unedited", "PSR-1")
-        change = Score(**found["difference"]["PSR-1"])
+        change, concepts = Score(**found["difference"]["PSR-1"]), found["concepts"]
+        pictures = sum(len(concepts[n]["edited"][0]) for n in others)
         lines.append(
-            f"Of {kept.n} pictures of {len(others)} other concepts, {share(kept)} still show what "
-            f"they should; without the edit {share(before)}: a change of {change} points."
+            f"Of {pictures} pictures of {len(others)} other concepts, {share(kept)} still show "
+            f"what they should; without the edit {share(before)}: a change of "
+            f"{share(change, 'points')}."
         )
-        concepts = found["concepts"]
         worst = [
             n
             for n in hurt(concepts, others)[:5]
@@ -175,7 +176,7 @@ def scores(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             "edited": str(Score(**v)),
             "unedited": str(Score(**found["unedited"][k])) if k in found["unedited"] else "",
             "difference": str(Score(**found["difference"][k])) if k in found["difference"] else "",
-            "n": str(v["n"]),
+            "n": Score(**v).drawn,
         }
         for k, v in found["edited"].items()
     }

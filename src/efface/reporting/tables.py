@@ -13,7 +13,7 @@ from torch import Tensor
 from efface.errors import UserError
 from efface.evaluation.bench import UNEDITED, label, lineup
 from efface.evaluation.protocols import load
-from efface.scores import Score, paired_difference, rate
+from efface.scores import Score, concept_rate, paired_difference
 
 Row = Mapping[str, Any]
 OURS = "ap"
@@ -64,9 +64,9 @@ class Hits:
     """Hits of cells on some concepts, picture by picture."""
 
     def __init__(self, rows: Sequence[Row], concepts: str, k: int, protocol: str) -> None:
-        found, groups = [], []
-        ids: dict[tuple[str, str], int] = {}
-        p = load(protocol)
+        found, which, runs = [], [], []
+        ids: dict[str, int] = {}
+        p, order = load(protocol), sorted({r["split"] for r in rows})
         for r in sorted(rows, key=lambda r: (r["split"], r["seed"])):
             near = set(p.near(r["erased"]))
             for c, hits in r["hits"].items():
@@ -74,21 +74,24 @@ class Hits:
                 if concepts == kind or (concepts == "neighbours" and c in near):
                     own = hits[0 if k == 1 else 1]
                     found += own
-                    groups += [ids.setdefault((r["split"], c), len(ids))] * len(own)
+                    which += [ids.setdefault(c, len(ids))] * len(own)
+                    runs += [(order.index(r["split"]), r["seed"])] * len(own)
         self.hits: Tensor = torch.tensor(found, dtype=torch.bool)
         """(N,)."""
-        self.groups: Tensor = torch.tensor(groups)
-        """An integer for each concept of each split, (N,)."""
+        self.concepts: Tensor = torch.tensor(which)
+        """An integer for each concept, the same in all splits, (N,)."""
+        self.runs: Tensor = torch.tensor(runs)
+        """The split, as an integer, and the training seed, (N, 2)."""
 
 
 def score(rows: Sequence[Row], concepts: str, k: int, protocol: str) -> Score:
     """ESR-k (``erased``) or PSR-k (``preserved``, ``neighbours``) over cells, in percent.
 
-    Pictures of all seeds and splits are counted alike, with a Wilson interval; every cell has
-    sampling seeds of its own.
+    Pictures of all seeds and splits are counted alike; the interval is over concepts like these
+    and, where a split has several, training seeds.
     """
-    hits = Hits(rows, concepts, k, protocol).hits
-    return rate(~hits if concepts == "erased" else hits)
+    h = Hits(rows, concepts, k, protocol)
+    return concept_rate(~h.hits if concepts == "erased" else h.hits, h.concepts, h.runs)
 
 
 def difference(
@@ -96,7 +99,7 @@ def difference(
 ) -> Score:
     """ESR-k (``erased``) or PSR-k of ``a`` minus that of ``b`` in points, on cells that both have.
 
-    The same pictures on both sides; the interval draws whole concepts.
+    The same pictures on both sides; the interval is over concepts and training seeds like these.
     """
     both = shared(a, b)
     x, y = (
@@ -104,12 +107,12 @@ def difference(
         for rows in (a, b)
     )
     sides = (~x.hits, ~y.hits) if concepts == "erased" else (x.hits, y.hits)
-    return paired_difference(*sides, x.groups)
+    return paired_difference(*sides, x.concepts, x.runs)
 
 
 def shared(a: Sequence[Row], b: Sequence[Row]) -> set[tuple[str, int]]:
     """Splits and seeds that two methods both have cells of."""
-    return {(r["split"], r["seed"]) for r in a} & {(r["split"], r["seed"]) for r in b}
+    return cells_of(a) & cells_of(b)
 
 
 def harmonic(rows: Sequence[Row], base: Sequence[Row], protocol: str) -> float:
@@ -131,53 +134,73 @@ def of_split(found: Mapping[str, Sequence[Row]], split: str) -> dict[str, list[R
     return {n: rows for n, rows in some.items() if rows}
 
 
-def ranking(found: Mapping[str, Sequence[Row]], draws: int = 500) -> dict[str, Score]:
+def alike(found: Mapping[str, Sequence[Row]]) -> dict[str, Sequence[Row]]:
+    """The methods that have the same cells, as many as any has; only they can be ranked."""
+    cells = {n: frozenset(cells_of(rows)) for n, rows in found.items() if n != UNEDITED}
+    sets = list(cells.values())
+    most = max(sets, key=lambda s: (len(s), sets.count(s)), default=frozenset())
+    return {n: found[n] for n, s in cells.items() if s == most}
+
+
+def cells_of(rows: Sequence[Row]) -> set[tuple[str, int]]:
+    """The split and the training seed of each cell."""
+    return {(r["split"], r["seed"]) for r in rows}
+
+
+def shares(rows: Sequence[Row], names: Sequence[str]) -> Tensor:
+    """Share of hits of each concept with each training seed, (k, seeds)."""
+    table = [[sum(r["hits"][c][0]) / len(r["hits"][c][0]) for r in rows] for c in names]
+    return torch.tensor(table, dtype=torch.float64)
+
+
+def ranking(found: Mapping[str, Sequence[Row]], draws: int = 2000) -> dict[str, Score]:
     """Each method's place by harmonic mean of ESR-1 and PSR-1 (1 is best), with a 95 % interval.
 
-    The bootstrap draws whole concepts, the same ones for all methods.
+    Methods that lack a cell of the others' have none. The bootstrap draws whole concepts, and
+    training seeds where there are several, the same ones for all methods; one fewer than there
+    are, since the full number varies too little.
 
     Args:
         found: cells of one split.
+
+    Source: Rao & Wu, J. Am. Stat. Assoc. 83 (1988).
     """
-    cells = [r for n, rows in found.items() if n != UNEDITED for r in rows]
-    if not cells:
+    some = {n: sorted(rows, key=lambda r: r["seed"]) for n, rows in alike(found).items()}
+    if not some:
         return {}
-    erased = tuple(cells[0]["erased"])
-    names = list(dict.fromkeys(r["method"] for r in cells))
-    rates: dict[str, tuple[Tensor, Tensor]] = {}
-    for n in names:
-        rows = found[n]
-        others = sorted(c for c in rows[0]["hits"] if c not in erased)
-        gone, kept = (
-            torch.tensor(
-                [sum(sum(r["hits"][c][0]) / len(r["hits"][c][0]) for r in rows) for c in some],
-                dtype=torch.float64,
-            )
-            / len(rows)
-            for some in (sorted(erased), others)
-        )
-        rates[n] = (1 - gone, kept)
-    base = found.get(UNEDITED)
-    if base:  # relative to the unedited model, as the mean beside it
-        whole = [h for r in base for c, x in r["hits"].items() if c not in erased for h in x[0]]
-        share = sum(whole) / len(whole)
-        rates = {n: (gone, kept / share) for n, (gone, kept) in rates.items()}
+    first = next(iter(some.values()))[0]
+    erased = sorted(first["erased"])
+    others = sorted(c for c in first["hits"] if c not in first["erased"])
+    base = found.get(UNEDITED)  # relative to the unedited model, as the mean beside it
+    whole = [h for r in base for c in others for h in r["hits"][c][0]] if base else [1]
+    gone = torch.stack([1 - shares(rows, erased) for rows in some.values()])  # (methods, k, seeds)
+    kept = torch.stack([shares(rows, others) for rows in some.values()]) * len(whole) / sum(whole)
     g = torch.Generator().manual_seed(0)
-    places = []
-    sizes = [len(x) for x in rates[names[0]]]
-    for draw in range(draws + 1):
-        pick = [
-            torch.arange(n) if draw == 0 else torch.randint(0, n, (n,), generator=g) for n in sizes
-        ]
-        means = [[float(x[p].mean()) for x, p in zip(rates[n], pick, strict=True)] for n in names]
-        value = torch.tensor([2 * a * b / (a + b) if a + b else 0.0 for a, b in means])
-        places.append((value[None] > value[:, None]).sum(1) + 1)
-    drawn = torch.stack(places[1:]).double()
-    bounds = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    seeds = drawn(gone.shape[2], draws, g)
+
+    def mean(x: Tensor) -> Tensor:
+        """The mean of every draw, the first one of all, (methods, draws + 1)."""
+        pick = torch.einsum("dk,mks,ds->md", drawn(x.shape[1], draws, g), x, seeds)
+        return torch.cat([x.mean((1, 2))[:, None], pick], 1)
+
+    a, b = mean(gone), mean(kept)
+    value = torch.where(a + b > 0, 2 * a * b / (a + b), 0.0)
+    places = ((value[None] > value[:, None] + 1e-12).sum(1) + 1).double()  # (methods, draws + 1)
+    ends = torch.quantile(places[:, 1:], torch.tensor([0.025, 0.975]).double(), dim=1).T.tolist()
+    n, alone = len(erased), min(len(erased), len(others)) < 2
+    over = "new concepts and training seeds" if gone.shape[2] > 1 else "new concepts"
     return {
-        n: Score(float(places[0][i]), float(bounds[0, i]), float(bounds[1, i]), sum(sizes))
-        for i, n in enumerate(names)
+        m: Score(place, None if alone else low, None if alone else high, n, "concepts", over)
+        for m, place, (low, high) in zip(some, places[:, 0].tolist(), ends, strict=True)
     }
+
+
+def drawn(n: int, draws: int, g: torch.Generator) -> Tensor:
+    """Weights of n things in each draw of n - 1 of them, rows of sum 1, (draws, n)."""
+    size = max(n - 1, 1)
+    pick = torch.randint(0, n, (draws, size), generator=g)
+    one = torch.ones(draws, size, dtype=torch.float64)
+    return torch.zeros(draws, n, dtype=torch.float64).scatter_add_(1, pick, one) / size
 
 
 def markdown(out: Path, protocol: str) -> str:
@@ -188,11 +211,12 @@ def markdown(out: Path, protocol: str) -> str:
         some = of_split(found, split)
         erased = ", ".join(next(iter(some.values()))[0]["erased"])
         lines += [f"Split {split}: {erased}.", "", *of_one(some, protocol), ""]
+    lines += [CAPTION, ""]
     ours = found.get(OURS)
     if ours:
         lines += [
             "AP (ours) minus the others, in points, over the cells that both have, paired by "
-            "picture; above 0, ours is better:",
+            "picture; above 0, ours is better; intervals as above:",
             "",
             "| minus | cells | ESR-1 | PSR-1 | PSR-1 of neighbours |",
             "|" + " --- |" * 5,
@@ -207,6 +231,14 @@ def markdown(out: Path, protocol: str) -> str:
                 lines.append(f"| {' | '.join([named(name), cells, *far])} |")
     return "\n".join(lines).rstrip()
 
+
+CAPTION = (
+    "The intervals are 95 %, for other concepts like these and other training seeds; for other "
+    "concepts only where a method has a single cell, and none where there is a single concept. "
+    "For new pictures of the same concepts they would be narrower: docs/intervals.md. Places are "
+    "among the methods that have the same cells, as many as any has; the others have none."
+)
+"""Which question the tables' intervals answer."""
 
 HEAD = (
     "method",
@@ -260,7 +292,7 @@ def said(ask: Callable[..., Score], *args: Any) -> str:
 
 def place_of(s: Score) -> str:
     """A place with its interval."""
-    return f"{s.value:.0f} [{s.low:.0f}, {s.high:.0f}]"
+    return s.said(0)
 
 
 def costs(rows: Sequence[Row]) -> list[str]:

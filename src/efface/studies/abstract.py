@@ -55,9 +55,9 @@ def run(
 
 
 def means(found: Mapping[str, Any], kind: str, measure: str) -> Score:
-    """Mean of a measure over the words of a kind, with an interval that draws words."""
+    """Mean of a measure over the words of a kind, with an interval over words like these."""
     values = torch.tensor([r[measure] for r in found["rows"] if r["kind"] == kind])
-    return resampled(values, torch.arange(len(values)))
+    return resampled(values, torch.arange(len(values)), "words")
 
 
 def figure(found: Mapping[str, Any]) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from efface.concepts import Concept
 from efface.reporting.figures import OTHER, OURS, panels, svg
-from efface.scores import Score, paired_difference, rate
+from efface.scores import Score, concept_rate, paired_difference
 from efface.studies.lab import Lab
 from efface.training import Tuning
 
@@ -80,8 +80,19 @@ def labels(found: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(r["label"] for r in found["rows"]))
 
 
-def hits(found: Mapping[str, Any], label: str, kind: str, k: int = 1) -> tuple[Tensor, Tensor]:
-    """Hits of a choice over all seeds, and which concept each is of.
+class Hits(NamedTuple):
+    """A choice's hits, picture by picture."""
+
+    hits: Tensor
+    """(N,) bool."""
+    concepts: Tensor
+    """An integer a concept, (N,)."""
+    runs: Tensor
+    """The split, which is one, and the training seed, (N, 2)."""
+
+
+def hits(found: Mapping[str, Any], label: str, kind: str, k: int = 1) -> Hits:
+    """Hits of a choice over all seeds.
 
     Args:
         kind: gone, kept or near.
@@ -89,6 +100,7 @@ def hits(found: Mapping[str, Any], label: str, kind: str, k: int = 1) -> tuple[T
     names = found["erased"] if kind == "gone" else found["others"]
     flat: list[int] = []
     which: list[int] = []
+    runs: list[tuple[int, int]] = []
     for r in sorted(found["rows"], key=lambda r: r["seed"]):
         if r["label"] == label:
             own = r["gone" if kind == "gone" else "kept"][0 if k == 1 else 1]
@@ -97,19 +109,20 @@ def hits(found: Mapping[str, Any], label: str, kind: str, k: int = 1) -> tuple[T
                 if kind != "near" or name in found["near"]:
                     flat += own[i * per : (i + 1) * per]
                     which += [i] * per
-    return torch.tensor(flat, dtype=torch.bool), torch.tensor(which)
+                    runs += [(0, r["seed"])] * per
+    return Hits(torch.tensor(flat, dtype=torch.bool), torch.tensor(which), torch.tensor(runs))
 
 
 def score(found: Mapping[str, Any], label: str, kind: str, k: int = 1) -> Score:
     """ESR-k (``gone``) or PSR-k (``kept``, ``near``) of a choice."""
-    h, _ = hits(found, label, kind, k)
-    return rate(~h if kind == "gone" else h)
+    h = hits(found, label, kind, k)
+    return concept_rate(~h.hits if kind == "gone" else h.hits, h.concepts, h.runs)
 
 
 def difference(found: Mapping[str, Any], a: str, b: str, kind: str = "kept") -> Score:
     """PSR-1 (ESR-1 for ``gone``) of choice ``a`` minus that of ``b``, paired by picture."""
-    (x, which), (y, _) = (hits(found, label, kind) for label in (a, b))
-    return paired_difference(y, x, which) if kind == "gone" else paired_difference(x, y, which)
+    x, y = (hits(found, label, kind) for label in ((b, a) if kind == "gone" else (a, b)))
+    return paired_difference(x.hits, y.hits, x.concepts, x.runs)
 
 
 def table(found: Mapping[str, Any], what: str) -> str:
@@ -134,7 +147,7 @@ def figure(found: Mapping[str, Any]) -> str:
     for ax, kind, colour in zip(axes, ("gone", "kept"), (OURS, OTHER), strict=True):
         s = [score(found, n, kind) for n in names]
         ax.plot([x.value for x in s], range(len(s)), "o", color=colour)
-        ax.hlines(range(len(s)), [x.low for x in s], [x.high for x in s], color=colour)
+        ax.hlines(range(len(s)), *zip(*(x.ends for x in s), strict=True), color=colour)
         ax.set_xlabel("ESR-1, %" if kind == "gone" else "PSR-1, %")
         ax.set_yticks(range(len(s)), names)
     axes[0].invert_yaxis()

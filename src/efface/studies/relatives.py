@@ -56,7 +56,7 @@ def run(
 
 
 def groups(found: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
-    """What each group lost, with intervals that draw whole concepts."""
+    """What each group lost, with intervals over concepts like these."""
     result = {}
     for group in GROUPS:
         rows = [r for r in found["rows"] if r["group"] == group]
@@ -67,7 +67,7 @@ def groups(found: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
         }
         result[group] = {
             "judge": paired_difference(flat["before"], flat["after"], which),
-            "clip": resampled(flat["clip"], which),
+            "clip": resampled(flat["clip"], which, "concepts"),
         }
     return result
 
@@ -80,7 +80,7 @@ def figure(found: Mapping[str, Any]) -> str:
     for ax, (key, label) in zip(axes, names.items(), strict=True):
         s = [told[g][key] for g in GROUPS]
         ax.bar(GROUPS, [x.value for x in s], color=OTHER)
-        ax.vlines(range(len(s)), [x.low for x in s], [x.high for x in s], color="#111")
+        ax.vlines(range(len(s)), *zip(*(x.ends for x in s), strict=True), color="#111")
         ax.set_ylabel(label)
     return svg(drawing)
 

@@ -114,9 +114,9 @@ def told(row: Mapping[str, Any]) -> dict[str, Score]:
     """How often the favourite was the true one, and the regret of both, in percent."""
     looks, of = row["looks"], torch.arange(len(row["looks"]))
     return {
-        "right": rate([x["right"] for x in looks]),
-        "regret": resampled(torch.tensor([x["regret"] for x in looks]), of),
-        "random": resampled(torch.tensor([x["regret_of_random"] for x in looks]), of),
+        "right": rate([x["right"] for x in looks], "looks"),
+        "regret": resampled(torch.tensor([x["regret"] for x in looks]), of, "looks"),
+        "random": resampled(torch.tensor([x["regret_of_random"] for x in looks]), of, "looks"),
     }
 
 
@@ -128,7 +128,7 @@ def figure(found: Mapping[str, Any]) -> str:
         rows = {r["size"]: r for r in found["rows"] if r["settings"] == name}
         s = [told(rows[k])["regret"] for k in sizes]
         left.plot(sizes, [x.value for x in s], "o-", color=colour, label=f"Gumbel, {name}")
-        left.vlines(sizes, [x.low for x in s], [x.high for x in s], color=colour)
+        left.vlines(sizes, *zip(*(x.ends for x in s), strict=True), color=colour)
         looks = rows[sizes[-1]]["looks"]
         right.plot([x["update"] for x in looks], [x["regret"] for x in looks], color=colour)
     rows = {r["size"]: r for r in found["rows"] if r["settings"] == "official"}
@@ -158,7 +158,7 @@ def words(found: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     n, largest = len(found["rows"][0]["looks"]), found["rows"][-1]
-    worse = sum(told(r)["regret"].low > told(r)["random"].value for r in found["rows"])
+    worse = sum(told(r)["regret"].ends[0] > told(r)["random"].value for r in found["rows"])
     return (
         f"{found['erased']} erased by AP with Gumbel search, {found['updates']} updates; at {n} of "
         f"them every candidate was scored on {found['probes']} latents, and the search's favourite "

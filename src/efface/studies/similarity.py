@@ -134,7 +134,7 @@ def figure(found: Mapping[str, Any]) -> str:
         told = correlations(found, harm)
         ax.axvline(0, color=QUIET)
         ax.barh(range(len(order)), [told[k].value for k in order], color=OTHER)
-        ends = ([told[k].low for k in order], [told[k].high for k in order])
+        ends = zip(*(told[k].ends for k in order), strict=True)
         ax.hlines(range(len(order)), *ends, color="#111")
         ax.set_yticks(range(len(order)), order)
         ax.set_xlabel(f"rank correlation with the {harm.removeprefix('harm: ')}'s harm")

@@ -47,7 +47,7 @@ figure = grid.figure
 def words(found: Mapping[str, Any]) -> str:
     """The result in words, and as a table."""
     names = grid.labels(found)
-    enough = next(n for n in names if grid.difference(found, n, names[-1]).high >= 0)
+    enough = next(n for n in names if grid.difference(found, n, names[-1]).ends[1] >= 0)
     return (
         f"{grid.intro(found)} {found['updates']} updates of AP; K candidates, spread evenly over "
         f"{found['of']} names and tags. The smallest K whose PSR-1 is not below that of the "

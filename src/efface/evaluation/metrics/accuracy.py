@@ -11,7 +11,7 @@ from torch import Tensor
 
 from efface.evaluation.metrics.metric import Given, Metric
 from efface.evaluation.samples import Samples
-from efface.scores import Score, paired_difference, rate
+from efface.scores import Score, concept_rate, paired_difference, rate
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def esr(seen: Seen, erased: Sequence[str], k: int) -> Score:
     """Erasing success rate in percent.
 
     The share of the erased concepts' pictures *without* the concept in the judge's top k.
-    Higher is better. Wilson interval. Source: arXiv:2410.15618, section 4.1.
+    Higher is better. Wilson interval: new pictures of these concepts, which were chosen, by this
+    edit. Source: arXiv:2410.15618, section 4.1.
     """
     return rate(~seen.of(erased).hits(k))
 
@@ -83,13 +84,15 @@ def psr(seen: Seen, preserved: Sequence[str], k: int) -> Score:
     """Preserving success rate in percent.
 
     The share of the preserved concepts' pictures *with* the concept in the judge's top k.
-    Higher is better. Wilson interval. Source: arXiv:2410.15618, section 4.1.
+    Higher is better. The interval is over concepts like these, by this edit. Source:
+    arXiv:2410.15618, section 4.1.
     """
-    return rate(seen.of(preserved).hits(k))
+    s = seen.of(preserved)
+    return concept_rate(s.hits(k), s.groups)
 
 
 def psr_difference(a: Seen, b: Seen, preserved: Sequence[str], k: int) -> Score:
-    """PSR-k of ``a`` minus that of ``b``, in points; paired, the interval draws whole concepts."""
+    """PSR-k of ``a`` less that of ``b``, in points, paired by picture; over concepts like these."""
     x, y = a.of(preserved), b.of(preserved)
     if x.concepts != y.concepts:
         raise ValueError("a paired difference needs the same pictures on both sides.")

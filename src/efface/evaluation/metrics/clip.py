@@ -17,7 +17,7 @@ def clip_score(images: Tensor, texts: Sequence[str], clip: Clip | None = None) -
 
     Args:
         images: (N, 3, H, W) in [0, 1].
-        texts: N texts; the bootstrap interval draws whole texts.
+        texts: N texts; the interval is over texts like these.
         clip: None: the shipped one.
 
     Raises:
@@ -35,8 +35,8 @@ def clip_score(images: Tensor, texts: Sequence[str], clip: Clip | None = None) -
 
 
 def fit(pictures: Tensor, texts: Tensor, group: Tensor) -> Score:
-    """The CLIP score of unit vectors (N, D) and (N, D); the interval draws whole groups (N,)."""
-    return resampled(100 * (pictures * texts).sum(1).clamp(min=0), group)
+    """The CLIP score of unit vectors, (N, D) each; the interval is over groups (N,) like these."""
+    return resampled(100 * (pictures * texts).sum(1).clamp(min=0), group, "texts")
 
 
 class ClipScore(Metric):

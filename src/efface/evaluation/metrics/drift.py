@@ -15,7 +15,7 @@ from efface.scores import Score, resampled
 def drift(images: Tensor, unedited: Tensor, prompts: Sequence[str]) -> Score:
     """Root mean squared difference of two pictures of one prompt and seed, in percent of the range.
 
-    Lower: the edit left the picture alone. The bootstrap interval draws whole prompts.
+    Lower: the edit left the picture alone. The interval is over prompts like these.
 
     Args:
         images: (N, 3, H, W) in [0, 1].
@@ -30,7 +30,7 @@ def drift(images: Tensor, unedited: Tensor, prompts: Sequence[str]) -> Score:
             f"got pictures {tuple(images.shape)} and {tuple(unedited.shape)} "
             f"of {len(prompts)} prompts: they must be the same."
         )
-    return resampled(moved(images, unedited), grouped(prompts))
+    return resampled(moved(images, unedited), grouped(prompts), "prompts")
 
 
 def moved(images: Tensor, unedited: Tensor) -> Tensor:
@@ -51,5 +51,5 @@ class Drift(Metric):
         found = {}
         for suffix, rows in given.groups().items():
             far = torch.cat([moved(x, y) for x, y in given.pairs(rows)])
-            found[f"drift{suffix}"] = resampled(far, grouped(given.prompts(rows)))
+            found[f"drift{suffix}"] = resampled(far, grouped(given.prompts(rows)), "prompts")
         return found

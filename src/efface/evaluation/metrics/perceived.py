@@ -59,5 +59,5 @@ class Perceived(Metric):
         found, network = {}, cast(Sees, judge)
         for suffix, rows in given.groups().items():
             far = torch.cat([perceived(x, y, network) for x, y in given.pairs(rows)])
-            found[f"perceived{suffix}"] = resampled(far, grouped(given.prompts(rows)))
+            found[f"perceived{suffix}"] = resampled(far, grouped(given.prompts(rows)), "prompts")
         return found

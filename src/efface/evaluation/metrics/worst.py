@@ -9,7 +9,7 @@ from torch import Tensor
 
 from efface.evaluation.metrics.accuracy import seen
 from efface.evaluation.metrics.metric import Given, Metric
-from efface.scores import Score
+from efface.scores import Score, within
 
 SHARE = 0.1
 DRAWS = 500
@@ -63,7 +63,7 @@ def worst_tenth_score(values: Tensor, share: float = SHARE, draws: int = DRAWS) 
     drawn = torch.randint(0, len(values), (draws, len(values)), generator=g)
     means = torch.tensor([worst_tenth(values[rows], share) for rows in drawn])
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()
-    return Score(worst_tenth(values, share), low, high, len(values))
+    return within(worst_tenth(values, share), low, high, len(values), "concepts", "new concepts")
 
 
 def by_concept(hits: Tensor, concepts: tuple[str, ...]) -> Tensor:
