@@ -11,8 +11,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 HEAD = """# Studies
 
 The paper's experiments and open questions, each one command (`efface study NAME`), on the shipped
-model. Every paragraph and figure is made from the JSON beside it; intervals are 95 %. What holds
-for 312 drawn concepts need not hold for a large model.
+model. Every paragraph and figure is made from the JSON beside it; intervals are 95 %, for other
+concepts like these and, where a study has several, training seeds ([what that
+means](intervals.md)). What holds for 312 drawn concepts need not hold for a large model.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import lru_cache
 
 import torch
@@ -59,9 +60,10 @@ def limits(hits: Tensor, n: Tensor) -> tuple[float, float]:
 
     Source: the model of Skellam, J. R. Stat. Soc. B 10 (1948); its spread is integrated out.
     """
-    kinds, times = torch.stack([hits, n], 1).long().unique(dim=0, return_counts=True)
-    table = torch.stack([likelihood(*k) for k in kinds.tolist()])  # (U, LEVELS, SPREADS)
-    log = torch.tensordot(times.double(), table, 1)
+    kinds = Counter(zip(hits.long().tolist(), n.long().tolist(), strict=True))
+    log = torch.zeros(LEVELS, SPREADS, dtype=torch.float64)
+    for kind, times in kinds.items():
+        log += times * likelihood(*kind)
     mass = (log - log.max()).exp().sum(1).cumsum(0)
     mass = torch.cat([mass.new_zeros(1), mass / mass[-1]])
     edges = (torch.arange(LEVELS + 1, dtype=torch.float64) / LEVELS * math.pi / 2).sin() ** 2
