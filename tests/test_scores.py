@@ -22,7 +22,7 @@ from efface.scores import (
 ROOT = Path(__file__).parents[1]
 
 
-def grouped(hits, pictures):
+def flat_hits(hits, pictures):
     """Flat hits and concepts of so many hits of each concept."""
     flat = torch.cat([torch.arange(pictures) < h for h in hits])
     return flat, torch.arange(len(hits)).repeat_interleave(pictures)
@@ -71,7 +71,7 @@ def test_a_score_prints_and_stores_its_interval_and_what_it_is_about():
 
 
 def test_one_group_gives_no_interval():
-    hits, one = grouped([15], 20)
+    hits, one = flat_hits([15], 20)
     runs = torch.tensor([[0, 0], [0, 1]]).repeat(10, 1)
     scores = [
         concept_rate(hits, one),
@@ -99,7 +99,7 @@ def test_what_does_not_vary_has_no_interval_of_no_width():
 
 
 def test_the_interval_names_the_training_seeds_where_there_are_several():
-    hits, c = grouped([18, 12, 20], 20)
+    hits, c = flat_hits([18, 12, 20], 20)
     one, several = torch.zeros(60, 2).long(), torch.zeros(60, 2).long()
     several[:, 1] = torch.arange(60) % 2
     assert concept_rate(hits, c).over == concept_rate(hits, c, one).over == "new concepts"
@@ -136,16 +136,16 @@ def test_limits_are_those_of_the_slow_sum_over_all_means_and_spreads():
 
 
 def test_hits_in_all_pictures_give_a_one_sided_interval_that_concepts_narrow():
-    five, ten, many = (concept_rate(*grouped([20] * k, 20)) for k in (5, 10, 300))
+    five, ten, many = (concept_rate(*flat_hits([20] * k, 20)) for k in (5, 10, 300))
     assert five.high == ten.high == many.high == 100
     assert 60 < five.low < 80 < ten.low < 90 < 99 < many.low
-    more = concept_rate(*grouped([60] * 5, 60))
+    more = concept_rate(*flat_hits([60] * 5, 60))
     assert more.low - five.low < 2  # pictures of the same concepts say little about a sixth
 
 
 def test_pictures_of_one_concept_do_not_count_as_many_concepts():
-    apart = concept_rate(*grouped([20, 0] * 10, 20))
-    alike = concept_rate(*grouped([10] * 20, 20))
+    apart = concept_rate(*flat_hits([20, 0] * 10, 20))
+    alike = concept_rate(*flat_hits([10] * 20, 20))
     assert apart.value == alike.value == 50
     assert apart.high - apart.low > 3 * (alike.high - alike.low)
 
@@ -164,6 +164,14 @@ def test_seeds_that_differ_widen_the_interval_and_seeds_that_do_not_leave_it():
     hits = torch.arange(120) % 3 < 2  # the third seed has none
     without = concept_rate(hits, c)
     assert concept_rate(hits, c, runs).low < without.low - 10
+
+
+def test_what_pictures_explain_of_the_seeds_is_not_counted_twice():
+    c = torch.arange(40).repeat_interleave(3)
+    runs = torch.stack([torch.zeros(120), torch.arange(120) % 3], 1).long()
+    g = torch.Generator().manual_seed(0)
+    found = [of_seeds(torch.rand(120, generator=g), c, runs) for _ in range(40)]
+    assert 15 <= found.count(0.0) <= 32  # no seed differs: as often less than expected as more
 
 
 def test_runs_of_different_concepts_are_refused():
@@ -196,7 +204,7 @@ def test_the_mean_of_few_groups_is_covered_as_often_as_it_says():
 
 
 def test_paired_difference_of_equals_is_nothing_but_not_for_certain():
-    hits, c = grouped([20, 12, 3, 20, 7], 20)
+    hits, c = flat_hits([20, 12, 3, 20, 7], 20)
     found = paired_difference(hits, hits, c)
     assert found.value == 0
     assert found.low == pytest.approx(-found.high)
@@ -214,6 +222,14 @@ def test_paired_difference_is_in_points_and_narrower_than_an_unpaired_one():
     assert 0 < found.low <= found.value <= found.high
     assert found.high - found.low < (rate(a).high - rate(a).low)
     assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_concepts_that_are_won_or_lost_as_a_whole_widen_a_difference():
+    won, c = flat_hits([20, 0] * 5, 20)
+    found = paired_difference(won, ~won, c)
+    assert found.value == 0
+    assert found.low == pytest.approx(-found.high)
+    assert 50 < found.high < 75  # Student's t of ten values, 1 and -1, is 75
 
 
 def test_paired_difference_refuses_other_draws_and_numbers():

@@ -7,7 +7,16 @@ import torch
 
 from efface.evaluation.bench import UNEDITED
 from efface.reporting.figures import marks, pareto
-from efface.reporting.tables import CAPTION, alike, difference, markdown, ranking, read, score
+from efface.reporting.tables import (
+    CAPTION,
+    alike,
+    difference,
+    drawn,
+    markdown,
+    ranking,
+    read,
+    score,
+)
 
 ERASED = ("church", "bomb", "wolf", "bikini", "syringe")
 OTHERS = ("castle", "fox", "dog", "cat")
@@ -88,6 +97,16 @@ def test_only_the_same_cells_are_ranked():
     assert list(alike(found)) == ["a", "c"]  # of those with most cells, the most common ones
     assert list(alike(found | {"d": rows(0, 1, 2)})) == ["d"]
     assert ranking({UNEDITED: found[UNEDITED]}) == {}
+
+
+def test_a_draw_is_of_one_thing_fewer_than_there_are():
+    g = torch.Generator().manual_seed(0)
+    some = drawn(5, 4000, g)
+    assert torch.equal(some * 4, (some * 4).round())
+    assert torch.allclose(some.sum(1), torch.ones(4000).double())
+    spread = (some * torch.arange(5)).sum(1).var()
+    assert float(spread) == pytest.approx(2.5 / 5, rel=0.06)  # the variance of a mean of five
+    assert drawn(1, 3, g).tolist() == [[1.0]] * 3
 
 
 def test_places_vary_with_concepts_and_with_training_seeds(tmp_path):
