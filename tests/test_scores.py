@@ -12,11 +12,11 @@ from efface.intervals import limits, of_seeds, student
 from efface.scores import (
     Score,
     concept_rate,
+    grouped_mean,
     jackknifed,
     paired_difference,
     rank_correlation,
     rate,
-    resampled,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def test_no_samples_is_an_error():
     none, groups = torch.tensor([]), torch.tensor([], dtype=torch.long)
     for ask in (
         lambda: rate([]),
-        lambda: resampled(none, groups),
+        lambda: grouped_mean(none, groups),
         lambda: concept_rate(none, groups),
         lambda: paired_difference(none, none, groups),
     ):
@@ -77,7 +77,7 @@ def test_one_group_gives_no_interval():
         concept_rate(hits, one),
         concept_rate(hits, one, runs),
         paired_difference(hits, ~hits, one),
-        resampled(torch.rand(20), one, "concepts"),
+        grouped_mean(torch.rand(20), one, "concepts"),
     ]
     for s in scores:
         assert (s.low, s.high, s.n) == (None, None, 1)
@@ -89,13 +89,13 @@ def test_one_group_gives_no_interval():
 def test_what_does_not_vary_has_no_interval_of_no_width():
     same, groups = torch.ones(6), torch.arange(6)
     for s in (
-        resampled(same, groups, "prompts"),
+        grouped_mean(same, groups, "prompts"),
         rank_correlation(torch.arange(6), same),
         jackknifed(lambda *_: 1.0, torch.rand(20, 2), torch.rand(20, 2)),
     ):
         assert s.low is None
         assert s.n > 1
-    assert str(resampled(same, groups, "prompts")) == "1.0 (n = 6 prompts)"
+    assert str(grouped_mean(same, groups, "prompts")) == "1.0 (n = 6 prompts)"
 
 
 def test_the_interval_names_the_training_seeds_where_there_are_several():
@@ -185,11 +185,13 @@ def test_runs_of_different_concepts_are_refused():
 
 def test_the_interval_of_a_mean_is_students():
     values = torch.tensor([1.0, 2.0, 4.0, 9.0])
-    found = resampled(values, torch.arange(4))
+    found = grouped_mean(values, torch.arange(4))
     half = 3.18245 * float(values.std()) / 2
     assert (found.low, found.high) == pytest.approx((4 - half, 4 + half), abs=1e-3)
     assert (found.n, found.over) == (4, "new groups")
-    twice = resampled(values.repeat_interleave(2), 7 * torch.arange(4).repeat_interleave(2) + 100)
+    twice = grouped_mean(
+        values.repeat_interleave(2), 7 * torch.arange(4).repeat_interleave(2) + 100
+    )
     assert (twice.low, twice.high) == pytest.approx((found.low, found.high))
 
 
@@ -198,7 +200,7 @@ def test_the_mean_of_few_groups_is_covered_as_often_as_it_says():
     groups, covered = torch.arange(5).repeat_interleave(8), 0
     for _ in range(400):
         level = torch.randn(5, generator=g).repeat_interleave(8)
-        found = resampled(level + torch.randn(40, generator=g), groups)
+        found = grouped_mean(level + torch.randn(40, generator=g), groups)
         covered += found.low <= 0 <= found.high
     assert 0.93 <= covered / 400 <= 0.97
 

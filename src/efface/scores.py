@@ -6,7 +6,7 @@ An interval answers one of two questions, and the score says which in its ``over
   a concept resemble each other, as they do, it is wider than it need be.
 - *new concepts*, *new concepts and training seeds*: concepts like these, and the edit trained again
   (:func:`concept_rate`, :func:`paired_difference`). It counts concepts; this is what a claim about
-  a method needs. :func:`grouped` is the same for numbers that are no rates.
+  a method needs. :func:`grouped_mean` is the same for numbers that are no rates.
 
 ``bench/coverage.py`` measures how often each holds the truth; ``docs/intervals.md`` says it.
 """
@@ -170,7 +170,7 @@ def paired_difference(a: Tensor, b: Tensor, concepts: Tensor, runs: Tensor | Non
     return Score(value, low, high, k, "concepts", over)
 
 
-def resampled(values: Tensor, groups: Tensor, counts: str = "groups") -> Score:
+def grouped_mean(values: Tensor, groups: Tensor, counts: str = "groups") -> Score:
     """The mean of ``values`` with an interval over groups like these.
 
     Pictures of one prompt resemble each other: only the groups are taken as independent, by

@@ -29,7 +29,7 @@ from efface.evaluation.protocols import Protocol
 from efface.evaluation.protocols import load as load_protocol
 from efface.methods import METHODS
 from efface.models import DiffusionModel, load
-from efface.scores import Score, resampled
+from efface.scores import Score, grouped_mean
 from efface.settings import to_json
 from efface.storage import VERSION, write_text
 from efface.training import EDIT, Entry, Method, Run, Tuning
@@ -248,7 +248,7 @@ def scores_of(
         if moved is not None:
             mine = torch.tensor([c in set(names) for c in seen.concepts])
             far = by_concept(moved[mine], kept.concepts)
-            scores[f"drift{suffix}"] = resampled(
+            scores[f"drift{suffix}"] = grouped_mean(
                 far.flatten(),
                 torch.arange(len(far)).repeat_interleave(far.shape[1]),
                 "concepts",

@@ -25,7 +25,7 @@ from efface.evaluation.samples import Samples, Wanted
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import DiffusionModel
-from efface.scores import Score, rank_correlation, resampled
+from efface.scores import Score, grouped_mean, rank_correlation
 from efface.seeds import generator
 from efface.storage import cache_folder, write
 from efface.training import Bank
@@ -54,7 +54,7 @@ class Moved:
 
     def score(self, word: int) -> Score:
         """A word's harm, with an interval over the draws."""
-        return resampled(self.draws[:, word], torch.arange(len(self.draws)), "draws")
+        return grouped_mean(self.draws[:, word], torch.arange(len(self.draws)), "draws")
 
     @property
     def few(self) -> bool:

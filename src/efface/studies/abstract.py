@@ -11,7 +11,7 @@ from efface.concepts import Concept
 from efface.evaluation.sensitivity import prediction
 from efface.methods.esd import ESD
 from efface.reporting.figures import OTHER, OURS, panels, svg
-from efface.scores import Score, resampled
+from efface.scores import Score, grouped_mean
 from efface.studies.lab import Lab
 
 ABSTRACT = ("love", "anger", "celebration", "danger", "luck", "sadness")
@@ -57,7 +57,7 @@ def run(
 def means(found: Mapping[str, Any], kind: str, measure: str) -> Score:
     """Mean of a measure over the words of a kind, with an interval over words like these."""
     values = torch.tensor([r[measure] for r in found["rows"] if r["kind"] == kind])
-    return resampled(values, torch.arange(len(values)), "words")
+    return grouped_mean(values, torch.arange(len(values)), "words")
 
 
 def figure(found: Mapping[str, Any]) -> str:

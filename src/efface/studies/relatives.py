@@ -10,7 +10,7 @@ import torch
 from efface.concepts import Concept
 from efface.methods.esd import ESD
 from efface.reporting.figures import OTHER, panels, svg
-from efface.scores import Score, paired_difference, resampled
+from efface.scores import Score, grouped_mean, paired_difference
 from efface.seeds import generator
 from efface.studies.lab import Lab
 from efface.studies.similarity import cosines
@@ -67,7 +67,7 @@ def groups(found: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
         }
         result[group] = {
             "judge": paired_difference(flat["before"], flat["after"], which),
-            "clip": resampled(flat["clip"], which, "concepts"),
+            "clip": grouped_mean(flat["clip"], which, "concepts"),
         }
     return result
 

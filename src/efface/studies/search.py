@@ -13,7 +13,7 @@ from torch import Tensor
 from efface.concepts import Concept
 from efface.methods.ap import AP
 from efface.reporting.figures import OTHER, OURS, QUIET, panels, svg
-from efface.scores import Score, rate, resampled
+from efface.scores import Score, grouped_mean, rate
 from efface.storage import write_text
 from efface.studies.lab import Lab
 from efface.training import Job, Run, Student, provenance
@@ -115,8 +115,8 @@ def told(row: Mapping[str, Any]) -> dict[str, Score]:
     looks, of = row["looks"], torch.arange(len(row["looks"]))
     return {
         "right": rate([x["right"] for x in looks], "looks"),
-        "regret": resampled(torch.tensor([x["regret"] for x in looks]), of, "looks"),
-        "random": resampled(torch.tensor([x["regret_of_random"] for x in looks]), of, "looks"),
+        "regret": grouped_mean(torch.tensor([x["regret"] for x in looks]), of, "looks"),
+        "random": grouped_mean(torch.tensor([x["regret_of_random"] for x in looks]), of, "looks"),
     }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from efface.evaluation.clip import Clip, TinyClip
 from efface.evaluation.metrics.metric import Given, Metric, grouped
-from efface.scores import Score, resampled
+from efface.scores import Score, grouped_mean
 
 
 def clip_score(images: Tensor, texts: Sequence[str], clip: Clip | None = None) -> Score:
@@ -36,7 +36,7 @@ def clip_score(images: Tensor, texts: Sequence[str], clip: Clip | None = None) -
 
 def fit(pictures: Tensor, texts: Tensor, group: Tensor) -> Score:
     """The CLIP score of unit vectors, (N, D) each; the interval is over groups (N,) like these."""
-    return resampled(100 * (pictures * texts).sum(1).clamp(min=0), group, "texts")
+    return grouped_mean(100 * (pictures * texts).sum(1).clamp(min=0), group, "texts")
 
 
 class ClipScore(Metric):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from efface.evaluation.metrics.metric import Given, Metric, grouped
-from efface.scores import Score, resampled
+from efface.scores import Score, grouped_mean
 
 
 def drift(images: Tensor, unedited: Tensor, prompts: Sequence[str]) -> Score:
@@ -30,7 +30,7 @@ def drift(images: Tensor, unedited: Tensor, prompts: Sequence[str]) -> Score:
             f"got pictures {tuple(images.shape)} and {tuple(unedited.shape)} "
             f"of {len(prompts)} prompts: they must be the same."
         )
-    return resampled(moved(images, unedited), grouped(prompts), "prompts")
+    return grouped_mean(moved(images, unedited), grouped(prompts), "prompts")
 
 
 def moved(images: Tensor, unedited: Tensor) -> Tensor:
@@ -51,5 +51,5 @@ class Drift(Metric):
         found = {}
         for suffix, rows in given.groups().items():
             far = torch.cat([moved(x, y) for x, y in given.pairs(rows)])
-            found[f"drift{suffix}"] = resampled(far, grouped(given.prompts(rows)), "prompts")
+            found[f"drift{suffix}"] = grouped_mean(far, grouped(given.prompts(rows)), "prompts")
         return found

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from efface.errors import UserError
 from efface.evaluation.metrics.metric import Given, Metric, grouped
-from efface.scores import Score, resampled
+from efface.scores import Score, grouped_mean
 
 
 class Sees(Protocol):
@@ -59,5 +59,5 @@ class Perceived(Metric):
         found, network = {}, cast(Sees, judge)
         for suffix, rows in given.groups().items():
             far = torch.cat([perceived(x, y, network) for x, y in given.pairs(rows)])
-            found[f"perceived{suffix}"] = resampled(far, grouped(given.prompts(rows)), "prompts")
+            found[f"perceived{suffix}"] = grouped_mean(far, grouped(given.prompts(rows)), "prompts")
         return found

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.evaluation.metrics.metric import Given, Metric, grouped
-from efface.scores import Score, resampled
+from efface.scores import Score, grouped_mean
 
 
 def network(backbone: str = "alex") -> Any:
@@ -45,7 +45,7 @@ def lpips_distance(images: Tensor, unedited: Tensor, prompts: Sequence[str], net
         raise ValueError(f"got pictures {tuple(images.shape)} and {tuple(unedited.shape)}.")
     pairs = zip(images.split(32), unedited.split(32), strict=True)
     far = torch.cat([distances(a, b, net) for a, b in pairs])
-    return resampled(far, grouped(prompts), "prompts")
+    return grouped_mean(far, grouped(prompts), "prompts")
 
 
 @torch.no_grad()
@@ -69,5 +69,5 @@ class LPIPS(Metric):
         net, found = given.tools.get("lpips") or network(), {}
         for suffix, rows in given.groups().items():
             far = torch.cat([distances(x, y, net) for x, y in given.pairs(rows)])
-            found[f"LPIPS{suffix}"] = resampled(far, grouped(given.prompts(rows)), "prompts")
+            found[f"LPIPS{suffix}"] = grouped_mean(far, grouped(given.prompts(rows)), "prompts")
         return found
