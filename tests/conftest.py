@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from efface.concepts import Concept
+from efface.edits.edit import Edit
 from efface.methods.ap import AP
 from efface.models import DiffusionModel, load
 from efface.models.files.standard import STANDARD
@@ -68,6 +69,12 @@ def shaken(model, group="xattn", by=0.2, seed=0):
         k: own[k] + by * own[k].std() * torch.randn(own[k].shape, generator=g)
         for k in model.group(group)
     }
+
+
+def unchanged(model):
+    """An edit that leaves a model as it is."""
+    name, own = next(iter(model.parameters().items()))
+    return Edit({name: own.float().cpu()}, {"base": model.base})
 
 
 def same_weights(a, b):

@@ -9,7 +9,6 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from efface.edits import edit as edit_module
 from efface.edits import merge as merge_module
 from efface.edits.edit import Edit
 from efface.edits.merge import merge, merge_single
@@ -17,9 +16,10 @@ from efface.errors import UserError
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import load
+from efface.models.files import tensors as tensors_module
 from efface.models.files.original import denoiser_key, vae_key
 from efface.storage import write
-from efface.training import Run, checkpoints
+from efface.training import Run
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def saved(edit, tmp_path):
     return tmp_path / "edit.safetensors"
 
 
-def full_disk(tensors, path, metadata=None):
+def full_disk(path, tensors, meta):
     """Write a bit, then find that there is no more room."""
     path.write_bytes(b"half")
     raise OSError(28, "No space left on device")
@@ -302,7 +302,7 @@ def test_merge_stores_what_the_base_stores(tokenizer, tmp_path):
 
 
 def test_merge_on_a_full_disk_leaves_nothing(tiny, edit, tmp_path, monkeypatch):
-    monkeypatch.setattr(merge_module, "save_file", full_disk)
+    monkeypatch.setattr(merge_module, "dump", full_disk)
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
         merge(tiny, edit, tmp_path / "merged")
     assert not list(tmp_path.iterdir())
@@ -325,7 +325,7 @@ def test_saving_below_a_file(edit, tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_edit_whole(edit, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(edit_module, "save_file", full_disk)
+    monkeypatch.setattr(tensors_module, "dump", full_disk)
     with pytest.raises(UserError, match="No space left on device; nothing was left half-written"):
         Edit({"a": torch.zeros(1)}).save(saved)
     assert [p.name for p in tmp_path.iterdir()] == ["edit.safetensors"]
@@ -333,7 +333,7 @@ def test_a_full_disk_leaves_the_old_edit_whole(edit, saved, tmp_path, monkeypatc
 
 
 def test_a_full_disk_while_training_leaves_no_half_checkpoint(tiny, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    monkeypatch.setattr(tensors_module, "dump", full_disk)
     with pytest.raises(UserError, match="No space left on device"):
         quick(ESD(), words, updates=4).erase(tiny, [CHURCH], Run(tmp_path, progress=False))
     assert not list(tmp_path.iterdir())

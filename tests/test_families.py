@@ -7,7 +7,7 @@ from dataclasses import replace
 import diffusers as D
 import pytest
 import torch
-from conftest import QUIET, WORDS, quick, same_weights
+from conftest import QUIET, WORDS, quick, same_weights, unchanged
 from families import TINY, build, flux
 from safetensors.torch import load_file, save_file
 
@@ -537,7 +537,7 @@ def test_a_single_file_comes_back_as_it_was(family, words, tmp_path, cache):
 
 def test_a_single_file_of_mixed_precisions_is_refused(family, tmp_path, cache):
     _, _, model = family
-    path = merge_single(model, Edit({}, {"base": model.base}), tmp_path / "one.safetensors")
+    path = merge_single(model, unchanged(model), tmp_path / "one.safetensors")
     beside(model, path)
     tensors = load_file(path)
     inside = [k for k in tensors if k.startswith("model.diffusion_model.")] or list(tensors)
@@ -550,7 +550,7 @@ def test_a_single_file_of_mixed_precisions_is_refused(family, tmp_path, cache):
 @pytest.mark.parametrize("what", ["misses", "has besides"])
 def test_a_single_file_with_missing_or_extra_keys_is_refused(family, what, tmp_path, cache):
     _, _, model = family
-    path = merge_single(model, Edit({}, {"base": model.base}), tmp_path / "one.safetensors")
+    path = merge_single(model, unchanged(model), tmp_path / "one.safetensors")
     beside(model, path)
     tensors = load_file(path)
     key = next(k for k in tensors if "norm" in k or "mlp" in k)
@@ -661,7 +661,7 @@ def test_the_standard_architectures_are_the_published_ones(kind, tmp_path):
 
 
 def test_the_shipped_model_goes_into_one_file_and_comes_back_alone(emoji, tmp_path, cache):
-    path = merge_single(emoji, Edit({}, {"base": emoji.base}), tmp_path / "emoji.safetensors")
+    path = merge_single(emoji, unchanged(emoji), tmp_path / "emoji.safetensors")
     again = load(path, device="cpu")
     assert same_weights(again.denoiser.state_dict(), emoji.denoiser.state_dict())
     one, two = (

@@ -157,7 +157,7 @@ def test_folders_that_are_no_model_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match=r"no diffusers model folder: no model_index\.json"):
         load(tmp_path / "empty", device="cpu")
     (folder / "model_index.json").write_text("{")
-    with pytest.raises(UserError, match="is no JSON"):
+    with pytest.raises(UserError, match="is broken JSON"):
         load(folder, device="cpu")
 
 

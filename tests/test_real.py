@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import unchanged
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -95,7 +96,7 @@ def test_an_independent_program_reads_our_files(tmp_path):
         up, down = torch.randn(out, 4, generator=g), torch.randn(4, inner, generator=g)
         weights[n] = own[n].float() + 0.05 * up @ down / inner**0.5
     edit = Edit(weights, {"base": model.base, "dtype": "bfloat16"})
-    merge_single(model, Edit({}, {"base": model.base}), tmp_path / "plain.safetensors")
+    merge_single(model, unchanged(model), tmp_path / "plain.safetensors")
     merge_single(model, edit, tmp_path / "edited.safetensors")
     save_lora(model, factorise(model, edit, 4), tmp_path / "mine.safetensors", "kohya")
     del model, own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from efface.cli.apply import told
 from efface.cli.runfolder import scores_of
 from efface.cli.terminal import Json, parsed, show
 from efface.edits.edit import Edit
-from efface.edits.ledger import Ledger
+from efface.edits.ledger import Ledger, checked
 from efface.scores import Score
 
 
@@ -74,7 +74,15 @@ def folder(path: Path, as_json: bool) -> int:
     """What was erased from a model's folder, by its ledger."""
     ledger = Ledger.read(path)
     if ledger is not None:
-        return told(path, ledger, as_json)
+        files = checked(path)
+        if as_json:
+            found = {**asdict(ledger), "checked": dict(files)}
+            print(json.dumps(found, indent=1))
+            return 0
+        told(path, ledger, as_json)
+        print()
+        show([list(row) for row in files], ["file", "state"])
+        return 0
     said = f"{path}: nothing was erased from it; it has no ledger (erasures.json)."
     print("null" if as_json else said)
     return 0

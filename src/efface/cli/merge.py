@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,6 @@ from efface.cli.opening import Base, OfBase, opened
 from efface.cli.runfolder import scores_of
 from efface.cli.terminal import Edited, Place, new, output, parsed
 from efface.edits.edit import Edit
-from efface.edits.ledger import note_merged
 from efface.edits.merge import merge, merge_single
 from efface.reporting.card import card
 
@@ -44,7 +44,6 @@ def command(args: list[str]) -> int:
     if single:
         print(merge_single(model, edit, out))
     else:
-        merge(model, edit, out, card(edit, found))
-        note_merged(out, model, edit, found)
+        merge(model, edit, out, partial(card, edit, found), found)
         print(out)
     return 0

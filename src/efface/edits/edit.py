@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from efface.edits.about import known_meta
 from efface.errors import UserError
 from efface.models import PICKLES, DiffusionModel, load, plain, refuse_pickle
-from efface.storage import make_folder, write
+from efface.models.files.tensors import save
+from efface.storage import make_folder
 
 FORMAT = "efface-edit-1"
 
@@ -69,6 +70,9 @@ class Edit:
     """What depends on the prompt; mostly nothing."""
     base: DiffusionModel | None = field(default=None, repr=False, compare=False)
     """The model that it was made for, where that is at hand."""
+    spent: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """What its making took besides (``seconds``), where that is at hand; no part of the file, which
+    is the same for the same run."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a file holds: the weights, and the factors of the gates."""
@@ -105,24 +109,25 @@ class Edit:
             path: a file that ends in ``.safetensors``, or a run's folder, made where it is missing.
 
         Raises:
-            UserError: the folder cannot be written, or the disk is full.
+            UserError: the folder cannot be written, the disk is full, or as :meth:`sane`.
         """
         path = Path(path)
+        self.sane("the edit")
         if path.suffix != ".safetensors":
             make_folder(path)
             path = path / "edit.safetensors"
-        weights = self.tensors()
         gates = {"gates": [list(gate.names) for gate in self.gates]} if self.gates else {}
         about, digest = json.dumps(dict(self.meta) | gates), self.digest
         meta = {"format": FORMAT, "digest": digest, "meta": about, "seal": seal(digest, about)}
-        write(path, lambda p: save_file(weights, p, meta))
+        save(path, self.tensors(), meta)
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
         """Read an edit back: from a run's folder, or from its file.
 
         Raises:
-            UserError: no such file, no edit, truncated, or its content is not what was written.
+            UserError: no such file, no edit, truncated, its content is not what was written, or as
+            :meth:`sane`.
         """
         path = Path(path)
         path = path / "edit.safetensors" if path.is_dir() else path
@@ -144,7 +149,7 @@ class Edit:
         digest, about = meta.get("digest", ""), meta.get("meta", "")
         if meta.get("seal") != seal(digest, about):
             raise UserError(f"{str(path)!r} is damaged: its content is not what was written.")
-        known = json.loads(about)
+        known = known_meta(about, f"the metadata of {str(path)!r}")
         gates = tuple(
             Gate(tuple(names), take(weights, f"gate{i}/"))
             for i, names in enumerate(known.pop("gates", ()))
@@ -152,14 +157,32 @@ class Edit:
         edit = cls(weights, known, gates)
         if edit.digest != digest:
             raise UserError(f"{str(path)!r} is damaged: its content is not what was written.")
+        edit.sane(repr(str(path)))
         return edit
+
+    def sane(self, where: str) -> None:
+        """Refuse an edit without weights, or with such as no model can have.
+
+        Args:
+            where: what it is, for messages.
+
+        Raises:
+            UserError: it changes nothing, or holds NaN or infinity (names the tensor).
+        """
+        if not self.weights:
+            raise UserError(f"{where} holds no changed weights: nothing would be erased.")
+        for name, w in self.tensors().items():
+            if not torch.isfinite(w).all():
+                raise UserError(f"{where} is damaged: {name!r} holds NaN or infinity.")
 
     def check(self, model: DiffusionModel) -> None:
         """Refuse a model that this edit does not belong to.
 
         Raises:
-            UserError: another base (by hash), or another architecture (by names and shapes).
+            UserError: another base (by hash), another architecture (by names and shapes), or as
+            :meth:`sane`.
         """
+        self.sane("the edit")
         own = model.parameters()
         for name, w in self.weights.items():
             if name not in own or own[name].shape != w.shape:
@@ -168,8 +191,6 @@ class Edit:
                     f"the edit is of another architecture than {model.name!r}: {name!r} is "
                     f"{tuple(w.shape)} in the edit, {has} in the model."
                 )
-            if not torch.isfinite(w).all():
-                raise UserError(f"the edit is damaged: {name!r} holds NaN or infinity.")
         base = self.meta.get("base")
         if base and base != model.base:
             raise UserError(
@@ -258,12 +279,15 @@ class Edit:
         """
         own = self._own(model)
         before = {k: own[k].data for k in self.weights}
+        inside = noted(model)
+        inside.append(f"{self.digest} {strength}")
         try:
             self._put(own, strength)
             yield model
         finally:
             for k, data in before.items():
                 own[k].data = data
+            inside.pop()
 
     def merged_into(self, model: Any, strength: float = 1.0) -> Any:
         """Put the weights into a model or a pipeline for good, and give it back.
@@ -272,6 +296,7 @@ class Edit:
             UserError: as :meth:`check`.
         """
         self._put(self._own(model), strength)
+        noted(model).append(f"{self.digest} {strength}")
         return model
 
     def _own(self, model: Any) -> dict[str, Tensor]:
@@ -304,6 +329,11 @@ class Edit:
         found = factorise(base, self, rank)
         save_lora(base, found, Path(path), form)
         return found.error
+
+
+def noted(model: Any) -> list[str]:
+    """Where a model notes what was put into it; a pipeline is looked at when it is opened."""
+    return model.inside if isinstance(model, DiffusionModel) else []
 
 
 def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

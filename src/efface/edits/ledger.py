@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
+from efface.edits.contents import KEPT, Contents, contents
+from efface.edits.contents import LEDGER as NAME
 from efface.edits.edit import Edit
+from efface.edits.kept import Kept, hash_file
 from efface.errors import UserError
-from efface.models import DiffusionModel, family_of, hash_stored, weight_files
-from efface.storage import write, write_text
+from efface.models import DiffusionModel, family_of, hash_stored
+from efface.settings import read
+from efface.storage import locked, sweep, write_text
 
-NAME = "erasures.json"
-KEPT = "erasures"
-"""Folder beside it: the edits, and the base model's own values of what they change."""
+EDITED, LEFT, OTHER, HIDDEN = "edited", "left out", "not a denoiser", "not looked into"
+"""What became of a file that can hold weights."""
+
+
+OURS = re.compile(r"(base|[0-9a-f]{16})\.safetensors")
+"""The files that are kept beside the ledger."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,18 @@ class Erasure:
 
 
 @dataclass(frozen=True)
+class Filed:
+    """One file that can hold weights."""
+
+    state: str
+    """``edited``, ``left out``, ``not a denoiser`` or ``not looked into``."""
+    now: str = ""
+    """Hash of an edited one's tensors."""
+    later: str = ""
+    """What that becomes, while it is being written."""
+
+
+@dataclass(frozen=True)
 class Ledger:
     """What was erased from a model folder."""
 
@@ -62,24 +76,24 @@ class Ledger:
     erasures: tuple[Erasure, ...] = ()
     removable: bool = True
     """Whether the base model's values are kept beside the ledger."""
+    files: Mapping[str, Filed] = field(default_factory=dict)
+    """Every file that can hold weights, by its path in the folder."""
+    removed: tuple[str, ...] = ()
+    """Digests of edits that were taken out again."""
 
     @classmethod
     def read(cls, folder: Path) -> Ledger | None:
         """A folder's ledger; None where nothing was erased.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read; names the field or line.
         """
-        try:
-            found = json.loads((folder / NAME).read_text(encoding="utf8"))
-            entries = tuple(
-                Erasure(**{**e, "concepts": tuple(e["concepts"])}) for e in found.pop("erasures")
-            )
-            return cls(**found, erasures=entries)
-        except FileNotFoundError:
+        if not (folder / NAME).exists():
             return None
-        except (OSError, ValueError, TypeError, KeyError) as e:
-            raise UserError(f"{str(folder / NAME)!r} is no ledger of efface: {e!r}.") from None
+        found = read(cls, folder / NAME, "ledger")
+        if found.erasures and not found.files:
+            raise UserError(f"{str(folder / NAME)!r} names no files: an older efface wrote it.")
+        return found
 
     def write(self, folder: Path) -> None:
         """Keep it, whole or not at all."""
@@ -87,205 +101,272 @@ class Ledger:
         write_text(folder / NAME, text)
 
 
-def opened(folder: Path) -> tuple[str, Ledger]:
-    """The denoiser's name in a diffusers folder, and its ledger; a broken-off change is finished.
+def states(found: Contents, edited: Iterable[str], left: Iterable[str] = ()) -> dict[str, Filed]:
+    """What became of each file of a model folder, without hashes."""
+    told = dict.fromkeys(found.other, Filed(OTHER)) | dict.fromkeys(found.hidden, Filed(HIDDEN))
+    told |= dict.fromkeys(left, Filed(LEFT)) | dict.fromkeys(edited, Filed(EDITED))
+    return dict(sorted(told.items()))
+
+
+def opened(folder: Path) -> tuple[Contents, Ledger]:
+    """A diffusers folder and its ledger; a broken-off change is finished.
 
     Raises:
         UserError: no such folder, or weights that something else has changed since.
     """
-    part = family_of(folder).denoiser
-    if not weight_files(folder / part):
-        raise UserError(f"no *.safetensors in {str(folder / part)!r}.")
-    found = Ledger.read(folder)
+    found, here = Ledger.read(folder), contents(folder)
+    for place in {folder, *((folder / name).parent for name in (*here.own, *here.alike))}:
+        sweep(place)
     if found is None:
-        own = hash_stored(folder / part)
-        return part, Ledger(own, own)
-    if not found.now:
-        return part, settle(folder, part, found)
-    if found.now != hash_stored(folder / part):
+        own = hash_stored(folder / here.part)
+        clear(folder, own)
+        return here, Ledger(own, own)
+    if found.removable and (not found.now or not found.erasures):
+        return here, settle(folder, here, found)
+    compare(folder, here, found)
+    if found.removable:
+        clear(folder, found.base, used(found))
+    return here, found
+
+
+def compare(folder: Path, here: Contents, found: Ledger) -> dict[str, str]:
+    """The hash of each edited file; refuses a folder whose files are not what its ledger says.
+
+    Raises:
+        UserError: changed, missing or added weights of the denoiser, by the file's name.
+    """
+    known = {name for name, f in found.files.items() if f.state == EDITED}
+    there = {*here.own, *here.alike}
+    added = sorted({*there, *here.foreign} - known)
+    if added:
         raise UserError(
-            f"the weights in {str(folder / part)!r} were changed since {NAME} was written, by "
-            "something else than efface: fetch the model again, and apply the edits to that."
+            f"{', '.join(map(repr, added))} in {str(folder)!r} came after {NAME} was written, and "
+            "may draw what is erased: take it out of the folder."
         )
-    return part, found
+    now = {name: hash_file(folder / name) if name in there else "" for name in sorted(known)}
+    for name, own in now.items():
+        f = found.files[name]
+        if own not in (f.now, f.later or f.now):
+            raise UserError(
+                f"the weights in {str(folder / name)!r} were changed since {NAME} was written, by "
+                "something else than efface: fetch the model again, and apply the edits to that "
+                f"(if this is the model again, delete {NAME} and {KEPT} in it)."
+            )
+    return now
+
+
+def checked(folder: Path) -> list[tuple[str, str]]:
+    """Every file of a folder that can hold weights, with its state, compared with the ledger.
+
+    Raises:
+        UserError: nothing was erased there, a change that was broken off, or as :func:`compare`.
+    """
+    here, found = contents(folder), Ledger.read(folder)
+    if found is None:
+        raise UserError(f"nothing was erased from {str(folder)!r} by efface: it has no {NAME}.")
+    if not found.now:
+        raise UserError(
+            f"a change of {str(folder)!r} was broken off: give its command (efface apply, efface "
+            "remove) again."
+        )
+    compare(folder, here, found)
+    return [(name, f.state) for name, f in found.files.items()]
 
 
 def apply(folder: Path, edit: Edit, scores: Mapping[str, Any] | None = None) -> Ledger:
     """Put an edit into a diffusers folder, in place; :func:`remove` takes it out bit for bit.
 
-    Several edits add up. A change that is killed is finished by the next command.
+    Every file with the denoiser's weights is edited: other precisions and shards as well. Several
+    edits add up. A change that is killed is finished by the next command, and an edit that is there
+    already stays.
 
     Args:
         scores: what was measured of the edit, for the ledger.
 
     Raises:
-        UserError: an edit of another base or architecture, one that is there already, values that
-            the stored precision cannot hold, or a folder that cannot be written.
+        UserError: an edit of another base or architecture, a file that cannot be edited, values
+            that the stored precision cannot hold, or a folder that cannot be written.
     """
-    part, ledger = opened(folder)
+    edit.sane("the edit")
+    family_of(folder)  # before anything is written there
+    with locked(folder):
+        here, ledger = opened(folder)
+        removable(folder, ledger, "combine the edits and merge them into the base model")
+        if any(e.edit == edit.digest for e in ledger.erasures):
+            return ledger
+        applicable(folder, here, ledger, edit)
+        kept = Kept(folder, here, ledger.base)
+        kept.add(edit.weights)
+        entry = Erasure.of(edit, scores)
+        removed = tuple(d for d in ledger.removed if d != edit.digest)
+        later = replace(ledger, erasures=(*ledger.erasures, entry), removed=removed)
+        later = planned(folder, here, later, kept, [*edits_of(folder, ledger), edit])
+        kept.save()
+        edit.save(folder / KEPT / f"{edit.digest}.safetensors")
+        later.write(folder)
+        return settle(folder, here, later, {k: f.now for k, f in later.files.items()})
+
+
+def removable(folder: Path, ledger: Ledger, instead: str) -> None:
+    """Refuse a folder that was merged."""
     if not ledger.removable:
         raise UserError(
             f"{str(folder)!r} was written with its edits in it, without the base model's values: "
-            "combine the edits and merge them into the base model."
+            f"{instead}."
         )
+
+
+def applicable(folder: Path, here: Contents, ledger: Ledger, edit: Edit) -> None:
+    """Refuse an edit that cannot be put into a folder.
+
+    Raises:
+        UserError: another base, gates, or files that hold the denoiser in another form.
+    """
     base = edit.meta.get("base")
     if base and base != ledger.base:
         raise UserError(
             f"the edit was made for {edit.meta.get('model', 'another model')!r} (hash {base}); "
             f"{str(folder)!r} has hash {ledger.base}: apply it to the model it was made for."
         )
-    if any(e.edit == edit.digest for e in ledger.erasures):
-        raise UserError(f"this edit ({edit.digest}) is in {str(folder)!r} already.")
     if edit.gates:
         raise UserError(
             "this edit has gates that each prompt opens in its own way, which stored weights "
             "cannot do: make it with --no-gated, or use it with efface generate."
         )
+    if here.foreign:
+        raise UserError(
+            f"{', '.join(map(repr, here.foreign))} in {str(folder)!r} would go on drawing what is "
+            "erased: the denoiser in a form that cannot be edited, or a file that cannot be looked "
+            "into. Take it out of the folder, or use efface merge, which leaves it out."
+        )
+
+
+def planned(
+    folder: Path, here: Contents, ledger: Ledger, kept: Kept, edits: Sequence[Edit]
+) -> Ledger:
+    """A ledger of a change that is about to be made: each file's hash before and after.
+
+    Raises:
+        UserError: values that the stored precision cannot hold.
+    """
+    after, files = kept.with_changes(edits), {}
+    for name, f in states(here, [*here.own, *here.alike]).items():
+        if f.state == EDITED:
+            had = ledger.files.get(name)
+            now = had.now if had else hash_file(folder / name)
+            f = Filed(EDITED, now, hash_file(folder / name, after[name]))
+        files[name] = f
+    return replace(ledger, now="", files=files)
+
+
+def settle(
+    folder: Path, here: Contents, ledger: Ledger, now: Mapping[str, str] | None = None
+) -> Ledger:
+    """Make the weights what the ledger says, and note that they are.
+
+    Args:
+        now: hash of each file, in a change that has just been planned; None: looked at again.
+    """
+    now, again = now or compare(folder, here, ledger), now is None
+    if not ledger.now:
+        kept = Kept(folder, here, ledger.base)
+        later = {k: f.later for k, f in ledger.files.items()}
+        kept.put(edits_of(folder, ledger), now, later, again)
+        files = {k: Filed(f.state, f.later) for k, f in ledger.files.items()}
+        ledger = replace(ledger, now=hash_stored(folder / here.part), files=files)
+        ledger.write(folder)
+    clear(folder, ledger.base, used(ledger))
+    if not ledger.erasures:
+        (folder / NAME).unlink(missing_ok=True)
+    return ledger
+
+
+def used(ledger: Ledger) -> list[str]:
+    """The files beside a ledger: its edits, and the base's values that they stand on."""
+    edits = [f"{e.edit}.safetensors" for e in ledger.erasures]
+    return [Kept.NAME, *edits] if edits else []
+
+
+def clear(folder: Path, base: str, stay: Sequence[str] = ()) -> None:
+    """Delete what is kept beside the ledger, but for what stays.
+
+    Raises:
+        UserError: kept values of another base than ``base``, which may be somebody's only copy.
+    """
     keep = folder / KEPT
-    own = Kept(keep / "base.safetensors", folder / part)
-    own.add(edit.weights)
-    fits(own.with_changes([*edits_of(folder, ledger), edit]))
-    own.save()
-    edit.save(keep / f"{edit.digest}.safetensors")
-    later = replace(ledger, now="", erasures=(*ledger.erasures, Erasure.of(edit, scores)))
-    later.write(folder)
-    return settle(folder, part, later)
+    if not keep.is_dir():
+        return
+    Kept.check(folder, base)
+    sweep(keep)
+    for path in sorted(keep.iterdir()):
+        if path.name not in stay and OURS.fullmatch(path.name):
+            path.unlink()
+    if not stay:
+        with suppress(OSError):  # something else lies in it
+            keep.rmdir()
 
 
 def note_merged(
-    out: Path, model: DiffusionModel, edit: Edit, scores: Mapping[str, Any] | None
-) -> None:
-    """Write the ledger of a merged folder: its edit, after what its base model had erased."""
+    out: Path,
+    model: DiffusionModel,
+    edit: Edit,
+    left: Iterable[str],
+    scores: Mapping[str, Any] | None = None,
+) -> Ledger:
+    """Write the ledger of a merged folder: its edit, after what its base model had erased.
+
+    Args:
+        left: what the base model's folder has and this one has not.
+    """
     before = None if model.folder is None else Ledger.read(model.folder)
+    if before is not None and before.now != model.base:
+        raise UserError(
+            f"{str(model.folder)!r} is not what its {NAME} says, or is being changed: efface "
+            "inspect says more."
+        )
     base, earlier = (model.base, ()) if before is None else (before.base, before.erasures)
-    own = hash_stored(out / model.family.denoiser)
-    Ledger(base, own, (*earlier, Erasure.of(edit, scores)), removable=False).write(out)
+    here = contents(out)
+    files = {
+        k: Filed(EDITED, hash_file(out / k)) if f.state == EDITED else f
+        for k, f in states(here, here.own, left).items()
+    }
+    own = hash_stored(out / here.part)
+    found = Ledger(base, own, (*earlier, Erasure.of(edit, scores)), False, files)
+    found.write(out)
+    return found
 
 
 def remove(folder: Path, which: str = "") -> Ledger:
     """Take an edit out of a folder that it was applied to, or all of them.
 
+    Where it, or everything, was taken out already, that is all.
+
     Args:
         which: digest of the edit, or the beginning of one; "": all.
 
     Raises:
-        UserError: nothing to be removed, no such edit, or a folder that cannot be written.
+        UserError: no such edit, or a folder that cannot be written.
     """
-    part, ledger = opened(folder)
-    if not ledger.erasures:
-        raise UserError(f"nothing was erased from {str(folder)!r}.")
-    if not ledger.removable:
-        raise UserError(
-            f"{str(folder)!r} was written with its edits in it, without the base model's values: "
-            "use the base model itself."
-        )
-    gone = [e for e in ledger.erasures if e.edit.startswith(which)]
-    if not gone or (which and len(gone) > 1):
-        known = ", ".join(f"{e.edit} ({', '.join(e.concepts)})" for e in ledger.erasures)
-        what = "no edit" if not gone else "more than one edit"
-        raise UserError(f"{what} in {str(folder)!r} is called {which!r}; there are: {known}.")
-    left = tuple(e for e in ledger.erasures if e not in gone)
-    later = replace(ledger, now="", erasures=left)
-    later.write(folder)
-    return settle(folder, part, later)
-
-
-def settle(folder: Path, part: str, ledger: Ledger) -> Ledger:
-    """Make the weights what the ledger says, and note that they are."""
-    keep = folder / KEPT
-    own = Kept(keep / "base.safetensors", folder / part)
-    own.put(fits(own.with_changes(edits_of(folder, ledger))))
-    done = replace(ledger, now=hash_stored(folder / part))
-    done.write(folder)
-    there = {f"{e.edit}.safetensors" for e in ledger.erasures}
-    for path in keep.glob("*.safetensors"):
-        if path.name not in there and (ledger.erasures == () or path.name != "base.safetensors"):
-            path.unlink()
-    if not ledger.erasures:
-        (folder / NAME).unlink()
-        with suppress(OSError):  # something else lies in it
-            keep.rmdir()
-    return done
+    family_of(folder)
+    with locked(folder):
+        here, ledger = opened(folder)
+        removable(folder, ledger, "use the base model itself")
+        gone = [e for e in ledger.erasures if e.edit.startswith(which)]
+        if not gone and (not ledger.erasures or any(d.startswith(which) for d in ledger.removed)):
+            return ledger
+        if not gone or (which and len(gone) > 1):
+            known = ", ".join(f"{e.edit} ({', '.join(e.concepts)})" for e in ledger.erasures)
+            what = "no edit" if not gone else "more than one edit"
+            raise UserError(f"{what} in {str(folder)!r} is called {which!r}; there are: {known}.")
+        left = tuple(e for e in ledger.erasures if e not in gone)
+        removed = tuple(sorted({*ledger.removed, *(e.edit for e in gone)}))
+        later = replace(ledger, erasures=left, removed=removed)
+        kept = Kept(folder, here, ledger.base)
+        later = planned(folder, here, later, kept, edits_of(folder, later))
+        later.write(folder)
+        return settle(folder, here, later, {k: f.now for k, f in later.files.items()})
 
 
 def edits_of(folder: Path, ledger: Ledger) -> list[Edit]:
     """The edits that are in a folder."""
     return [Edit.load(folder / KEPT / f"{e.edit}.safetensors") for e in ledger.erasures]
-
-
-def fits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Refuse weights that overflow the precision that they are stored in."""
-    for name, w in weights.items():
-        if not torch.isfinite(w).all():
-            raise UserError(
-                f"{name!r} overflows {str(w.dtype).removeprefix('torch.')}: the model's folder "
-                "cannot hold this edit; merge it into a model stored in bf16 or fp32."
-            )
-    return weights
-
-
-class Kept:
-    """A denoiser's files, and the base model's values of what edits change."""
-
-    def __init__(self, base: Path, denoiser: Path) -> None:
-        self.path, self.shards = base, weight_files(denoiser)
-        self.base: dict[str, Tensor] = load_file(base) if base.exists() else {}
-        self.where: dict[str, Path] = {}
-        for shard in self.shards:
-            with safe_open(shard, "pt") as f:
-                self.where |= dict.fromkeys(f.keys(), shard)
-
-    def add(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the base model's values of more names, before anything changes them.
-
-        Raises:
-            UserError: a name or shape that the model does not have.
-        """
-        new: dict[str, Tensor] = {}
-        for name, w in weights.items():
-            if name not in self.where:
-                raise UserError(f"the edit is of another architecture: no weight {name!r} here.")
-            if name in self.base:
-                continue
-            with safe_open(self.where[name], "pt") as f:
-                own = f.get_tensor(name)
-            if own.shape != w.shape:
-                raise UserError(
-                    f"the edit is of another architecture: {name!r} is {tuple(w.shape)} in the "
-                    f"edit, {tuple(own.shape)} in the model."
-                )
-            new[name] = own
-        self.base |= new
-
-    def save(self) -> None:
-        """Write what is kept."""
-        try:
-            self.path.parent.mkdir(exist_ok=True)
-        except OSError as e:
-            raise UserError(f"cannot make {str(self.path.parent)!r}: {e.strerror}.") from None
-        write(self.path, lambda p: save_file(self.base, p))
-
-    def with_changes(self, edits: list[Edit]) -> dict[str, Tensor]:
-        """What the kept names are with edits in them: their changes add up, in fp32."""
-        found = {}
-        for name, own in self.base.items():
-            changes = [e.change(name, own) for e in edits if name in e.weights]
-            total = own.float()
-            for change in changes:
-                total = total + change
-            found[name] = total.to(own.dtype) if changes else own
-        return found
-
-    def put(self, weights: Mapping[str, Tensor]) -> None:
-        """Write values into the files, each whole or not at all."""
-        for shard in self.shards:
-            mine = {k: w for k, w in weights.items() if self.where[k] == shard}
-            if not mine:
-                continue
-            with safe_open(shard, "pt") as f:
-                meta = f.metadata()
-            tensors = load_file(shard)
-            if all(torch.equal(tensors[k], w) for k, w in mine.items()):
-                continue
-            tensors |= {k: w.contiguous() for k, w in mine.items()}
-            write(shard, partial(save_file, tensors, metadata=meta))

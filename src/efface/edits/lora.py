@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
 from efface.models import DiffusionModel
-from efface.storage import write
+from efface.models.files.tensors import save as save_tensors
 
 
 class Lora(NamedTuple):
@@ -101,4 +100,4 @@ def save(model: DiffusionModel, lora: Lora, path: Path, form: str = "peft") -> N
     if path.exists():
         raise UserError(f"{str(path)!r} exists already; name a file that does not.")
     about = {"format": "pt", "efface": json.dumps(dict(lora.about))}
-    write(path, lambda p: save_file(tensors, p, about))
+    save_tensors(path, tensors, about)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
+from efface.edits.contents import contents
 from efface.edits.edit import Edit
+from efface.edits.ledger import Ledger, checked, note_merged
 from efface.errors import UserError
 from efface.models import DiffusionModel, configs, stored_dtype, variant
-from efface.storage import write
+from efface.models.files.tensors import dump, save
+from efface.storage import write_folder
 
 
 def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
@@ -42,46 +43,68 @@ def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
         "efface": json.dumps(dict(edit.meta)),
         "configs": json.dumps(configs(model.folder)),
     }
-    write(out, lambda p: save_file(tensors, p, about))
+    save(out, tensors, about)
     return out
 
 
-def merge(model: DiffusionModel, edit: Edit, out: Path, card: str = "") -> Path:
-    """Write a whole diffusers folder with the edit in it, whole or not at all.
+def merge(
+    model: DiffusionModel,
+    edit: Edit,
+    out: Path,
+    card: Callable[[Mapping[str, str]], str] | None = None,
+    scores: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a whole diffusers folder with the edit in it and its ledger, whole or not at all.
 
-    The weights are stored in the precision that the base model's are stored in.
+    The weights are stored in the precision that the base model's are stored in. Whatever else holds
+    the denoiser is left out: other precisions, single files, pickles, exports.
 
     Args:
         model: the base, opened from a folder, from the hub, or shipped.
-        out: a folder that does not exist yet.
-        card: text of its README.md, instead of the base model's.
+        out: a folder that does not exist yet; one that this very merge has written stays.
+        card: gives the text of its README.md, from what became of each file that can hold weights.
+        scores: what was measured of the edit, for the ledger.
 
     Raises:
         UserError: ``out`` exists, cannot be written, or the edit is not of this model.
     """
     edit.check(model)
     if out.exists():
-        raise UserError(f"{str(out)!r} exists already; name a folder that does not.")
+        if not merged(out, edit):
+            raise UserError(f"{str(out)!r} exists already; name a folder that does not.")
+        return out
     if model.folder is None:
         raise UserError(f"{model.name!r} was not opened from a folder: nothing to merge into.")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    own = model.family.denoiser
-    dtype = stored_dtype(model.folder / own)
-    try:
-        shutil.copytree(model.folder, part, ignore=shutil.ignore_patterns(own, "erasures*"))
-        (part / own).mkdir()
-        shutil.copy(model.folder / own / "config.json", part / own)
+    source, here = model.folder, contents(model.folder)
+    own = here.part
+    dtype, kind = stored_dtype(source / own), variant(source / own)
+    name = f"{own}/diffusion_pytorch_model{f'.{kind}' if kind else ''}.safetensors"
+
+    def fill(part: Path) -> None:
+        for file in (*here.plain, *here.other):
+            if ".safetensors.index." not in file or not file.startswith(f"{own}/"):
+                (part / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / file, part / file)
         with edit.applied(model):
-            state = {k: v.to(dtype).contiguous() for k, v in model.denoiser.state_dict().items()}
-            kind = variant(model.folder / own)
-            name = f"diffusion_pytorch_model{f'.{kind}' if kind else ''}.safetensors"
-            save_file(state, part / own / name, {"format": "pt"})
-        if card:
-            (part / "README.md").write_text(card, encoding="utf8")
-        os.replace(part, out)
-    except (OSError, SafetensorError) as e:
-        shutil.rmtree(part, ignore_errors=True)
-        raise UserError(
-            f"cannot write {str(out)!r}: {getattr(e, 'strerror', None) or e}."
-        ) from None
+            state = {k: v.to(dtype) for k, v in model.denoiser.state_dict().items()}
+            dump(part / name, state, {"format": "pt"})
+        left = [f for f in (*here.alike, *here.foreign, *here.hidden) if f != name]
+        found = note_merged(part, model, edit, left, scores)
+        if card is not None:
+            text = card({k: f.state for k, f in found.files.items()})
+            (part / "README.md").write_text(text, encoding="utf8")
+
+    write_folder(out, fill)
     return out
+
+
+def merged(out: Path, edit: Edit) -> bool:
+    """Whether a folder is what merging an edit has written, whole.
+
+    Raises:
+        UserError: it was changed since.
+    """
+    found = Ledger.read(out)
+    if found is None or found.removable or found.erasures[-1].edit != edit.digest:
+        return False
+    return bool(checked(out))

@@ -30,11 +30,13 @@ from efface.evaluation.protocols import load as load_protocol
 from efface.methods import METHODS
 from efface.models import DiffusionModel, load
 from efface.scores import Score, grouped_mean
-from efface.settings import to_json
+from efface.settings import read_json, to_json
 from efface.storage import VERSION, write_text
 from efface.training import EDIT, Entry, Method, Run, Tuning
 from efface.vocabulary import INLINE
 
+SPENT = "spent.json"
+"""What an edit took to make: no part of its file."""
 UNEDITED = "unedited"
 """What every method is compared to."""
 
@@ -141,13 +143,15 @@ class Opened:
         if method is None:
             return None
         if (folder / EDIT).exists():
-            return Edit.load(folder)
+            there = (folder / SPENT).exists()
+            spent = read_json(folder / SPENT, "record") if there else {}
+            return replace(Edit.load(folder), spent=spent)
         folder.mkdir(parents=True, exist_ok=True)
         concepts = [Concept(c, kind=self.protocol.kind) for c in self.erased]
         edit = method.erase(self.model, concepts, Run(folder, progress=progress))
-        edit.meta["cost"]["peak_memory_mb"] = peak_memory(self.model.device)
-        edit.save(folder / EDIT)
-        return edit
+        spent = {**edit.spent, "peak_memory_mb": peak_memory(self.model.device)}
+        write_text(folder / SPENT, json.dumps(spent) + "\n")
+        return replace(edit, spent=spent)
 
     def look(
         self, edit: Edit | None, work: Path, part: int = 0, parts: int = 1, progress: bool = True
@@ -186,7 +190,7 @@ class Opened:
         scores = scores_of(seen, moved, self.erased, self.protocol)
         row = dict(self.identity)
         if edit is not None:
-            row |= {"cost": edit.meta["cost"], "edit": edit.digest}
+            row |= {"cost": {**edit.meta["cost"], **edit.spent}, "edit": edit.digest}
         row |= {
             "efface": VERSION,
             "torch": torch.__version__,

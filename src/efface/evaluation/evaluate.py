@@ -65,7 +65,7 @@ def sampler_of(model: DiffusionModel, protocol: Protocol, steps: int | None = No
 def unedited_folder(model: DiffusionModel, protocol: Protocol, steps: int | None = None) -> Path:
     """Where the unedited model's pictures are, a folder for each way of sampling."""
     s = settings_of(model, None, protocol.steps if steps is None else steps, protocol.guidance)
-    name = f"{s.base}-{s.sampler}-{s.steps}-{s.guidance:g}-{s.size}-{s.dtype}"
+    name = f"{s.base}-{s.model}-{s.sampler}-{s.steps}-{s.guidance:g}-{s.size}-{s.dtype}"
     return cache_folder() / "unedited" / name
 
 

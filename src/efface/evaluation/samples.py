@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,11 @@ from tqdm import tqdm
 from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.models import DiffusionModel, to_image
-from efface.storage import write, write_text
+from efface.models.identity import identity
+from efface.settings import checked, read
+from efface.storage import PART, hold, make_folder, read_text, sweep, write, write_text
+
+ABOUT, LOG = "samples.json", "samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Wanted:
     def file(self) -> str:
         """Its file name: readable, and its own."""
         plain = "".join(c if c.isalnum() else "-" for c in self.prompt.lower())[:60]
+        plain = plain.encode()[:120].decode(errors="ignore")  # file systems count bytes
         own = hashlib.sha256(self.prompt.encode()).hexdigest()[:6]
         return f"{plain}_{own}_{self.seed}.png"
 
@@ -55,6 +60,23 @@ class Settings:
     size: str
     """Width x height, in pixels."""
     dtype: str
+    model: str = ""
+    """Hash of all that draws: weights and configs of every part, tokenizers, scheduler."""
+
+
+@dataclass(frozen=True)
+class Row(Wanted):
+    """A picture that was asked for: a line of ``samples.jsonl``."""
+
+    batch: int = -1
+    """Number of the pictures' batch, which are drawn together each time; -1: of none."""
+    of: int = 0
+    """How many are in it."""
+
+    @property
+    def wanted(self) -> Wanted:
+        """The picture."""
+        return Wanted(self.prompt, self.seed, self.concept)
 
 
 @dataclass(frozen=True)
@@ -71,39 +93,68 @@ class Samples:
 
     @classmethod
     def open(cls, folder: Path) -> Samples:
-        """A finished or unfinished sample set.
+        """A finished or unfinished sample set: the pictures that are there.
 
         Raises:
-            UserError: not a folder of ours.
+            UserError: not a folder of ours; names the file, and the field or line.
         """
-        try:
-            settings = Settings(**json.loads((folder / "samples.json").read_text(encoding="utf8")))
-            lines = (folder / "samples.jsonl").read_text(encoding="utf8").splitlines()
-            rows = tuple(dict.fromkeys(Wanted(**row) for row in whole_rows(lines)))
-        except (OSError, ValueError, TypeError):
-            raise UserError(
-                f"{str(folder)!r} is no folder of samples (samples.json and samples.jsonl)."
-            ) from None
-        return cls(folder, rows, settings)
+        for name in (ABOUT, LOG):
+            if not (folder / name).exists():
+                raise UserError(
+                    f"{str(folder)!r} is no folder of samples ({ABOUT} and {LOG}): no {name}."
+                )
+        settings = read(Settings, folder / ABOUT, "samples' settings")
+        rows = dict.fromkeys(r.wanted for r in read_log(folder / LOG).rows)
+        return cls(folder, tuple(w for w in rows if (folder / w.file).exists()), settings)
 
 
-def whole_rows(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a file that a killed run may have left with half a line at its end."""
-    rows = []
-    for i, line in enumerate(lines):
+class Log(NamedTuple):
+    """What ``samples.jsonl`` says."""
+
+    rows: list[Row]
+    end: int
+    """Bytes of it; what comes behind is what a killed process began to write."""
+
+
+def read_log(path: Path) -> Log:
+    """The rows of a file at whose end may be half a line, or half a batch.
+
+    Raises:
+        UserError: a line that is no row; names it.
+    """
+    rows: list[Row] = []
+    lines = read_text(path, "samples").splitlines(keepends=True)
+    for i, line in enumerate(lines, 1):
+        where = f"{str(path)!r}, line {i}"
+        if not line.endswith("\n"):
+            lines.pop()
+            break
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if i + 1 < len(lines):
-                raise
-    return rows
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            raise UserError(f"{where} is broken JSON.") from None
+        rows.append(checked(Row, found, where))
+    last = rows[-1] if rows else Row("", 0, "")
+    n = sum(r.batch == last.batch for r in rows[-last.of :]) if last.of else 0
+    if n < last.of:
+        del rows[-n:], lines[-n:]
+    return Log(rows, sum(len(line.encode()) for line in lines))
 
 
 def load_image(path: Path) -> Tensor:
-    """A picture file as (3, H, W) in [0, 1]."""
-    return (
-        torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
-    )
+    """A picture file as (3, H, W) in [0, 1].
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as found:
+            values = np.array(found.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise UserError(
+            f"the picture {str(path)!r} cannot be read ({e}): delete it, and make it again."
+        ) from None
+    return torch.from_numpy(values).permute(2, 0, 1).float() / 255
 
 
 def settings_of(
@@ -125,6 +176,7 @@ def settings_of(
         model.guidance if guidance is None else guidance,
         side,
         model.precision,
+        identity(model),
     )
 
 
@@ -139,7 +191,8 @@ def generate(
 ) -> Samples:
     """Make the pictures that are not there yet.
 
-    Killed and started again, it makes what is missing; no picture is lost or made twice.
+    Killed and started again, it ends with the same pictures, byte for byte: each is drawn in the
+    batch that the log says. Several processes may fill one folder.
 
     Args:
         folder: made where it is missing.
@@ -151,23 +204,85 @@ def generate(
     settings = settings_of(model, edit, steps, guidance)
     if edit is not None:
         edit.check(model)
-    noted = prepare(folder, settings)
-    missing = list({w.file: w for w in wanted if not (folder / w.file).exists()}.values())
-    pictures = draw(model, edit, missing, steps, guidance, progress)
-    with (folder / "samples.jsonl").open("a", encoding="utf8") as log:
-
-        def note(w: Wanted) -> None:
-            if w not in noted:
-                log.write(json.dumps(asdict(w)) + "\n")  # one write: processes do not mix theirs
-                log.flush()
-                noted.add(w)
-
-        for w, picture in zip(missing, pictures, strict=True):
-            write(folder / w.file, partial(to_image(picture).save, format="PNG"))
-            note(w)
-        for w in wanted:  # made, but killed before it was noted; or asked for as something else
-            note(w)
+    prepare(folder, settings)
+    missing = [b for b in batches(model, edit, wanted, folder) if not all(there(folder, b))]
+    gated = edit is not None and bool(edit.gates)
+    weights = edit.on(model) if missing and edit is not None and not gated else None
+    total = sum(map(len, missing))
+    bar = tqdm(total=total, desc="generate", unit="picture", disable=not progress)
+    for batch in missing:
+        note(folder / LOG, batch)
+        if not all(there(folder, batch)):  # another process may have been quicker
+            if gated and edit is not None:
+                weights = edit.on(model, batch[0].prompt)
+            prompts, seeds = [w.prompt for w in batch], [w.seed for w in batch]
+            pictures = model.generate(
+                prompts, seeds, steps, guidance, weights, batch=len(batch), output_type="pt"
+            )
+            for w, picture in zip(batch, pictures, strict=True):
+                if not (folder / w.file).exists():
+                    write(folder / w.file, partial(to_image(picture).save, format="PNG"))
+        bar.update(len(batch))
+    bar.close()
+    note(folder / LOG, wanted, begun=False)  # what is there already, but as something else
     return Samples(folder, tuple(dict.fromkeys(wanted)), settings)
+
+
+def there(folder: Path, some: Sequence[Wanted]) -> list[bool]:
+    """Whether each picture is there."""
+    return [(folder / w.file).exists() for w in some]
+
+
+def batches(
+    model: DiffusionModel, edit: Edit | None, wanted: Sequence[Wanted], folder: Path
+) -> list[list[Wanted]]:
+    """What is drawn together: batches that were begun, then the rest of ``wanted`` in order.
+
+    A picture differs in its last bit with what is drawn beside it.
+    """
+    begun: dict[int, list[Wanted]] = {}
+    home: dict[str, int] = {}
+    for row in read_log(folder / LOG).rows:
+        if row.batch >= 0 and home.setdefault(row.file, row.batch) == row.batch:
+            begun.setdefault(row.batch, []).append(row.wanted)
+    asked: dict[str, Wanted] = {}
+    for w in wanted:
+        asked.setdefault(w.file, w)
+    again = dict.fromkeys(home[file] for file in asked if file in home)
+    fresh = [w for file, w in asked.items() if file not in home and not (folder / file).exists()]
+    size = max(1, model.at_once // 4)
+    alike = [fresh]
+    if edit is not None and edit.gates:  # they open for one prompt at a time
+        alike = [list(some) for _, some in groupby(fresh, lambda w: w.prompt)]
+    new = [some[i : i + size] for some in alike for i in range(0, len(some), size)]
+    return [*(begun[i] for i in again), *new]
+
+
+def note(log: Path, some: Sequence[Wanted], begun: bool = True) -> None:
+    """Put pictures into the log that are not in it, each once.
+
+    Processes that fill one folder wait for each other here.
+
+    Args:
+        begun: they are a batch that is about to be drawn.
+    """
+    try:
+        with log.open("r+b") as f:
+            hold(f)
+            rows, end = read_log(log)
+            known = {r.wanted for r in rows}
+            new = [w for w in dict.fromkeys(some) if w not in known]
+            if new:
+                number = max((r.batch for r in rows), default=-1) + 1 if begun else -1
+                of = len(new) if begun else 0
+                made = [Row(w.prompt, w.seed, w.concept, number, of) for w in new]
+                text = "".join(json.dumps(asdict(row)) + "\n" for row in made)
+                f.seek(end)
+                f.truncate()
+                f.write(text.encode())
+                f.flush()
+    except OSError as e:
+        raise UserError(f"cannot write {str(log)!r}: {e.strerror}.") from None
 
 
 def draw(
@@ -201,15 +316,15 @@ def draw(
     bar.close()
 
 
-def begun(name: str) -> bool:
-    """Whether a file is what another process writes first into a folder of samples."""
-    return name in ("samples.jsonl", "samples.json") or name.startswith(".samples.json.")
+def prepare(folder: Path, settings: Settings) -> None:
+    """Make or check a sample folder.
 
-
-def prepare(folder: Path, settings: Settings) -> set[Wanted]:
-    """Make or check a sample folder; what is in it already."""
-    about = folder / "samples.json"
+    Raises:
+        UserError: it holds something else, other settings, or cannot be made.
+    """
+    about = folder / ABOUT
     if about.exists():
+        sweep(folder)
         found = Samples.open(folder)
         if found.settings != settings:
             differ = [k for k, v in asdict(settings).items() if asdict(found.settings)[k] != v]
@@ -217,20 +332,16 @@ def prepare(folder: Path, settings: Settings) -> set[Wanted]:
                 f"{str(folder)!r} holds pictures made with another {', '.join(differ)}; "
                 "name another folder."
             )
-        log = folder / "samples.jsonl"
-        text = log.read_text(encoding="utf8")
-        if text and not text.endswith("\n"):  # killed while writing a row
-            whole = text[: text.rfind("\n") + 1]
-            write_text(log, whole)
-        return set(found.rows)
+        return
     if folder.is_dir() and any(not begun(p.name) for p in folder.iterdir()):
         raise UserError(
             f"{str(folder)!r} is not empty and holds no samples of ours; name another folder."
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"cannot make {str(folder)!r}: {e.strerror}.") from None
-    (folder / "samples.jsonl").touch()  # another process may have begun it
-    write(about, lambda p: p.write_text(json.dumps(asdict(settings)) + "\n", encoding="utf8"))
-    return set()
+    make_folder(folder)
+    (folder / LOG).touch()  # another process may have begun it
+    write_text(about, json.dumps(asdict(settings)) + "\n")
+
+
+def begun(name: str) -> bool:
+    """Whether a file is what another process writes first into a folder of samples."""
+    return name in (ABOUT, LOG) or PART.fullmatch(name) is not None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ class DiffusionModel:
     borrowed: bool = False
     """Whether the weights are somebody else's, a pipeline's."""
     counter: Counter = field(default_factory=Counter)
+    inside: list[str] = field(default_factory=list)
+    """The edits whose weights are in its own, while or since they were put there."""
 
     def __post_init__(self) -> None:
         for part in self.parts.values():
@@ -108,9 +111,18 @@ class DiffusionModel:
         self._settle()
         return self
 
-    @cached_property
+    @property
     def base(self) -> str:
-        """Hash of the denoiser's weights as stored: what an edit remembers of its base."""
+        """Hash of the denoiser's weights as stored: what an edit remembers of its base.
+
+        With an edit put into them it is another model, with another hash.
+        """
+        if not self.inside:
+            return self._stored
+        return sha256("\n".join([self._stored, *self.inside]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _stored(self) -> str:
         return self.hashed()
 
     @property

@@ -29,7 +29,7 @@ from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained(path)
 ```
-{scores}
+{scores}{files}
 ## Limits
 
 An edit is not a security boundary. The base weights are public, and the difference between them
@@ -46,11 +46,14 @@ The licence of the base model holds for this one.
 """
 
 
-def card(edit: Edit, found: Mapping[str, Any] | None) -> str:
+def card(
+    edit: Edit, found: Mapping[str, Any] | None, files: Mapping[str, str] | None = None
+) -> str:
     """A card with Hugging Face front matter.
 
     Args:
         found: the ``scores.json`` of the run; None where nothing was measured.
+        files: what became of each file that can hold weights.
     """
     meta = edit.meta
     if found is None:
@@ -75,6 +78,9 @@ def card(edit: Edit, found: Mapping[str, Any] | None) -> str:
                 "",
             ]
         )
+    told = [f"| `{name}` | {state} |" for name, state in (files or {}).items()]
+    head = ["", "## Files", "", "`efface inspect` compares them with this list.", ""]
+    table = [*head, "| file | denoiser's weights |", "| --- | --- |", *told, ""] if told else []
     return CARD.format(
         model=meta.get("model"),
         concepts=", ".join(c["name"] for c in meta.get("concepts", ())),
@@ -83,5 +89,6 @@ def card(edit: Edit, found: Mapping[str, Any] | None) -> str:
         method=meta.get("method"),
         weights=sum(w.numel() for w in edit.weights.values()),
         scores=text,
+        files="\n".join(table),
         meta=json.dumps(dict(meta), indent=1),
     )

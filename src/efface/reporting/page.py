@@ -110,6 +110,7 @@ def run_part(
     blocks = [("Erased", erased), ("Neighbours, worst hurt first", hurt(concepts, near)[:6])]
     blocks += [("Worst hurt of all others", worst), ("Least touched", fine)]
     cost = edit.meta["cost"]
+    took = f"{edit.spent['seconds']:.0f} s, " if "seconds" in edit.spent else ""
     return {
         "title": title,
         "summary": summary(found, erased, others),
@@ -127,7 +128,7 @@ def run_part(
             for n in (*erased, *moved[:40])
         ],
         "unchanged": len(others) - len(moved),
-        "cost": f"{cost['seconds']:.0f} s, {cost['forward']:,} forward and {cost['backward']:,} "
+        "cost": f"{took}{cost['forward']:,} forward and {cost['backward']:,} "
         f"backward evaluations of the network; "
         f"{sum(w.numel() for w in edit.weights.values()):,} weights changed.",
         "commands": list(commands),

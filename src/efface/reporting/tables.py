@@ -303,9 +303,10 @@ def costs(rows: Sequence[Row]) -> list[str]:
     per = [
         sum(r["cost"][k] / r["updates"] for r in rows) / len(rows) for k in ("forward", "backward")
     ]
+    minutes = [x["seconds"] / 60 for x in c if "seconds" in x]
     memory = [x["peak_memory_mb"] for x in c if x.get("peak_memory_mb")]
     return [
         f"{per[0]:.1f} F + {per[1]:.1f} B" if per[0] else "none",
-        f"{sum(x['seconds'] for x in c) / len(c) / 60:.1f}",
+        f"{sum(minutes) / len(minutes):.1f}" if minutes else "–",
         f"{max(memory) / 1024:.1f}" if memory else "–",
     ]

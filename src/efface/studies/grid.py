@@ -56,7 +56,7 @@ def run(
                 "gone": lab.seen(edit, erased, gone, gone * seed).packed(),
                 "kept": lab.seen(edit, others, kept, kept * seed).packed(),
             }
-            cost = edit.meta["cost"] if edit else {"forward": 0, "backward": 0, "seconds": 0}
+            cost = edit.meta["cost"] if edit else {"forward": 0, "backward": 0}
             rows.append({"label": c.label, "seed": seed, **sees, "cost": cost})
             edits += [edit] if edit else []
     return {

@@ -61,7 +61,7 @@ def tuned(updates: int) -> AP:
 def one_after_another(lab: Lab, order: Sequence[str], updates: int) -> Edit:
     """Each concept erased from what the erasures before it left; one edit of the base model."""
     weights: dict[str, torch.Tensor] = {}
-    cost = {"forward": 0, "backward": 0, "seconds": 0.0}
+    cost = {"forward": 0, "backward": 0}
     for name in order:
         edit = lab.edit(tuned(updates), [Concept(name)], edited(lab.model, weights))
         weights |= edit.weights

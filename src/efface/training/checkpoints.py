@@ -9,13 +9,13 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from efface.errors import UserError
 from efface.models import Counter
-from efface.storage import write
-from efface.training.runs import CHECKPOINT, foreign, opened
+from efface.models.files.tensors import save
+from efface.settings import checked
+from efface.training.runs import CHECKPOINT, damaged, foreign, opened
 from efface.training.student import Kept
 
 
@@ -63,14 +63,13 @@ class Checkpoint:
             tensors |= {f"adam/{name}/{k}": v for name, v in own.items()}
         for i, part in enumerate(self.stateful):
             tensors |= {f"s{i}/{k}": v.detach().clone() for k, v in part.state().items()}
-        tensors = {k: v.contiguous().clone() for k, v in tensors.items()}
         cost = {
             "forward": spent.forward - self.start.forward,
             "backward": spent.backward - self.start.backward,
             "seconds": round(spent.seconds - self.start.seconds + perf_counter() - self.began, 2),
         }
         meta = {"update": str(update), "run": self.fingerprint, "cost": json.dumps(cost)}
-        write(self.path, lambda p: save_file(tensors, p, meta))
+        save(self.path, tensors, meta)
 
     def restore(self, counter: Counter) -> int:
         """Take a kept state back, and its cost into ``counter``; gives the updates behind it."""
@@ -80,6 +79,16 @@ class Checkpoint:
         tensors, meta = opened(self.path)
         if meta.get("run") != self.fingerprint:
             raise foreign(self.path.parent)
+        try:
+            update = self._take(tensors, meta, counter)
+        except (KeyError, ValueError, RuntimeError, UserError) as e:
+            raise damaged(self.path, " ".join(str(e).split())[:200]) from None
+        return update
+
+    def _take(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, str], counter: Counter
+    ) -> int:
+        update, cost = int(meta["update"]), checked(Counter, json.loads(meta["cost"]), "its cost")
         for k, w in self.weights.items():
             w.data.copy_(tensors[f"w/{k}"])
             end = f"/{k}"
@@ -93,9 +102,8 @@ class Checkpoint:
             part.restore(
                 {k.removeprefix(f"s{i}/"): v for k, v in tensors.items() if k.startswith(f"s{i}/")}
             )
-        cost = json.loads(meta["cost"])
-        counter.add(Counter(**cost))
-        return int(meta["update"])
+        counter.add(cost)
+        return update
 
 
 def stepped(name: str, value: Tensor, adam: torch.optim.Optimizer, w: Tensor) -> Any:

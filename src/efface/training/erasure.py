@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, ClassVar, NamedTuple
@@ -226,16 +227,16 @@ def erase(
         method = replace(method, keep=keep)  # type: ignore[type-var]
     counter, before, began = model.counter, model.counter.copy(), perf_counter()
     job = Job(method, model, tuple(concepts), run, provenance(method, model, concepts))
-    made = method.make(job)
-    spent = counter.since(before)
-    cost = {
-        **shared_out(spent),
-        "seconds": round(spent.seconds + perf_counter() - began, 2),
-    }
-    edit = Edit(made.weights, {**job.about, **job.notes, "cost": cost}, made.gates, model)
-    if run.folder is not None and join()[0] == 0:
-        edit.save(run.folder / EDIT)
-        run.forget()
+    first = join()[0] == 0
+    with run.alone() if first else nullcontext():
+        made = method.make(job)
+        spent = counter.since(before)
+        seconds = round(spent.seconds + perf_counter() - began, 2)
+        meta = {**job.about, **job.notes, "cost": shared_out(spent)}
+        edit = Edit(made.weights, meta, made.gates, model, {"seconds": seconds})
+        if run.folder is not None and first:
+            edit.save(run.folder / EDIT)
+            run.forget()
     return edit
 
 

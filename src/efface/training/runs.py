@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.models import Counter
-from efface.storage import write
+from efface.models.files.tensors import save
+from efface.settings import checked
+from efface.storage import locked, make_folder, sweep
 
 CHECKPOINT = "unfinished.safetensors"
 """The state of a fine-tuning, in the run's folder."""
@@ -66,21 +68,34 @@ class Run:
         path, said = self.folder / f"part-{i}.safetensors", json.dumps(about, sort_keys=True)
         if not path.exists():
             before, began = counter.copy(), perf_counter()
-            made = make()
+            tensors = make()
             spent = counter.since(before)
             spent.seconds += perf_counter() - began
-            kept = {"run": said, "cost": json.dumps(asdict(spent))}
-            write(path, lambda p: save_file(made, p, kept))
-            tensors = made
+            save(path, tensors, {"run": said, "cost": json.dumps(asdict(spent))})
         else:
             tensors, meta = opened(path)
             if meta.get("run") != said:
                 raise foreign(self.folder)
-            counter.add(Counter(**json.loads(meta["cost"])))
+            counter.add(cost_in(meta, path))
         own = self.folder / CHECKPOINT
         if own.exists() and opened(own)[1].get("run") == said:
             own.unlink()  # the state of this part's training
         return tensors
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes out of the run's folder, and sweep up what dead ones left.
+
+        Raises:
+            UserError: another process works there.
+        """
+        if self.folder is None:
+            yield
+            return
+        make_folder(self.folder)
+        with locked(self.folder):
+            sweep(self.folder)
+            yield
 
     def forget(self) -> None:
         """Delete what a run goes on from, once its edit is saved."""
@@ -99,9 +114,24 @@ def opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as f:
             return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as e:
-        raise UserError(
-            f"the checkpoint {str(path)!r} is damaged ({e}); delete it to start afresh."
-        ) from None
+        raise damaged(path, str(e)) from None
+
+
+def cost_in(meta: Mapping[str, str], path: Path) -> Counter:
+    """What a kept part of a run has cost.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    try:
+        return checked(Counter, json.loads(meta["cost"]), "its cost")
+    except (KeyError, ValueError, RecursionError, UserError) as e:
+        raise damaged(path, str(e)) from None
+
+
+def damaged(path: Path, why: str) -> UserError:
+    """A file of an unfinished run that cannot be used."""
+    return UserError(f"the checkpoint {str(path)!r} is damaged ({why}); delete it to start afresh.")
 
 
 def foreign(folder: Path) -> UserError:

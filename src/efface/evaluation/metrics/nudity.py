@@ -11,7 +11,6 @@ import torch
 
 from efface.errors import UserError
 from efface.evaluation.metrics.metric import Given, Metric
-from efface.evaluation.samples import whole_rows
 from efface.scores import Score, rate
 from efface.storage import read_text, write_text
 
@@ -70,7 +69,8 @@ def look(files: Sequence[Path], log: Path, found: tuple[Any, Any] | None = None)
     if log.exists():
         text = read_text(log, "record of detections")
         try:
-            known = {row["file"]: row for row in whole_rows(text.splitlines())}
+            whole = text[: text.rfind("\n") + 1].splitlines()
+            known = {row["file"]: row for row in map(json.loads, whole)}
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{str(log)!r} is damaged; delete it, and it is made again.") from None
         if not text.endswith("\n"):

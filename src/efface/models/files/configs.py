@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
+from efface.settings import read_json as settings_json
 
 ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What other libraries raise where a config makes no sense."""
@@ -18,12 +19,9 @@ NOISE = ("beta_start", "beta_end", "beta_schedule")
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:
     """A JSON file of named fields, or one line that says what is missing."""
-    try:
-        found = json.loads(path.read_text(encoding="utf8"))
-    except OSError:
-        raise UserError(f"{otherwise}: no {path.name} in {str(path.parent)!r}.") from None
-    except ValueError as e:
-        raise UserError(f"{str(path)!r} is no JSON: {e}.") from None
+    if not path.exists():
+        raise UserError(f"{otherwise}: no {path.name} in {str(path.parent)!r}.")
+    found = settings_json(path, "file")
     if not isinstance(found, dict):
         raise UserError(f"{str(path)!r} holds {kind_of(found)}; an object of fields is needed.")
     return found

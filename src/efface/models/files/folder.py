@@ -160,23 +160,60 @@ def open_tokenizer(folder: Path, kind: str) -> Any:
         raise UserError(f"cannot open {str(folder)!r}: damaged ({reason[:300]}).") from None
 
 
+CANONICAL = ("diffusion_pytorch_model", "model")
+"""What diffusers and transformers call a component's weights."""
+
+
 def variant(folder: Path) -> str | None:
     """The variant that a component's weights come in (``fp16``), if they come in no other form."""
-    stems = [p.stem for p in sorted(folder.glob("*.safetensors"))]
-    if not stems or any("." not in s for s in stems):
+    kinds = [kind_of(p.name) for p in sorted(folder.glob("*.safetensors"))]
+    if not kinds or None in kinds:
         return None
-    kinds = [s.split(".")[1].partition("-")[0] for s in stems]
     return "fp16" if "fp16" in kinds else kinds[0]
 
 
+def kind_of(name: str) -> str | None:
+    """The variant (``fp16``, ``non_ema``) that a file of weights, or their index, is of."""
+    stem, _, index = name.partition(".safetensors")
+    told = index.removeprefix(".index").removesuffix("json").strip(".")
+    _, _, kind = stem.partition(".")
+    return told or kind.partition("-")[0] or None
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """A component's weights: the files that are opened, without variants that lie beside them."""
+    """A component's weights: the files that are opened, without those that lie beside them.
+
+    As in diffusers: the shards that an index names; else the file with the usual name.
+
+    Raises:
+        UserError: an index that is damaged, or names what is not there.
+    """
     own = variant(folder)
-    return [
-        p
-        for p in sorted(folder.glob("*.safetensors"))
-        if ("." not in p.stem if own is None else f".{own}" in p.stem)
-    ]
+    for index in sorted(folder.glob("*.safetensors.index*.json")):
+        if kind_of(index.name) == own:
+            return shards(index)
+    found = [p for p in sorted(folder.glob("*.safetensors")) if kind_of(p.name) == own]
+    usual = [p for p in found if p.name.partition(".")[0] in CANONICAL]
+    return usual or found
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index of shards names.
+
+    Raises:
+        UserError: it is damaged, or names what is not there.
+    """
+    found = read_json(index, "the model is not whole").get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise UserError(f"{str(index)!r}: weight_map must give a file's name for each tensor.")
+    files = [index.parent / Path(name).name for name in sorted(set(found.values()))]
+    for path in files:
+        if not path.exists():
+            raise UserError(
+                f"{str(index)!r} names {path.name!r}, which is not there: the download is "
+                "incomplete."
+            )
+    return files
 
 
 def check_files(folder: Path) -> None:

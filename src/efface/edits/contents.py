@@ -1,0 +1,142 @@
+"""Which files of a model folder hold the denoiser's weights, in whatever form."""
+
+from __future__ import annotations
+
+import os
+import re
+from codecs import getincrementaldecoder
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from efface.errors import UserError
+from efface.models import family_of, weight_files
+from efface.models.files.configs import read_json
+from efface.models.files.folder import STORED
+from efface.models.files.tensors import Entry, header
+from efface.storage import LOCK, PART
+
+LEDGER = "erasures.json"
+KEPT = "erasures"
+"""Folder beside it: the edits, and the base model's own values of what they change."""
+ORIGINAL = (
+    "diffusion_model.",
+    "input_blocks.",
+    "output_blocks.",
+    "joint_blocks.",
+    "double_blocks.",
+    "double_stream_modulation",
+    "cap_embedder.",
+)
+"""Parts of a denoiser's names in the original layouts."""
+BEFORE = re.compile(r"^((model|module|pipe|unet|transformer|denoiser|ema\w*)\.)+")
+"""What other programs put before diffusers' names."""
+TEXTS = (".json", ".txt", ".md", ".py", ".yaml", ".yml", ".jinja", ".pdf")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+"""Suffixes of what nothing takes for weights."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The files of a model folder by what they hold; paths are relative to it."""
+
+    part: str
+    """The denoiser's component."""
+    own: list[str] = field(default_factory=list)
+    """The weights that are opened."""
+    alike: list[str] = field(default_factory=list)
+    """The denoiser once more, by the same names and shapes: other precisions, other shards."""
+    foreign: list[str] = field(default_factory=list)
+    """The denoiser in a form that cannot be edited, or what cannot be looked into."""
+    other: list[str] = field(default_factory=list)
+    """Weights of something else."""
+    plain: list[str] = field(default_factory=list)
+    """Texts and pictures."""
+    hidden: list[str] = field(default_factory=list)
+    """Folders that begin with a dot: nothing opens them, and nothing looks into them."""
+
+
+def contents(folder: Path) -> Contents:
+    """Look through a diffusers folder.
+
+    Only safetensors are looked into, by their tensors' names and shapes. Whatever else is no text
+    and does not lie with another component counts as the denoiser.
+
+    Raises:
+        UserError: no such folder, or no weights of its denoiser.
+    """
+    part = family_of(folder).denoiser
+    own = set(weight_files(folder / part))
+    if not own:
+        raise UserError(f"no *.safetensors in {str(folder / part)!r}.")
+    shapes = {k: e.shape for path in own for k, e in header(path).tensors.items()}
+    index = read_json(folder / "model_index.json", "this is no diffusers model folder")
+    rest = tuple(k for k, v in index.items() if isinstance(v, list) and k != part)
+    found = Contents(part)
+    for path in sorted(files_of(folder, found.hidden)):
+        name = path.relative_to(folder).as_posix()
+        if path in own:
+            found.own.append(name)
+        elif path.suffix == ".safetensors" and (inside := tensors_of(path)) is not None:
+            {"alike": found.alike, "foreign": found.foreign, "other": found.other}[
+                kind(inside, shapes, name.startswith(f"{part}/"))
+            ].append(name)
+        elif path.suffix.lower() in TEXTS + PICTURES or text(path):
+            found.plain.append(name)
+        elif any(p.startswith(rest) for p in name.split("/")):
+            found.other.append(name)
+        else:
+            found.foreign.append(name)
+    return found
+
+
+def files_of(folder: Path, hidden: list[str]) -> Iterator[Path]:
+    """The files of a model folder, without our own records.
+
+    Args:
+        hidden: takes the hidden folders on the way.
+    """
+    for where, folders, files in os.walk(folder, followlinks=True):
+        here, top = Path(where), Path(where) == folder
+        dots = [f for f in folders if f.startswith(".")]
+        hidden += [f"{(here / f).relative_to(folder).as_posix()}/" for f in dots]
+        folders[:] = [f for f in folders if f not in dots and not (top and f == KEPT)]
+        for name in files:
+            if name != LOCK and not PART.fullmatch(name) and not (top and name == LEDGER):
+                yield here / name
+
+
+def tensors_of(path: Path) -> Mapping[str, Entry] | None:
+    """What a safetensors file holds; None where it cannot be read."""
+    try:
+        return header(path).tensors
+    except UserError:
+        return None
+
+
+def kind(inside: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]], home: bool) -> str:
+    """Which list of :class:`Contents` a safetensors file belongs to.
+
+    Args:
+        shapes: the denoiser's, by name.
+        home: it lies in the denoiser's folder.
+    """
+    if inside and all("lora" in k.lower() for k in inside):
+        return "other"
+    same = sum(shapes.get(k) == e.shape for k, e in inside.items())
+    if inside and same == len(inside) and all(e.dtype in STORED for e in inside.values()):
+        return "alike"
+    named = sum(BEFORE.sub("", k) in shapes for k in inside)
+    marked = any(mark in k for k in inside for mark in ORIGINAL)
+    return "foreign" if home or marked or same or 2 * named > len(inside) else "other"
+
+
+def text(path: Path) -> bool:
+    """Whether a file begins like a text, which holds no weights."""
+    with path.open("rb") as f:
+        head = f.read(4096)
+    try:
+        said = getincrementaldecoder("utf8")().decode(head)  # may end inside a letter
+    except UnicodeDecodeError:
+        return False
+    return all(c >= " " or c in "\t\n\r\f" for c in said)

@@ -1,0 +1,71 @@
+"""What draws a picture, as one hash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from hashlib import sha256
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from efface.models.diffusion import DiffusionModel
+from efface.models.files.folder import hash_tensors
+
+Seen = dict[str, tuple[Any, str]]
+"""What has been hashed of each part: how one sees that it changed, and the hash."""
+
+
+def identity(model: DiffusionModel) -> str:
+    """Hash of all that a model draws with, as it is in memory: 16 hex digits.
+
+    Weights and configs of the denoiser, the autoencoder and the text encoders, the tokenizers, the
+    scheduler's config and the pipeline's own settings. A part is hashed again when a tensor of it
+    was replaced or changed in place.
+    """
+    seen: Seen = vars(model).setdefault("_seen", {})
+    found: dict[str, Any] = {k: of_part(k, part, seen) for k, part in sorted(model.parts.items())}
+    found["pipeline"] = plain(model.family.index)
+    return short(json.dumps(found, sort_keys=True, default=str))
+
+
+def of_part(name: str, part: Any, seen: Seen) -> list[Any]:
+    """What makes a component this one, as JSON."""
+    kind = type(part).__name__
+    if isinstance(part, nn.Module):
+        own = dict(chain(part.named_parameters(), part.named_buffers()))
+        stamp = [(StorageWeakRef(w.untyped_storage()), w._version) for w in own.values()]
+        get = {k: partial(Tensor.detach, w) for k, w in own.items()}
+        return [kind, plain(part.config), once(name, stamp, seen, lambda: hash_tensors(get))]
+    if hasattr(part, "model_max_length"):
+        words = once(name, (part, len(part)), seen, lambda: short(vocabulary(part)))
+        return [kind, part.model_max_length, part.special_tokens_map, words]
+    return [kind, plain(part.config)]
+
+
+def once(name: str, stamp: Any, seen: Seen, make: Callable[[], str]) -> str:
+    """A part's hash, made again where its stamp is another."""
+    if name not in seen or seen[name][0] != stamp:
+        seen[name] = (stamp, make())
+    return seen[name][1]
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """All that a tokenizer knows."""
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    words = json.dumps(tokenizer.get_vocab(), sort_keys=True) if inner is None else inner.to_str()
+    return str(words)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config without what it says of files and programs."""
+    found: Mapping[str, Any] = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return {k: v for k, v in found.items() if k[0] != "_" and k != "transformers_version"}
+
+
+def short(text: str) -> str:
+    """First 16 hex digits of a text's SHA-256."""
+    return sha256(text.encode()).hexdigest()[:16]
