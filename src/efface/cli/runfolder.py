@@ -17,8 +17,8 @@ from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.names import slug
 from efface.settings import read_json
-from efface.storage import VERSION, write_text
-from efface.training import EDIT
+from efface.storage import LOCK, VERSION, sweep, untouched, write_text
+from efface.training import EDIT, Run
 
 RECORD = "run.json"
 
@@ -35,14 +35,9 @@ def folder_for(out: Path | None, method: str, concepts: Sequence[Concept]) -> Pa
     if out.exists() and not out.is_dir():
         raise UserError(f"{str(out)!r} is a file; name a folder.")
     makeable(out)
-    if out.is_dir() and not (out / RECORD).exists() and any(not left(p) for p in out.iterdir()):
+    if out.is_dir() and not (out / RECORD).exists() and not untouched(out):
         raise UserError(f"{str(out)!r} is not empty and holds no run of ours; name another folder.")
     return out
-
-
-def left(path: Path) -> bool:
-    """Whether a file is what a kill left while ours was being written."""
-    return path.name.startswith(".") and path.name.endswith(".part")
 
 
 def begin(out: Path, about: Mapping[str, Any], command: Sequence[str]) -> list[Path] | None:
@@ -121,16 +116,22 @@ def spent(out: Path, seconds: float, device: str) -> float:
 
 def take_back(out: Path, made: Sequence[Path]) -> None:
     """Delete a run that came to nothing, where it holds nothing but its record."""
-    if [p.name for p in out.iterdir() if not left(p)] == [RECORD]:
-        (out / RECORD).unlink()
-        if not any(out.iterdir()):
+    sweep(out)
+    if {p.name for p in out.iterdir()} <= {RECORD, LOCK}:
+        for path in out.iterdir():
+            path.unlink()
+        if made:
             for folder in made:
                 folder.rmdir()
 
 
 def finished(out: Path) -> Edit | None:
-    """The edit of a run that has ended."""
-    return Edit.load(out) if (out / EDIT).exists() else None
+    """The edit of a run that has ended; what a kill left of the way there is swept."""
+    if not (out / EDIT).exists():
+        return None
+    edit = Edit.load(out)
+    Run(out).forget()
+    return edit
 
 
 def scores_of(path: Path) -> dict[str, Any] | None:

@@ -22,7 +22,6 @@ from efface.evaluation.evaluate import (
 from efface.evaluation.judges import Judge
 from efface.evaluation.measure import Asked, answers, both, judge_of, wanted_of
 from efface.evaluation.metrics import Given, psr_difference
-from efface.evaluation.metrics.accuracy import seen
 from efface.evaluation.protocols import MANY, PROTOCOLS, Protocol
 from efface.evaluation.protocols import load as load_protocol
 from efface.evaluation.samples import Wanted
@@ -270,7 +269,7 @@ def asked_of(question: Question, edit: Edit | None, judge: Judge | None) -> list
 
 def paired(after: Given, before: Given) -> tuple[dict[str, Score], dict[str, Any]]:
     """Differences of PSR-1 and PSR-5, and what the judge saw of each concept on both sides."""
-    now, was = seen(after), seen(before)
+    now, was = after.seen(), before.seen()
     names = list(dict.fromkeys(now.concepts))
     others = [c for c in names if c not in set(after.erased)]
     difference = {f"PSR-{k}": psr_difference(now, was, others, k) for k in (1, 5) if others}

@@ -6,7 +6,7 @@ names it. The functions do the arithmetic, and can be called on their own.
 
 from __future__ import annotations
 
-from efface.evaluation.metrics.accuracy import Seen, esr, psr, psr_difference, see, table
+from efface.evaluation.metrics.accuracy import esr, psr, psr_difference, table
 from efface.evaluation.metrics.clip import clip_score
 from efface.evaluation.metrics.cmmd import cmmd
 from efface.evaluation.metrics.drift import drift
@@ -17,6 +17,7 @@ from efface.evaluation.metrics.nudity import exposed
 from efface.evaluation.metrics.perceived import perceived
 from efface.evaluation.metrics.perceptual import lpips_distance
 from efface.evaluation.metrics.worst import worst_tenth, worst_tenth_score
+from efface.evaluation.seen import Seen, see
 from efface.plugins import Table
 
 METRICS: Table[Metric] = Table("metrics", __name__, Metric)  # type: ignore[type-abstract]

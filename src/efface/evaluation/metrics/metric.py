@@ -14,6 +14,7 @@ from efface.evaluation.clip import Clip
 from efface.evaluation.clip import load as load_clip
 from efface.evaluation.judges import Judge
 from efface.evaluation.samples import Samples
+from efface.evaluation.seen import Seen, see
 
 if TYPE_CHECKING:
     from efface.evaluation.protocols import Protocol
@@ -75,6 +76,14 @@ class Given:
             self.kept[what] = make()
         found: T = self.kept[what]
         return found
+
+    def seen(self) -> Seen:
+        """What the judge saw, looked at once."""
+        assert self.judge is not None  # a metric that needs a judge is not asked without
+        p, judge = self.protocol, self.judge
+        return self.once(
+            f"seen in {self.samples.folder}", lambda: see(self.samples, judge, p.head, p.labels)
+        )
 
     @property
     def clip(self) -> Clip:

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from efface.evaluation.metrics.accuracy import seen
 from efface.evaluation.metrics.metric import Given, Metric
 from efface.scores import Score, within
 
@@ -84,6 +83,6 @@ class WorstTenth(Metric):
 
     def measure(self, given: Given) -> dict[str, Score]:
         """One score."""
-        found = seen(given)
+        found = given.seen()
         kept = found.of([c for c in found.concepts if c not in set(given.erased)])
         return {"worst tenth": worst_tenth_score(100 * by_concept(kept.top1, kept.concepts))}

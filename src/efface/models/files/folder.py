@@ -47,6 +47,12 @@ def load(
         the weights.
     """
     family, index = which(folder, name, families)
+    ledger = folder / "erasures.json"
+    if ledger.exists() and not read_json(ledger, "the ledger").get("now"):
+        raise UserError(
+            f"a change of {name!r} was broken off: give its command (efface apply, efface remove) "
+            "again before it is used."
+        )
     modules = [family.denoiser, "vae", *family.encoders]
     there = {part: present(index, part) for part in modules}
     for part in modules:
