@@ -61,8 +61,10 @@ def test_the_commands_of_the_readme_exist():
         assert re.search(rf"^{goal}:", makefile, re.MULTILINE)
 
 
-def test_the_readme_holds_the_table_of_the_results():
-    assert script(ROOT / "bench" / "table.py").written(README) == README
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmark.md"])
+def test_the_pages_hold_the_tables_of_the_results(page):
+    table, text = script(ROOT / "bench" / "table.py"), (ROOT / page).read_text(encoding="utf8")
+    assert table.written(text, ROOT / page) == text
 
 
 def test_the_picture_of_the_architecture_is_that_of_the_imports(architecture):
