@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 MAIN := unedited esd uce ap ap-random ap-official age
 REST := esd-null ap-paper ca lora speed spm mace
 SPLITS := --split 1 --split 2
-STAGES := data vae clip unet judge quality
+STAGES := data vae clip unet judge quality second
 
 .PHONY: demo test slow lint docs check bench model fashion
 

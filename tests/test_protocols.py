@@ -224,7 +224,7 @@ def test_an_unknown_judge_is_refused(emoji):
     )
     assert "names no judge" in refused(judge_for, emoji, Protocol("x", judge=""))
     assert "unknown ImageNet judge 'vgg'" in refused(named, "imagenet-vgg")
-    assert list(JUDGES) == ["emoji", "imagenet"]
+    assert list(JUDGES) == ["emoji", "emoji-second", "imagenet"]
 
 
 # -- a judge's files -----------------------------------------------------------------------------
