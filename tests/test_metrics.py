@@ -212,7 +212,8 @@ def test_every_metric_says_how_it_reads_and_what_it_needs(name):
 
 
 def test_metrics_are_listed_in_their_order():
-    known = ["esr", "psr", "clip", "drift", "lpips", "fid", "kid", "cmmd", "nudity"]
+    known = ["esr", "psr", "worst-tenth", "clip", "drift", "perceived"]
+    known += ["lpips", "fid", "kid", "cmmd", "nudity"]
     assert list(METRICS)[: len(known)] == known
 
 

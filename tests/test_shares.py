@@ -22,9 +22,13 @@ EACH = {"church": 1 / 2, "dog": 1 / 8, "hound": 1 / 8, "puppy": 1 / 8, "mutt": 1
 """Share of the rows of each name of two concepts."""
 
 
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def source_of(tiny, kind, concepts):
     if kind == "bank":
-        return Banked(tiny, concepts, Bank(ddim_steps=2, trajectories=2), 0, progress=False)
+        return Banked(tiny, concepts, Bank(ddim_steps=2, trajectories=2), seeded(), progress=False)
     return RolledOut(tiny, concepts, Rollout(ddim_steps=2))
 
 
@@ -123,8 +127,8 @@ def test_mace_fuses_concepts_equally(tiny, words):
 class Marked(MACE):
     """MACE whose masks say which picture they belong to."""
 
-    def masks(self, model, pictures, cond, where):
-        found = super().masks(model, pictures, cond, where)
+    def masks(self, model, pictures, cond, where, g):
+        found = super().masks(model, pictures, cond, where, g)
         marks = torch.arange(1.0, 1 + len(found))
         return marks[:, None, None].expand_as(found).contiguous()
 

@@ -15,6 +15,7 @@ from efface.errors import UserError
 from efface.evaluation.judges.emoji import EmojiJudge, JudgeConfig
 from efface.models import load as load_model
 from efface.models import watched
+from efface.seeds import generator
 from efface.studies import (
     STUDIES,
     Lab,
@@ -139,7 +140,7 @@ def test_attention_overlap_is_that_of_one_word_at_a_time(tiny):
     words = ["red cow", "sun"]
     found = similarity.overlap(tiny, "church", ["church", *words], latents=1)
     assert float(found[0]) == pytest.approx(1, abs=1e-5)
-    z = tiny.noise(1, torch.Generator().manual_seed(0))
+    z = tiny.noise(1, generator(0, "similarity"))
     t = torch.tensor([int(0.3 * len(tiny.process.alphas))])
     maps = {}
     for word, at in (("church", 1), ("red cow", 2), ("sun", 1)):

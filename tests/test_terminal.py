@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+import torch
 from conftest import CHURCH
 
 import efface.cli
@@ -152,7 +153,7 @@ def test_a_method_takes_concepts_by_position_and_its_preset_from_the_help():
 def test_outputs_that_are_there_are_refused_before_a_model_is_opened(tmp_path, capsys):
     made, edit = tmp_path / "made.safetensors", tmp_path / "edit.safetensors"
     made.touch()
-    Edit({}, {"base": "x", "model": "/nowhere"}).save(edit)
+    Edit({"a": torch.ones(1)}, {"base": "x", "model": "/nowhere"}).save(edit)
     for args in (["merge", edit, made], ["lora", edit, "--out", made], ["combine", "--out", made]):
         assert "exists already" in told(capsys, *args)
     assert "name one: OUT, or --out OUT" in told(capsys, "merge", edit)
@@ -163,7 +164,9 @@ def test_outputs_that_are_there_are_refused_before_a_model_is_opened(tmp_path, c
 def test_a_misfitting_edit_is_refused_before_a_picture_is_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
-    Edit({}, {"base": "of another", "model": "/nowhere", "concepts": []}).save(run)
+    Edit({"a": torch.ones(1)}, {"base": "of another", "model": "/nowhere", "concepts": []}).save(
+        run
+    )
     for command in ("score", "report", "sensitivity"):
         line = told(capsys, command, run, "--model", "emoji")
         assert "load the model it was made for" in line

@@ -43,10 +43,14 @@ LOCK = ".lock"
 """In a folder: a process works here."""
 
 
-def write(path: Path, save: Callable[[Path], object]) -> None:
+def write(path: Path, save: Callable[[Path], object], lasting: bool = True) -> None:
     """Call ``save`` on a temporary name beside ``path``, then rename: whole, or not at all.
 
     The file is on the disk before it has its name. A new one has the mode that the umask says.
+
+    Args:
+        lasting: False, for one of very many files that can be made again: do not wait for the disk,
+            nor look for what dead processes left (:func:`sweep`).
 
     Raises:
         UserError: no permission, no space, or a folder that is missing.
@@ -54,13 +58,16 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     part = _part(path)
     try:
         part.touch()
-        sweep(path.parent, path.name)
+        if lasting:
+            sweep(path.parent, path.name)
         mode = stat.S_IMODE((path if path.exists() else part).stat().st_mode)
         save(part)
-        _flush(part)
+        if lasting:
+            _flush(part)
         part.chmod(mode)  # safetensors' own is 0600
         os.replace(part, path)
-        _flush_folder(path.parent)
+        if lasting:
+            _flush_folder(path.parent)
     except (OSError, SafetensorError) as e:
         raise _unwritten(path, e) from None
     finally:  # also when stopped from the keyboard

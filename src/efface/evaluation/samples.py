@@ -205,6 +205,7 @@ def generate(
     if edit is not None:
         edit.check(model)
     prepare(folder, settings)
+    sweep(folder)
     missing = [b for b in batches(model, edit, wanted, folder) if not all(there(folder, b))]
     gated = edit is not None and bool(edit.gates)
     weights = edit.on(model) if missing and edit is not None and not gated else None
@@ -221,7 +222,11 @@ def generate(
             )
             for w, picture in zip(batch, pictures, strict=True):
                 if not (folder / w.file).exists():
-                    write(folder / w.file, partial(to_image(picture).save, format="PNG"))
+                    write(
+                        folder / w.file,
+                        partial(to_image(picture).save, format="PNG"),
+                        lasting=False,
+                    )
         bar.update(len(batch))
     bar.close()
     note(folder / LOG, wanted, begun=False)  # what is there already, but as something else

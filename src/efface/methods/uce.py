@@ -24,7 +24,7 @@ class UCE(Method):
     """
 
     name: ClassVar[str] = "uce"
-    label: ClassVar[str] = "UCE, keep list of all names"
+    label: ClassVar[str] = "UCE, with a keep list"
     closed_form: ClassVar[bool] = True
 
     erase_scale: Annotated[float, Range(0)] = 1.0

@@ -54,10 +54,12 @@ def once(name: str, stamp: Any, seen: Seen, make: Callable[[], str]) -> str:
 
 
 def vocabulary(tokenizer: Any) -> str:
-    """All that a tokenizer knows."""
+    """All that a tokenizer knows, but not how it was last asked to pad and cut."""
     inner = getattr(tokenizer, "backend_tokenizer", None)
-    words = json.dumps(tokenizer.get_vocab(), sort_keys=True) if inner is None else inner.to_str()
-    return str(words)
+    if inner is None:
+        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    known = json.loads(inner.to_str())
+    return json.dumps({k: v for k, v in known.items() if k not in ("padding", "truncation")})
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from efface.errors import UserError
 from efface.evaluation.bench import UNEDITED, label, lineup
 from efface.evaluation.protocols import load
 from efface.scores import Score, concept_rate, paired_difference
+from efface.vocabulary import INLINE
 
 Row = Mapping[str, Any]
 OURS = "ap"
@@ -53,8 +54,10 @@ def read(out: Path, protocol: str) -> dict[str, list[Row]]:
 
 
 def settings(row: Row) -> str:
-    """A cell's method settings but for the seed."""
+    """A cell's method settings but for the seed, and for the names that its split lets it see."""
     config = dict(row.get("config") or {}) | {"seed": None}
+    if str(config.get("vocabulary", "")).startswith(INLINE):
+        config["vocabulary"] = INLINE
     if "tuning" in config:  # cells of earlier versions
         config["tuning"] = {**config["tuning"], "seed": None}
     return json.dumps(config, sort_keys=True)
