@@ -9,6 +9,7 @@ from efface.errors import UserError
 from efface.evaluation import samples as samples_module
 from efface.evaluation.samples import Samples, Wanted, generate
 from efface.models import load
+from efface.models.identity import identity
 
 WANTED = [Wanted(p, s, p) for p in ("church", "dog", "red house") for s in (0, 1)]
 
@@ -92,7 +93,7 @@ def test_killed_and_started_again_it_makes_what_is_missing(
 ):
     real, seen, again = samples_module.write, [], tmp_path / "again"
 
-    def write(path, save):
+    def write(path, save, lasting=True):
         if path.suffix == ".png":
             if len(seen) == after:
                 path.with_name(f".{path.name}.1.part").write_bytes(b"half a picture")
@@ -223,3 +224,11 @@ def test_two_processes_fill_one_folder_as_one_does(tiny, tiny_folder, tmp_path):
         )
         torch.testing.assert_close(one, other, rtol=0, atol=1.01 / 255)
     assert found.settings == alone.settings
+
+
+def test_what_draws_is_the_same_model_after_its_tokenizer_was_used(tiny_folder):
+    """A tokenizer remembers how it was last asked to pad, which says nothing of what it knows."""
+    used, fresh = (load(tiny_folder, device="cpu") for _ in range(2))
+    used.embed(["church", "a longer prompt than that"])
+    used.tokenizer(["church"], padding=True)
+    assert identity(used) == identity(fresh)

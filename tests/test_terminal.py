@@ -169,7 +169,7 @@ def test_a_misfitting_edit_is_refused_before_a_picture_is_drawn(tmp_path, capsys
     )
     for command in ("score", "report", "sensitivity"):
         line = told(capsys, command, run, "--model", "emoji")
-        assert "load the model it was made for" in line
+        assert "the edit is of another architecture than" in line
     assert [p.name for p in tmp_path.rglob("*")] == ["run", "edit.safetensors"]
 
 
