@@ -44,7 +44,7 @@ def test_concepts_found_equally_bad_share_the_place():
 
 
 def test_bad_luck_is_not_punished():
-    """Where every concept is as good as every other, the worst tenth is the mean, not the unlucky."""
+    """Where every concept is as good as every other, the worst tenth is the mean."""
     drawn = [(torch.rand(150, 4, generator=seeded(s)) < 0.9).float() for s in range(200)]
     found = torch.tensor([worst_tenth(x) for x in drawn])
     assert float(found.mean()) == pytest.approx(0.9, abs=0.01)

@@ -61,10 +61,6 @@ class Vocabulary:
 
         return Vocabulary(tuple(w for w in self.words if not asks(w)), self.source)
 
-    def including(self, words: Sequence[str]) -> Vocabulary:
-        """With ``words`` in front, each once."""
-        return Vocabulary(tuple(dict.fromkeys([*words, *self.words])), self.source)
-
     def pool(
         self, model: DiffusionModel, concept: Concept, size: int, nearest: int, spread: str
     ) -> Vocabulary:
