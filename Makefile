@@ -8,7 +8,7 @@ REST := esd-null ap-paper ca lora speed spm mace
 SPLITS := --split 1 --split 2
 STAGES := data vae clip unet judge quality second
 
-.PHONY: demo test slow lint docs check bench model fashion
+.PHONY: demo test slow lint docs check bench hard model fashion
 
 demo: $(INSTALLED)
 	$(BIN)/efface demo
@@ -37,6 +37,12 @@ bench: $(INSTALLED)
 	$(BIN)/efface bench emoji-objects --split 1 --seeds 3 --method esd-null --method ap-paper
 	$(BIN)/efface bench emoji-objects $(SPLITS) --seeds 1 $(addprefix --method ,$(REST))
 	$(BIN)/python bench/table.py
+
+# Kills, bad inputs, damaged files, hostile names: before a release, about half an hour; docs/reliability.md. A
+# sample of it is among the tests.
+hard: export OMP_NUM_THREADS = 1
+hard: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m hard
 
 # The shipped model again, from the drawings up: hours on two cores, and npm for the drawings.
 # glibc hands memory back to the kernel too eagerly for this load; the three settings stop that.

@@ -1,15 +1,13 @@
 """Real kills at every file operation: the same command again ends as if nothing had happened."""
 
 import os
-import re
 import shutil
 import signal
-from functools import partial
-from itertools import count
 
 import pytest
 import torch
 from conftest import CHURCH, DOG, quick, shaken
+from hard.killing import contents, killed
 from safetensors.torch import load_file, save_file
 
 from efface.edits.edit import Edit
@@ -23,43 +21,7 @@ from efface.models.files import tensors
 from efface.training import Run
 from efface.training.runs import CHECKPOINT, EDIT
 
-OPERATIONS = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync")
 UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-def killed(act, n, operations=OPERATIONS):
-    """Let another process act, and die by SIGKILL before its ``n``-th file operation, if there is.
-
-    Gives whether it was killed.
-    """
-    child = os.fork()
-    if child == 0:
-        seen = count()
-        for name in operations:
-            setattr(os, name, partial(dying, getattr(os, name), seen, n))
-        code = 1
-        try:
-            act()
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
-def dying(real, seen, n, *args, **options):
-    if next(seen) == n:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **options)
-
-
-def contents(folder):
-    """Every file's bytes, but for the time in the ledger."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
-    return {
-        str(p.relative_to(folder)): re.sub(rb'"when": "[^"]*"', b"", p.read_bytes()) for p in files
-    }
 
 
 @pytest.fixture

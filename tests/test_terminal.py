@@ -232,13 +232,19 @@ def test_what_a_kill_left_of_run_json_does_not_make_a_folder_unusable(tmp_path):
 
 def test_time_and_device_of_every_sitting_are_in_run_json(tmp_path):
     runfolder.begin(tmp_path / "run", {"method": "x"}, ["efface", "erase"])
-    runfolder.spent(tmp_path / "run", 1.5, "cpu")
-    assert runfolder.spent(tmp_path / "run", 2.0, "cuda:0") == 3.5
+    for seconds, device in ((1.5, "cpu"), (2.0, "cuda:0")):
+        runfolder.sit(tmp_path / "run", device)
+        assert runfolder.record(tmp_path / "run")["seconds"] is None
+        runfolder.spent(tmp_path / "run", seconds)
     found = runfolder.record(tmp_path / "run")
     assert [s["device"] for s in found["sittings"]] == ["cpu", "cuda:0"]
     assert (found["seconds"], found["command"]) == (3.5, ["efface", "erase"])
     assert {"efface", "python", "torch"} == set(found["versions"])
     assert runfolder.begin(tmp_path / "run", {"method": "x"}, []) is None
+    for _ in range(2):  # the first is killed
+        runfolder.sit(tmp_path / "run", "cpu")
+    runfolder.spent(tmp_path / "run", 1.0)
+    assert runfolder.record(tmp_path / "run")["seconds"] is None  # not counted
 
 
 def test_losses_go_to_tensorboard(tmp_path):

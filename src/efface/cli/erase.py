@@ -174,17 +174,19 @@ def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
     if edit is None:
         if rank == 0:
             tell_memory(model, method, o)
+            runfolder.sit(out, str(model.device))
         began = perf_counter()
         try:
             edit = method.erase(model, concepts, Run(out, watch, rank == 0, o.checkpointing))
-        except UserError:
+        except (UserError, OSError):
             if made is not None:
                 runfolder.take_back(out, made)
             raise
         finally:
             if rank == 0 and (out / runfolder.RECORD).exists():  # a sitting that was killed, too
-                runfolder.spent(out, perf_counter() - began, str(model.device))
+                runfolder.spent(out, perf_counter() - began)
     elif rank == 0:
+        runfolder.tidy(out)
         print(f"{out} is finished already; nothing was trained.", file=sys.stderr)
     if rank == 0:  # the first process tells
         tell(result(model, method, edit, concepts, o, out), edit, concepts, o)
@@ -201,7 +203,7 @@ def result(
 ) -> dict[str, Any]:
     """What came out, as JSON; draws the picture where it is missing."""
     had, path = runfolder.record(out), out / "before-after.png"
-    cost = {**edit.meta["cost"], "seconds": had.get("seconds", 0.0)}
+    cost = {**edit.meta["cost"], "seconds": had.get("seconds")}
     found: dict[str, Any] = {
         "run": str(out),
         "edit": str(out / EDIT),
@@ -230,13 +232,18 @@ def tell(found: dict[str, Any], edit: Edit, concepts: Sequence[Concept], o: Eras
         [
             ["edit", found["edit"]],
             ["changed weights", f"{sum(w.numel() for w in edit.weights.values()):,}"],
-            ["time", f"{cost['seconds']:.0f} s"],
+            ["time", took(cost["seconds"])],
             ["network evaluations", f"{cost['forward']:,} forward, {cost['backward']:,} backward"],
             *more,
             ["scores", f"efface score {found['run']}"],
         ],
         ["erased", ", ".join(c.name for c in concepts)],
     )
+
+
+def took(seconds: float | None) -> str:
+    """The time of all sittings in words."""
+    return "not counted: a sitting was killed" if seconds is None else f"{seconds:.0f} s"
 
 
 LARGE = 100_000_000

@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on stderr and exit code 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _warn
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # a command's output is its own
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that may be missing
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -11,14 +11,16 @@ from typing import Annotated, Any
 import tyro
 
 from efface.cli.opening import OfModel, Opening, opened
+from efface.cli.runfolder import RECORD, record
 from efface.cli.score import keep
 from efface.cli.terminal import Json, Place, makeable, parsed
 from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.evaluation.answers import Answer, Sensitivity, read
 from efface.evaluation.evaluate import samples_folder, unedited_folder
 from efface.evaluation.scoring import PICTURES, ask, scored
 from efface.reporting.page import page, run_part
-from efface.settings import Range, read_json
+from efface.settings import Range
 from efface.storage import write_text
 
 
@@ -52,6 +54,8 @@ def command(args: list[str]) -> int:
         if not folder.is_dir():
             raise UserError(f"{str(folder)!r} is a file; a report needs the run's folder.")
     out = o.out or o.runs[0] / "report.html"
+    if out.is_dir():
+        raise UserError(f"{str(out)!r} is a folder; name the file of the page.")
     makeable(out.absolute().parent)
     parts = [part(folder, edit, o) for folder, edit in zip(o.runs, edits, strict=True)]
     write_text(out, page(parts))
@@ -69,21 +73,19 @@ def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
     title = f"{edit.meta['method']}: {', '.join(erased)}"
     again = commands(folder, o.pictures)
-    others = [read_json(p, "scores") for p in sorted(folder.glob("scores-*.json")) if p != kept]
+    others = [read(Answer, p, "scores") for p in sorted(folder.glob("scores-*.json")) if p != kept]
     more = [told for told in others if "scores" in told]  # of prompts from a file
     sense = None
-    if (folder / "sensitivity.json").exists():
-        told = read_json(folder / "sensitivity.json", "sensitivity")
+    if (folder / "sensitivity.json").exists() and (folder / "sensitivity.svg").exists():
+        told = read(Sensitivity, folder / "sensitivity.json", "sensitivity")
         sense = (told, folder / "sensitivity.svg")
     return run_part(title, edit, found, folders, protocol, again, more, sense)
 
 
 def commands(folder: Path, pictures: int) -> list[str]:
     """How to do the run and its report again."""
-    try:
-        told = json.loads((folder / "run.json").read_text(encoding="utf8"))["command"]
-        first = shlex.join(["efface", *told[1:]])
-    except (OSError, ValueError, KeyError):
-        first = "# the command of this run is not on record (run.json is missing)"
+    first = "# the command of this run is not on record (run.json is missing)"
+    if (folder / RECORD).exists():
+        first = shlex.join(["efface", *record(folder).get("command", ())[1:]])
     again = ["efface", "report", str(folder), "--pictures", str(pictures)]
     return [first, shlex.join(again)]

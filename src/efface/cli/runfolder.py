@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,37 @@ from efface.cli.terminal import makeable
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.evaluation.answers import Answer, read
 from efface.names import slug
-from efface.settings import read_json
+from efface.settings import checked, read_json
 from efface.storage import LOCK, VERSION, sweep, untouched, write_text
 from efface.training import EDIT, Run
 
 RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """A process that worked on a run; one that was killed has no end."""
+
+    device: str
+    began: str = ""
+    ended: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``run.json`` holds."""
+
+    run: dict[str, Any]
+    """What makes the run this run."""
+    versions: dict[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    sittings: tuple[Sitting, ...] = ()
+    seconds: float | None = None
+    """Of all sittings; None: one was killed."""
+    moved_most: dict[str, float] = field(default_factory=dict)
 
 
 def folder_for(out: Path | None, method: str, concepts: Sequence[Concept]) -> Path:
@@ -80,14 +106,13 @@ def record(out: Path) -> dict[str, Any]:
         UserError: it is damaged, or something else.
     """
     try:
-        found: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf8"))
-        if isinstance(found["run"], dict):
-            return found
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UserError(
-        f"{str(out / RECORD)!r} is no run of ours, or damaged; name another folder."
-    ) from None
+        found: dict[str, Any] = read_json(out / RECORD, "record")
+        checked(Record, found, "it")
+    except UserError as e:
+        raise UserError(
+            f"{str(out / RECORD)!r} is no run of ours, or damaged ({e}); name another folder."
+        ) from None
+    return found
 
 
 def keep(out: Path, found: Mapping[str, Any]) -> None:
@@ -95,23 +120,34 @@ def keep(out: Path, found: Mapping[str, Any]) -> None:
     write_text(out / RECORD, json.dumps(found, indent=1) + "\n")
 
 
-def spent(out: Path, seconds: float, device: str) -> float:
-    """Add a sitting to the record; gives the seconds of all.
+def sit(out: Path, device: str) -> None:
+    """Begin a sitting in the record: one that is killed stays there, without an end.
+
+    Args:
+        device: what it runs on.
+    """
+    found = record(out)
+    found.setdefault("sittings", []).append({"device": device, "began": now()})
+    keep(out, {**found, "seconds": None})
+
+
+def spent(out: Path, seconds: float) -> None:
+    """End the sitting; the record's seconds are those of all, or null where one was killed.
 
     Args:
         seconds: of this sitting.
-        device: what it ran on.
     """
     found = record(out)
-    sitting = {
-        "seconds": round(seconds, 2),
-        "device": device,
-        "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    found.setdefault("sittings", []).append(sitting)
-    found["seconds"] = round(sum(s["seconds"] for s in found["sittings"]), 2)
-    keep(out, found)
-    return float(found["seconds"])
+    sittings = found["sittings"]
+    mine = next(s for s in reversed(sittings) if "seconds" not in s)
+    mine |= {"seconds": round(seconds, 2), "ended": now()}
+    times = [s.get("seconds") for s in sittings]
+    keep(out, {**found, "seconds": None if None in times else round(sum(times), 2)})
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def take_back(out: Path, made: Sequence[Path]) -> None:
@@ -126,12 +162,19 @@ def take_back(out: Path, made: Sequence[Path]) -> None:
 
 
 def finished(out: Path) -> Edit | None:
-    """The edit of a run that has ended; what a kill left of the way there is swept."""
-    if not (out / EDIT).exists():
-        return None
-    edit = Edit.load(out)
-    Run(out).forget()
-    return edit
+    """The edit of a run that has ended; None: it has not."""
+    return Edit.load(out) if (out / EDIT).exists() else None
+
+
+def tidy(out: Path) -> None:
+    """Delete what a kill left of the way to the edit.
+
+    Raises:
+        UserError: another process works there.
+    """
+    run = Run(out)
+    with run.alone():
+        run.forget()
 
 
 def scores_of(path: Path) -> dict[str, Any] | None:
@@ -143,7 +186,4 @@ def scores_of(path: Path) -> dict[str, Any] | None:
     scores = (path if path.is_dir() else path.parent) / "scores.json"
     if not scores.exists():
         return None
-    found = read_json(scores, "scores")
-    if not isinstance(found, dict):
-        raise UserError(f"{str(scores)!r} holds no scores; delete it, and run efface score again.")
-    return found
+    return read(Answer, scores, "scores")

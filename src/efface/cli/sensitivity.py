@@ -81,6 +81,8 @@ def command(args: list[str]) -> int:
     for name in o.instrument:
         pick(INSTRUMENTS, name, "instrument")
     pick(PROXIES, o.proxy, "proxy")
+    if o.clip and "picture" not in o.instrument:
+        raise UserError("--clip is for --instrument picture alone: leave it out, or add that.")
     out = o.out or (Path(o.run) if o.run and Path(o.run).is_dir() else None)
     if out is not None:
         makeable(out)

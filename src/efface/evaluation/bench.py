@@ -19,6 +19,7 @@ from torch import Tensor
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
+from efface.evaluation import answers
 from efface.evaluation.evaluate import drawn, judge_for, pictures, sampler_of
 from efface.evaluation.judges import Judge
 from efface.evaluation.judges import named as judge_named
@@ -113,8 +114,8 @@ def shown(method: Method, protocol: Protocol, split: str) -> Method:
 def finished(cell: Cell, out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result of a cell that is there already; None where it is missing or of other settings."""
     try:
-        row: dict[str, Any] = json.loads((out / cell.file).read_text(encoding="utf8"))
-    except (OSError, ValueError):
+        row = answers.read(answers.Cell, out / cell.file, "result")
+    except UserError:
         return None
     return row if all(row.get(k) == v for k, v in identity.items()) else None
 
@@ -354,10 +355,18 @@ def in_a_process(cell: Cell, out: Path, work: Path) -> str:
     import multiprocessing
 
     spawn = multiprocessing.get_context("spawn")
-    process = spawn.Process(target=run_cell, args=(cell, out, work))
+    process = spawn.Process(target=alone, args=(cell, out, work))
     process.start()
     process.join()
     return "" if process.exitcode == 0 else f"exit code {process.exitcode}"
+
+
+def alone(cell: Cell, out: Path, work: Path) -> None:
+    """Run a cell in this process, which ends with one line where that cannot be."""
+    try:
+        run_cell(cell, out, work)
+    except UserError as e:
+        sys.exit(f"efface: {e}")
 
 
 SHARDS = 4

@@ -21,7 +21,7 @@ from efface.evaluation.evaluate import (
 )
 from efface.evaluation.judges import Judge
 from efface.evaluation.measure import Asked, answers, both, judge_of, wanted_of
-from efface.evaluation.metrics import Given, psr_difference
+from efface.evaluation.metrics import METRICS, Given, psr_difference
 from efface.evaluation.protocols import MANY, PROTOCOLS, Protocol
 from efface.evaluation.protocols import load as load_protocol
 from efface.evaluation.samples import Wanted
@@ -77,6 +77,8 @@ class Question:
             raise UserError(
                 f"the protocol {self.protocol.name!r} makes its prompts itself: it takes no file."
             )
+        if self.clip and not any("clip" in METRICS[m].needs for m in self.protocol.metrics):
+            raise UserError(f"no metric of the protocol {self.protocol.name!r} needs a CLIP.")
 
 
 def ask(model: DiffusionModel, protocol: str | Path | Protocol = "", **narrower: Any) -> Question:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from efface.edits.edit import Edit
+from efface.errors import escaped
 from efface.scores import Score
 from efface.storage import VERSION
 
 CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
-base_model: {model}
+base_model: {front}
 tags:
 - concept-erasure
 - efface
 ---
 
-# {model} without {concepts}
+# {title} without {concepts}
 
-Made with efface {version} from `{model}` (hash `{base}`) by the method `{method}`: {weights:,}
+Made with efface {version} from {model} (hash {base}) by the method {method}: {weights:,}
 weights of the denoiser were changed, so that prompts for {concepts} no longer draw that.
 
 ```python
@@ -46,6 +49,18 @@ The licence of the base model holds for this one.
 """
 
 
+def prose(text: str) -> str:
+    """A name for Markdown, in which nothing is markup."""
+    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", html.escape(escaped(text), quote=False))
+
+
+def code(text: str) -> str:
+    """A name as code in Markdown."""
+    text = escaped(text)
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
+
+
 def card(
     edit: Edit, found: Mapping[str, Any] | None, files: Mapping[str, str] | None = None
 ) -> str:
@@ -59,18 +74,19 @@ def card(
     if found is None:
         text = "\nNothing was measured on it: `efface score` does.\n"
     else:
+        was = found.get("unedited", {})
         rows = [
-            f"| {k} | {Score(**v)} | {Score(**found['unedited'][k])} | {Score(**v).drawn} |"
-            for k, v in found["edited"].items()
+            f"| {k} | {Score(**v)} | {Score(**was[k]) if k in was else ''} | {Score(**v).drawn} |"
+            for k, v in found.get("edited", {}).items()
         ]
         text = "\n".join(
             [
                 "",
                 "## Measured",
                 "",
-                f"Percent with 95 % intervals, by the judge {found['judge']}. ESR: pictures "
-                "without the erased concept, for new pictures of it; PSR: pictures that still "
-                "show what they should, for concepts like these.",
+                f"Percent with 95 % intervals, by the judge {prose(found.get('judge', ''))}. "
+                "ESR: pictures without the erased concept, for new pictures of it; PSR: pictures "
+                "that still show what they should, for concepts like these.",
                 "",
                 "| score | edited | unedited | n |",
                 "| --- | --- | --- | --- |",
@@ -78,15 +94,21 @@ def card(
                 "",
             ]
         )
-    told = [f"| `{name}` | {state} |" for name, state in (files or {}).items()]
+    told = [
+        "| {} | {} |".format(code(name).replace("|", r"\|"), state)
+        for name, state in (files or {}).items()
+    ]
     head = ["", "## Files", "", "`efface inspect` compares them with this list.", ""]
     table = [*head, "| file | denoiser's weights |", "| --- | --- |", *told, ""] if told else []
+    model = str(meta.get("model"))
     return CARD.format(
-        model=meta.get("model"),
-        concepts=", ".join(c["name"] for c in meta.get("concepts", ())),
+        front=json.dumps(escaped(model), ensure_ascii=False),
+        title=prose(model),
+        model=code(model),
+        concepts=prose(", ".join(c["name"] for c in meta.get("concepts", ()))),
         version=VERSION,
-        base=meta.get("base"),
-        method=meta.get("method"),
+        base=code(str(meta.get("base"))),
+        method=code(str(meta.get("method"))),
         weights=sum(w.numel() for w in edit.weights.values()),
         scores=text,
         files="\n".join(table),

@@ -41,10 +41,14 @@ def panels(wide: float, high: float, n: int = 1, **options: Any) -> tuple[Any, l
 
 
 def svg(figure: Any) -> str:
-    """The figure as SVG, the same bytes every time."""
+    """The figure as SVG, the same bytes every time; a ``$`` in a name is no formula."""
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
     out = io.StringIO()
+    for text in figure.findobj(Text):
+        if text.get_text():  # those of logarithmic axes are formulas, and still to be written
+            text.set_parse_math(False)
     with rc_context(STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
@@ -126,6 +130,11 @@ def spread(heights: Sequence[float], room: float = 0.05) -> list[float]:
     return [h - over for h in found]
 
 
+def short(name: str) -> str:
+    """A name that leaves room for the rest of a figure."""
+    return name if len(name) <= 40 else f"{name[:39]}…"
+
+
 def sensitivity(found: Moved, similarity: Sequence[float], erased: str, top: int = 20) -> str:
     """What an edit harms: the worst words with intervals, the spectrum of all, and a map.
 
@@ -134,13 +143,13 @@ def sensitivity(found: Moved, similarity: Sequence[float], erased: str, top: int
         erased: its name.
         top: words that are named.
     """
-    order = found.order()
+    order, words, erased = found.order(), list(map(short, found.words)), short(erased)
     some = order[:top]
     figure, (bars, all_words, plane) = panels(15, 0.24 * len(some) + 1.6, 3)
     scores = [found.score(i) for i in some]
     bars.barh(range(len(some)), [s.value for s in scores], color=OTHER)
     bars.hlines(range(len(some)), *zip(*(s.ends for s in scores), strict=True), color="#111")
-    bars.set_yticks(range(len(some)), [found.words[i] for i in some])
+    bars.set_yticks(range(len(some)), [words[i] for i in some])
     bars.invert_yaxis()
     bars.set(xlabel=found.unit, title=f"harmed most by erasing {erased}")
     harm = found.harm.tolist()
@@ -149,10 +158,10 @@ def sensitivity(found: Moved, similarity: Sequence[float], erased: str, top: int
     named = [order[round(k * (len(order) - 1) / 7)] for k in range(8)] if order else []
     for i in dict.fromkeys(named):
         at = (order.index(i) + 1, harm[i])
-        all_words.annotate(found.words[i], at, (4, 6), textcoords="offset points", fontsize=8)
+        all_words.annotate(words[i], at, (4, 6), textcoords="offset points", fontsize=8)
     plane.plot(similarity, harm, ".", ms=4, color=QUIET)
     plane.set(xlabel=f"cosine of text to {erased}", ylabel=found.unit, title="similarity and harm")
     for i in some[:8]:
         here = (similarity[i], harm[i])
-        plane.annotate(found.words[i], here, (4, 3), textcoords="offset points", fontsize=8)
+        plane.annotate(words[i], here, (4, 3), textcoords="offset points", fontsize=8)
     return svg(figure)

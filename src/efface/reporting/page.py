@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.edits.edit import Edit
+from efface.errors import escaped
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.samples import Wanted
 from efface.scores import Score
@@ -153,9 +154,11 @@ def sensed(found: Mapping[str, Any]) -> str:
         f"in {first['unit']}: {', '.join(worst)}."
     )
     for m in found["instruments"]:
-        if m["stability"]:
+        if m.get("stability"):
             lines.append(f"Rank stability of {m['instrument']}: {Score(**m['stability']).said(2)}.")
-    lines += [f"Agreement {k}: {Score(**v).said(2)}." for k, v in found["agreement"].items()]
+    lines += [
+        f"Agreement {k}: {Score(**v).said(2)}." for k, v in found.get("agreement", {}).items()
+    ]
     return " ".join(lines)
 
 
@@ -164,7 +167,7 @@ def extra(found: Mapping[str, Any]) -> dict[str, Any]:
     rows = [{"name": k, "said": str(Score(**v)), **v} for k, v in found["scores"].items()]
     return {
         "protocol": found["protocol"],
-        "prompts": found["prompts"],
+        "prompts": found.get("prompts", 0),
         "curve": [r for r in rows if r["name"].startswith("NER-")],
         "scores": [r for r in rows if not r["name"].startswith("NER-")],
     }
@@ -188,11 +191,16 @@ def encoded(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
+def seen(value: Any) -> Any:
+    """What the page shows of a value: nothing in a text hides."""
+    return escaped(value) if type(value) is str else value  # not what is markup already
+
+
 def page(runs: Sequence[Mapping[str, Any]]) -> str:
     """The whole page; it needs nothing from outside."""
     from jinja2 import Environment
 
-    env = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    env = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=seen)
     return env.from_string(TEMPLATE.read_text(encoding="utf8")).render(
         runs=runs, version=VERSION, date=datetime.date.today().isoformat()
     )

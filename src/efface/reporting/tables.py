@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from efface.errors import UserError
+from efface.evaluation import answers
 from efface.evaluation.bench import UNEDITED, label, lineup
 from efface.evaluation.protocols import load
 from efface.scores import Score, concept_rate, paired_difference
@@ -32,9 +33,9 @@ def read(out: Path, protocol: str) -> dict[str, list[Row]]:
     name = load(protocol).name
     stem = Path(protocol).stem
     rows: list[Row] = [
-        json.loads(p.read_text(encoding="utf8")) for p in sorted(out.glob(f"{stem}-*.json"))
+        answers.read(answers.Cell, p, "result") for p in sorted(out.glob(f"{stem}-*.json"))
     ]
-    rows = [r for r in rows if r["protocol"].split()[0] == name]
+    rows = [r for r in rows if r["protocol"].split()[:1] == [name]]
     common = {json.dumps([r.get(k) for k in COMMON]) for r in rows}
     if len(common) > 1:
         raise UserError(

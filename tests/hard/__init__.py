@@ -1,0 +1,1 @@
+"""A campaign against efface: kills, bad inputs, damaged files, hostile names; ``make hard``."""

@@ -1,0 +1,9 @@
+"""Whatever a file holds: it is read, or refused in one line."""
+
+import pytest
+from hard.readers import READERS, fuzz
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_any_file_is_read_or_refused_in_one_line(name, tmp_path):
+    fuzz(name, tmp_path, examples=25)
