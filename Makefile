@@ -8,7 +8,7 @@ REST := esd-null ap-paper ca lora speed spm mace
 SPLITS := --split 1 --split 2
 STAGES := data vae clip unet judge quality second
 
-.PHONY: demo test slow lint docs check bench hard model fashion
+.PHONY: demo test slow lint docs check bench hard mutants model fashion
 
 demo: $(INSTALLED)
 	$(BIN)/efface demo
@@ -30,6 +30,11 @@ docs: $(INSTALLED)
 	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
 
 check: lint docs test
+
+# How many small faults the tests find: half an hour; goes on where bench/mutants.json stops.
+mutants: $(INSTALLED)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[mutants]'
+	nice $(BIN)/python bench/mutants.py --control
 
 # Hours; a cell that is in bench/results already is not run again.
 bench: $(INSTALLED)

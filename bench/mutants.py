@@ -58,25 +58,26 @@ OPERATORS = (
 raise a TypeError at once and prove nothing."""
 
 BY_ROOM = {
-    "methods": ("losses", "baselines", "shares", "methods"),
-    "training": ("losses", "ap", "shares", "seeds", "methods", "processes"),
+    "methods": ("losses", "defaults", "baselines", "shares"),
+    "training": ("losses", "defaults", "shares", "processes", "methods"),
     "evaluation": ("scoring", "measure", "samples", "protocols", "bench", "metrics"),
 }
 """Test files of a room's modules, likeliest first."""
 BY_MODULE = {
-    "methods/ap": ("losses", "ap", "methods"),
-    "methods/uce": ("uce", "shares", "methods"),
+    "methods/ap": ("losses", "defaults", "ap"),
+    "methods/uce": ("losses", "defaults", "uce", "shares"),
+    "training/tuning": ("defaults", "methods"),
     "training/joint": ("filing",),
     "training/closed_form": ("uce", "shares", "losses"),
     "training/checkpoints": ("methods", "kills"),
     "training/runs": ("methods", "kills", "filing"),
-    "training/pictures": ("losses", "baselines"),
+    "training/pictures": ("losses", "defaults", "baselines"),
     "training/loop": ("methods", "losses", "processes"),
-    "training/search/exact": ("losses", "ap"),
-    "training/search/gumbel": ("ap", "losses", "baselines"),
+    "training/search/exact": ("losses", "defaults", "ap"),
+    "training/search/gumbel": ("losses", "defaults", "ap", "baselines"),
     "training/search/pools": ("ap",),
     "training/search/random": ("ap",),
-    "training/latents": ("ap", "shares", "losses"),
+    "training/latents": ("defaults", "ap", "shares", "losses"),
     "evaluation/bench": ("bench", "tables"),
     "evaluation/sensitivity": ("sensitivity", "scoring"),
     "evaluation/samples": ("samples", "measure", "scoring"),
@@ -146,7 +147,7 @@ OURS: dict[str, tuple[tuple[str, str], ...]] = {
     "methods/uce": (("self.keep_weight**0.5", "self.keep_weight"),),
     "training/latents": (
         ("self.e_anchor - eta", "self.e_anchor + eta"),
-        ("None if used is None else {k", "used and {k"),
+        ('weights if self.config.of == "student"', 'weights if self.config.of == "frozen"'),
     ),
     "training/search/exact": (("harm.topk(", "(-harm).topk("),),
     "training/search/gumbel": (("torch.autograd.grad(-harm", "torch.autograd.grad(harm"),),
@@ -168,7 +169,7 @@ def tests_of(module: str) -> list[str]:
     """The test files for a module: its own, its folder's, or its room's."""
     at = next((k for k in BY_MODULE if module == k or module.startswith(f"{k}/")), "")
     names = BY_MODULE[at] if at else BY_ROOM[module.split("/")[0]]
-    return [str(TESTS / f"test_{n}.py") for n in names if (TESTS / f"test_{n}.py").exists()]
+    return [str(TESTS / f"test_{n}.py") for n in names]
 
 
 def code_of(module: str) -> str:

@@ -17,6 +17,7 @@ from efface.methods.esd import ESD
 from efface.methods.mace import MACE
 from efface.methods.speed import SPEED, fixed_vectors
 from efface.methods.spm import SPM
+from efface.methods.uce import UCE
 from efface.models import watched
 from efface.seeds import generator
 from efface.training import Bank, Pictures, Rollout, Student
@@ -50,7 +51,9 @@ def caught(monkeypatch):
     def record(job, loss, stateful=(), start=None, adapters=None):
         own = job.model.parameters() if start is None else start
         seen.append(Caught(job, loss, stateful, start, adapters))
-        moved = {k: own[k].detach() + 0.01 * len(seen) for k in job.model.group(job.method.group)}
+        moved = {
+            k: own[k].detach() * (1 + 0.1 * len(seen)) for k in job.model.group(job.method.group)
+        }
         return moved, job.method.updates
 
     monkeypatch.setattr(erasure, "finetune", record)
@@ -558,7 +561,7 @@ def test_mace_refines_then_fuses_what_every_adapter_does(tiny, words, caught):
         for i, c in enumerate(concepts):
             x = tiny.embed([*prompts_of(c)]).states.flatten(0, 1).double()
             share = x.T @ x / len(c.names)
-            above = above + (refined + 0.01 * (i + 1)) @ share  # what the recorder "trained"
+            above = above + refined * (1.1 + 0.1 * i) @ share  # what the recorder "trained"
             below = below + share
         slow = above @ torch.linalg.inv(below)
         torch.testing.assert_close(made.weights[name].double(), slow, rtol=1e-3, atol=1e-4)
@@ -613,3 +616,31 @@ def test_speed_is_the_papers_closed_form(tiny, words, maps, change):
         torch.testing.assert_close(made.weights[name].double(), slow, rtol=1e-3, atol=1e-4)
         assert (made.weights[name] - w).abs().max() > 1e-3
     assert job.notes["free_directions"] == ranks
+
+
+# -- UCE -----------------------------------------------------------------------------------------
+
+
+def test_uce_weighs_what_is_erased_what_is_preserved_and_what_is_kept(tiny, words):
+    method = UCE(
+        erase_scale=3.0,
+        preserve_scale=0.4,
+        ridge=0.2,
+        keep=("moon",),
+        keep_weight=5.0,
+        vocabulary=str(words),
+    )
+    made = method.make(job_of(tiny, BOTH, method))
+
+    def last(prompt):
+        return tiny.embed([prompt]).states[0, int(tiny.last_word([prompt]))].double()
+
+    parts = [(3.0 * s, last(n), last(ANCHOR[n])) for n, s in zip(NAMES, (1, 0.5, 0.5), strict=True)]
+    parts += [(0.4, last(w), last(w)) for w in WORDS]
+    parts += [(0.4 * 5, last("moon"), last("moon"))]
+    below = sum((s * torch.outer(c, c) for s, c, _ in parts), 0.2 * torch.eye(16).double())
+    for name in tiny.text_maps():
+        w = tiny.parameters()[name].double()
+        above = sum((s * torch.outer(w @ a, c) for s, c, a in parts), 0.2 * w)
+        slow = above @ torch.linalg.inv(below)
+        torch.testing.assert_close(made.weights[name].double(), slow, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,55 @@
+"""Settings do not change by accident: those of papers and docs, and those of the results in bench.
+
+``EFFACE_RECORD=1 pytest tests/test_defaults.py`` records them anew, for a change that should.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from efface.methods import METHODS
+from efface.settings import ranges, to_json
+from efface.training import Bank, Pictures, Rollout
+from efface.training.search import Exact, Gumbel, Random
+
+PATH = Path(__file__).parent / "defaults.json"
+OWN = [n for n, m in METHODS.items() if m.__module__.startswith("efface.")]
+PARTS = {c.__name__: c for c in (Bank, Rollout, Pictures, Exact, Gumbel, Random)}
+
+
+def said(cls):
+    """Defaults and ranges of a class."""
+    found = {k: list(r) for k, r in ranges(cls).items()}
+    return {"defaults": to_json(cls()), "ranges": found}
+
+
+def of_method(cls):
+    presets = {k: to_json(p) for k, p in cls.presets().items()}
+    lineup = {k: [e.label, to_json(e.method)] for k, e in cls.lineup().items()}
+    kinds = [cls.name, cls.label, cls.closed_form, cls.apart]
+    return {**said(cls), "presets": presets, "lineup": lineup, "is": kinds}
+
+
+@pytest.mark.parametrize("name", [*OWN, *PARTS])
+def test_defaults_ranges_and_presets_are_what_they_were(name):
+    found = said(PARTS[name]) if name in PARTS else of_method(METHODS[name])
+    known = json.loads(PATH.read_text()) if PATH.exists() else {}
+    if os.environ.get("EFFACE_RECORD"):
+        PATH.write_text(json.dumps({**known, name: found}, indent=1, sort_keys=True) + "\n")
+        return
+    assert json.loads(json.dumps(found)) == known[name]
+
+
+def test_the_papers_settings_are_the_defaults_where_they_can_be():
+    esd, uce, age, spm, speed, mace = (
+        METHODS[n]() for n in ("esd", "uce", "age", "spm", "speed", "mace")
+    )
+    assert esd.eta == 1  # arXiv:2303.07345
+    assert (uce.erase_scale, uce.preserve_scale, uce.ridge, uce.rows) == (1, 1, 0.5, "subject")
+    assert (age.eta, age.preserve, age.nearest) == (1, 1, 100)  # arXiv:2501.18950
+    assert (age.search.tau, age.search.hard, age.search.lr) == (0.1, True, 1e-2)
+    assert (spm.eta, spm.rank, spm.anchors) == (1, 1, 4)  # arXiv:2312.16145
+    assert (speed.maps, speed.retain_scale, speed.slack, speed.draws) == ("v", 1, 0, 10)
+    assert (mace.rank, mace.updates, mace.focal) == (1, 50, True)  # arXiv:2403.06135
