@@ -58,23 +58,23 @@ OPERATORS = (
 raise a TypeError at once and prove nothing."""
 
 BY_ROOM = {
-    "methods": ("losses", "defaults", "baselines", "shares"),
-    "training": ("losses", "defaults", "shares", "processes", "methods"),
+    "methods": ("defaults", "losses", "baselines", "shares"),
+    "training": ("defaults", "losses", "checkpoints", "shares", "processes", "methods"),
     "evaluation": ("scoring", "measure", "samples", "protocols", "bench", "metrics"),
 }
 """Test files of a room's modules, likeliest first."""
 BY_MODULE = {
-    "methods/ap": ("losses", "defaults", "ap"),
-    "methods/uce": ("losses", "defaults", "uce", "shares"),
+    "methods/ap": ("defaults", "losses", "ap"),
+    "methods/uce": ("defaults", "losses", "uce", "shares"),
     "training/tuning": ("defaults", "methods"),
     "training/joint": ("filing",),
     "training/closed_form": ("uce", "shares", "losses"),
-    "training/checkpoints": ("methods", "kills"),
-    "training/runs": ("methods", "kills", "filing"),
-    "training/pictures": ("losses", "defaults", "baselines"),
-    "training/loop": ("methods", "losses", "processes"),
-    "training/search/exact": ("losses", "defaults", "ap"),
-    "training/search/gumbel": ("losses", "defaults", "ap", "baselines"),
+    "training/checkpoints": ("checkpoints", "methods"),
+    "training/runs": ("checkpoints", "methods", "kills"),
+    "training/pictures": ("defaults", "losses", "baselines"),
+    "training/loop": ("checkpoints", "losses", "processes", "methods"),
+    "training/search/exact": ("defaults", "losses", "ap"),
+    "training/search/gumbel": ("defaults", "losses", "ap", "baselines"),
     "training/search/pools": ("ap",),
     "training/search/random": ("ap",),
     "training/latents": ("defaults", "ap", "shares", "losses"),
@@ -264,7 +264,7 @@ class First:
         self.name = module.rpartition("/")[2]
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items.sort(key=lambda i: f"_{self.name}" not in i.name.lower())
+        items.sort(key=lambda i: not any(f"{x}{self.name}" in i.name for x in "_["))
 
 
 def run(first: First, src: Path, tests: Sequence[str], log: Path) -> None:

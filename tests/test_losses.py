@@ -14,11 +14,11 @@ from efface.methods.age import AGE
 from efface.methods.ap import AP
 from efface.methods.ca import CA
 from efface.methods.esd import ESD
-from efface.methods.mace import MACE
+from efface.methods.mace import MACE, span_of
 from efface.methods.speed import SPEED, fixed_vectors
-from efface.methods.spm import SPM
+from efface.methods.spm import SPM, random_like
 from efface.methods.uce import UCE
-from efface.models import watched
+from efface.models import Conditioning, watched
 from efface.seeds import generator
 from efface.training import Bank, Pictures, Rollout, Student
 from efface.training.pictures import Noised
@@ -434,6 +434,25 @@ def test_spm_pushes_away_while_random_states_stay_put(tiny, caught):
         agree(value, away + 4 * mean(drift) + 2 * kept, student)
 
 
+def test_random_states_have_the_mask_and_about_the_norm_of_the_prompts(tiny):
+    mask = torch.tensor([[1, 1, 1, 0, 0]])
+    like = Conditioning(3 * torch.ones(1, 5, 8), 2 * torch.ones(1, 6), mask)
+    cond = random_like(like, 2000, draws())
+    assert torch.equal(cond.mask, mask.expand(2000, -1))
+    assert cond.states[:, :3].all()
+    assert not cond.states[:, 3:].any()
+    for drawn, of in ((cond.states, like.states[:, :3]), (cond.pooled, like.pooled)):
+        sizes = drawn.flatten(1).norm(dim=1) / of.norm()
+        assert sizes.min() == pytest.approx(0.8, abs=0.001)
+        assert sizes.max() == pytest.approx(1.2, abs=0.001)
+        assert sizes.mean() == pytest.approx(1, abs=0.01)
+        assert drawn.flatten(1).mean(0).norm() < 0.1 * of.norm()  # in every direction
+    plain = random_like(Conditioning(like.states), 3, draws())
+    assert plain.pooled is None
+    assert plain.mask is None
+    assert plain.states.all()
+
+
 # -- MACE ----------------------------------------------------------------------------------------
 
 
@@ -513,6 +532,15 @@ def test_mace_starves_the_concepts_words_where_they_are_seen(tiny, words, caught
     flat.make(job_of(tiny, [concept], flat))
     caught[-1].loss(student_of(tiny, "kv"), draws())
     assert noised[-1][3] is None
+
+
+def test_words_behind_the_end_of_a_prompt_are_nowhere(tiny):
+    end = tiny.tokenizer.model_max_length - 1  # of 16 positions the last is the end token's
+    long = "a " * (end - 3) + "{} emoji"
+    where = span_of(tiny, long, "red dog")
+    assert (where.start, where.stop) == (end - 2, end)
+    assert span_of(tiny, "a" + " " + long, "red dog") == slice(end - 1, end)
+    assert span_of(tiny, "a a a " + long, "red dog") == slice(end, end)
 
 
 def slow_refined(tiny, concepts, w, prior, mu, ridge):

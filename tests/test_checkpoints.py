@@ -1,0 +1,127 @@
+"""The fine-tuning is plain Adam on the averaged gradient; a checkpoint that lies is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CHURCH, DOG, QUIET, job_of, quick, same_weights
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from efface.edits.lowrank import LowRank
+from efface.errors import UserError
+from efface.methods.esd import ESD
+from efface.training import Bank, Job, Run, Student
+from efface.training.loop import finetune
+from efface.training.runs import CHECKPOINT
+
+METHOD = ESD(latents=Bank(ddim_steps=3, trajectories=2), batch=2, updates=3, save_every=2)
+
+
+def caught_loss(model, method):
+    """The method's loss, and its job."""
+    seen = []
+
+    class Catching(Job):
+        def train(self, loss, *_, **__):
+            seen.append(loss)
+            return {}
+
+    job = job_of(model, [CHURCH, DOG], method)
+    method.make(Catching(job.method, job.model, job.concepts, job.run))
+    return job, seen[0]
+
+
+@pytest.mark.parametrize(("accumulate", "lr"), [(1, 0.0), (3, 0.0), (2, 5e-3)])
+def test_an_update_is_adams_on_the_mean_gradient_of_its_batches(tiny, accumulate, lr):
+    method = replace(METHOD, accumulate=accumulate, lr=lr)
+    job, loss = caught_loss(tiny, method)
+    own = tiny.parameters()
+    slow = {k: own[k].detach().clone().requires_grad_() for k in tiny.group("xattn")}
+    adam = torch.optim.Adam(slow.values(), lr=lr or tiny.lr)
+    for update in range(3):
+        batches = [job.generator("update", update, "batch", i) for i in range(accumulate)]
+        (sum(loss(Student(tiny, slow), g) for g in batches) / accumulate).backward()
+        adam.step()
+        adam.zero_grad()
+    found = finetune(job, loss)
+    assert found.updates == 3
+    for k, w in slow.items():
+        torch.testing.assert_close(found.weights[k], w.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_adapters_learn_ten_times_as_fast(tiny):
+    job, loss = caught_loss(tiny, replace(METHOD, rank=2))
+    own = tiny.parameters()
+    adapters = LowRank({k: own[k] for k in tiny.group("xattn")}, 2, job.generator("adapters"))
+    for w in adapters.factors.values():
+        w.requires_grad_()
+    adam = torch.optim.Adam(adapters.factors.values(), lr=10 * tiny.lr)
+    for update in range(3):
+        g = job.generator("update", update, "batch", 0)
+        loss(Student(tiny, adapters.weights(adapters.factors)), g).backward()
+        adam.step()
+        adam.zero_grad()
+    found = finetune(job, loss).weights
+    for k, w in adapters.weights(adapters.factors).items():
+        torch.testing.assert_close(found[k], w.detach(), rtol=1e-4, atol=1e-6)
+
+
+class Killed(Exception):
+    """The end of a process."""
+
+
+@pytest.fixture
+def left(tiny, words, tmp_path):
+    """A method, its folder, and the tensors and metadata of the checkpoint in it."""
+    method = quick(ESD(), words, updates=4)
+
+    def on_update(update, losses, edit):
+        if update == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        method.erase(tiny, [CHURCH], Run(tmp_path, on_update, progress=False))
+    with safe_open(tmp_path / CHECKPOINT, "pt") as f:
+        return method, tmp_path, {k: f.get_tensor(k) for k in f.keys()}, f.metadata()  # noqa: SIM118
+
+
+def without_a_weight(tensors, meta):
+    del tensors[next(k for k in tensors if k.startswith("w/"))]
+
+
+def of_another_shape(tensors, meta):
+    name = next(k for k in tensors if k.startswith("w/"))
+    tensors[name] = torch.zeros(3, 2)
+
+
+def no_number(tensors, meta):
+    meta["update"] = "two"
+
+
+def no_cost(tensors, meta):
+    meta["cost"] = json.dumps({"forward": "many"})
+
+
+def broken_cost(tensors, meta):
+    meta["cost"] = "{"
+
+
+@pytest.mark.parametrize(
+    "spoil", [without_a_weight, of_another_shape, no_number, no_cost, broken_cost]
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tiny, left, spoil):
+    method, folder, tensors, meta = left
+    spoil(tensors, meta)
+    save_file(tensors, folder / CHECKPOINT, meta)
+    with pytest.raises(UserError, match=r"checkpoint .* is damaged"):
+        method.erase(tiny, [CHURCH], Run(folder, progress=False))
+
+
+def test_what_a_killed_run_took_is_counted_once(tiny, left):
+    method, folder, _, _ = left
+    whole = method.erase(tiny, [CHURCH], QUIET)
+    edit = method.erase(tiny, [CHURCH], Run(folder, progress=False))
+    assert same_weights(dict(edit.weights), dict(whole.weights))
+    assert edit.meta["cost"] == whole.meta["cost"]
