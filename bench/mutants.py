@@ -60,7 +60,7 @@ raise a TypeError at once and prove nothing."""
 BY_ROOM = {
     "methods": ("defaults", "losses", "baselines", "shares"),
     "training": ("defaults", "losses", "checkpoints", "shares", "processes", "methods"),
-    "evaluation": ("scoring", "measure", "samples", "protocols", "bench", "metrics"),
+    "evaluation": ("scoring", "measure", "samples", "protocols"),
 }
 """Test files of a room's modules, likeliest first."""
 BY_MODULE = {
@@ -84,10 +84,12 @@ BY_MODULE = {
     "evaluation/protocols": ("protocols", "measure", "scoring"),
     "evaluation/metrics/metric": ("metrics", "plugins", "scoring"),
     "evaluation/clip": ("metrics",),
-    "evaluation/metrics": ("quantiles", "metrics", "scoring", "measure", "protocols"),
+    "evaluation/metrics": ("quantiles", "metrics", "measure", "scoring"),
     "evaluation/judges/imagenet": ("measure", "protocols"),
     "evaluation/judges": ("emoji", "metrics", "scoring", "protocols"),
-    "evaluation/attacks": ("scoring", "protocols", "measure"),
+    "evaluation/attacks": ("scoring",),
+    "evaluation/trial": ("scoring",),
+    "evaluation/evaluate": ("scoring", "protocols", "bench", "storage"),
     "intervals": ("scores", "quantiles"),
     "scores": ("scores", "quantiles", "metrics"),
 }
@@ -191,10 +193,14 @@ def changed(code: str, module: str, kind: str, occurrence: int) -> str | None:
 
 
 def described(module: str, kind: str, occurrence: int) -> Mutant | None:
-    """A mutant with the line that it changes; None: there is no such one."""
+    """A mutant with the line that it changes; None: there is no such one, or it is no Python."""
     code = code_of(module)
     after = changed(code, module, kind, occurrence)
     if after is None:
+        return None
+    try:
+        compile(after, module, "exec")
+    except SyntaxError:
         return None
     a, b = code.splitlines(), after.splitlines()
     _, i, j, k, m = next(
@@ -220,8 +226,8 @@ def sampled(each: int, seed: int) -> Iterator[Mutant]:
             drawn = random.Random(f"{seed}/{module}").sample(there, min(each, len(there)))
             for kind, i in drawn:
                 found = described(module, kind, i)
-                assert found is not None
-                yield found
+                if found is not None:
+                    yield found
 
 
 def count(module: str, kind: str) -> int:

@@ -20,7 +20,7 @@ from efface.methods.spm import SPM, random_like
 from efface.methods.uce import UCE
 from efface.models import Conditioning, watched
 from efface.seeds import generator
-from efface.training import Bank, Pictures, Rollout, Student
+from efface.training import Bank, Pictures, Rollout, Run, Student
 from efface.training.pictures import Noised
 from efface.training.search import Exact, Gumbel
 
@@ -386,6 +386,17 @@ def test_ca_maps_the_concepts_prompt_onto_its_anchors_on_pictures_of_the_anchor(
     assert len({t for _, t in used}) > 2
 
 
+def test_all_pictures_and_timesteps_are_drawn_alike(tiny):
+    pictures = Noised(tiny, ["church", "dog"], Pictures(n=2, ddim_steps=2), draws(), False)
+    _, t, rows = pictures.draw(draws(), 8000)
+    share = rows.bincount(minlength=4) / 8000
+    torch.testing.assert_close(share, torch.full((4,), 0.25), rtol=0, atol=0.03)
+    decile = (t // 100).bincount(minlength=10) / 8000
+    torch.testing.assert_close(decile, torch.full((10,), 0.1), rtol=0, atol=0.02)
+    assert t.min() >= 0
+    assert t.max() <= 999
+
+
 # -- SPM -----------------------------------------------------------------------------------------
 
 
@@ -672,3 +683,15 @@ def test_uce_weighs_what_is_erased_what_is_preserved_and_what_is_kept(tiny, word
         above = sum((s * torch.outer(w @ a, c) for s, c, a in parts), 0.2 * w)
         slow = above @ torch.linalg.inv(below)
         torch.testing.assert_close(made.weights[name].double(), slow, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "bars"), [(CA(), ("pictures", "erase")), (ESD(), ("bank of latents", "erase"))]
+)
+def test_bars_are_shown_where_they_are_asked_for(tiny, words, capsys, method, bars):
+    small = quick(method, words, updates=1)
+    small.erase(tiny, [CHURCH], Run(progress=False))
+    assert capsys.readouterr().err == ""
+    small.erase(tiny, [CHURCH], Run(progress=True))
+    shown = capsys.readouterr().err
+    assert all(f"{bar}:" in shown for bar in bars)
