@@ -59,20 +59,21 @@ raise a TypeError at once and prove nothing."""
 
 BY_ROOM = {
     "methods": ("defaults", "losses", "baselines", "shares"),
-    "training": ("defaults", "losses", "checkpoints", "shares", "processes", "methods"),
+    "training": ("defaults", "losses", "checkpoints", "shares", "methods"),
     "evaluation": ("scoring", "measure", "samples", "protocols"),
 }
 """Test files of a room's modules, likeliest first."""
 BY_MODULE = {
     "methods/ap": ("defaults", "losses", "ap"),
     "methods/uce": ("defaults", "losses", "uce", "shares"),
+    "training/processes": ("checkpoints",),
     "training/tuning": ("defaults", "methods"),
     "training/joint": ("filing",),
     "training/closed_form": ("uce", "shares", "losses"),
     "training/checkpoints": ("checkpoints", "methods"),
-    "training/runs": ("checkpoints", "methods", "kills"),
+    "training/runs": ("checkpoints", "methods"),
     "training/pictures": ("defaults", "losses", "baselines"),
-    "training/loop": ("checkpoints", "losses", "processes", "methods"),
+    "training/loop": ("checkpoints", "losses", "methods"),
     "training/search/exact": ("defaults", "losses", "ap"),
     "training/search/gumbel": ("defaults", "losses", "ap", "baselines"),
     "training/search/pools": ("ap",),
@@ -259,7 +260,9 @@ def tried(mutant: Mutant | None, tests: Sequence[str]) -> tuple[str, str, float]
         code = waited(child, began + TIMEOUT)
         failed = [x for x in log.read_text().splitlines() if x.startswith(("FAILED", "ERROR"))]
     by = failed[0].split(" - ")[0].rpartition("tests/")[2] if failed else ""
-    outcome = {None: "timeout", 0: "survived"}.get(code, "killed")
+    if code in (2, 4) and not by:
+        by = "import"
+    outcome = {None: "timeout", 0: "survived", 5: "survived"}.get(code, "killed")
     return outcome, by, round(time.perf_counter() - began, 1)
 
 
@@ -345,7 +348,7 @@ def main() -> None:
     known = json.loads(OUT.read_text())["mutants"] if OUT.exists() else {}
     for n, mutant in enumerate(mutants, 1):
         old = known.get(mutant.name)
-        if old and (old["outcome"] != "survived" or not args.again):
+        if old and not (args.again and (old["outcome"] == "survived" or not old["by"])):
             continue
         outcome, by, seconds = tried(mutant, tests_of(mutant.module))
         print(f"{n}/{len(mutants)} {outcome} {seconds} s  {mutant.name}  {by}", flush=True)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import accelerate
 import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET, job_of, quick, same_weights
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from efface.edits.lowrank import LowRank
 from efface.errors import UserError
 from efface.methods.esd import ESD
-from efface.training import Bank, Job, Run, Student
+from efface.training import Bank, Job, Run, Student, loop, processes
 from efface.training.loop import finetune
 from efface.training.runs import CHECKPOINT
 
@@ -125,3 +126,53 @@ def test_what_a_killed_run_took_is_counted_once(tiny, left):
     edit = method.erase(tiny, [CHURCH], Run(folder, progress=False))
     assert same_weights(dict(edit.weights), dict(whole.weights))
     assert edit.meta["cost"] == whole.meta["cost"]
+
+
+# -- several processes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_process_joins_its_group_on_what_the_machine_has(monkeypatch, gpu):
+    asked = []
+
+    class Group:
+        process_index, num_processes = 1, 3
+
+        def __init__(self, cpu):
+            asked.append(cpu)
+
+    monkeypatch.setattr(accelerate, "PartialState", Group)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert processes.join() == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert processes.join() == (0, 1)
+    assert not asked
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert processes.join() == (1, 3)
+    assert asked == [not gpu]
+
+
+def test_sums_are_over_all_processes_and_in_place(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.mul_(2))
+    some = [torch.ones(2), torch.tensor(3.0)]
+    processes.add_up(some)
+    assert some[0].tolist() == [2, 2]
+    assert some[1] == 6
+
+
+def test_every_process_takes_its_share_of_the_batches(tiny, monkeypatch):
+    method = replace(METHOD, accumulate=5)
+    job, loss = caught_loss(tiny, method)
+    own, summed = tiny.parameters(), []
+    leaves = {k: own[k].detach().clone().requires_grad_() for k in tiny.group("xattn")}
+    monkeypatch.setattr(loop, "join", lambda: (1, 3))
+    monkeypatch.setattr(loop, "add_up", lambda xs: summed.extend(xs))
+    value = loop.one_update(job, 7, Student(tiny, leaves), None, loss, ())
+    slow = {k: own[k].detach().clone().requires_grad_() for k in leaves}
+    mine = [loss(Student(tiny, slow), job.generator("update", 7, "batch", i)) for i in (1, 4)]
+    (sum(mine) / 5).backward()
+    assert value == pytest.approx(float(sum(mine).detach()) / 5, rel=1e-4)
+    assert len(summed) == 1 + len(leaves)
+    for k, w in slow.items():
+        torch.testing.assert_close(leaves[k].grad, w.grad, rtol=1e-4, atol=1e-7)
