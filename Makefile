@@ -38,9 +38,8 @@ mutants: $(INSTALLED)
 
 # Hours; a cell that is in bench/results already is not run again.
 bench: $(INSTALLED)
-	$(BIN)/efface bench emoji-objects $(SPLITS) --seeds 3 $(addprefix --method ,$(MAIN))
-	$(BIN)/efface bench emoji-objects --split 1 --seeds 3 --method esd-null --method ap-paper
-	$(BIN)/efface bench emoji-objects $(SPLITS) --seeds 1 $(addprefix --method ,$(REST))
+	$(BIN)/efface bench emoji-objects-2 $(SPLITS) --seeds 3 $(addprefix --method ,$(MAIN))
+	$(BIN)/efface bench emoji-objects-2 $(SPLITS) --seeds 1 $(addprefix --method ,$(REST))
 	$(BIN)/python bench/table.py
 
 # Kills, bad inputs, damaged files, hostile names: before a release, about half an hour; docs/reliability.md. A
