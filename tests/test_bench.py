@@ -169,7 +169,7 @@ def results(protocol, tmp_path):
                 top1 = (torch.rand(n, generator=g) < p).int().tolist()
                 hits[c] = [top1, [1] * n]
             row = {"protocol": "small 1", "split": "1", "method": method, "seed": seed}
-            row |= {"erased": ["church"], "hits": hits, "updates": 400}
+            row |= {"erased": ["church"], "hits": hits, "updates": 400, "scores": {}}
             if method != UNEDITED:
                 cost = {"forward": 4000, "backward": 800, "seconds": 90.0, "peak_memory_mb": 2048}
                 row |= {"cost": cost}

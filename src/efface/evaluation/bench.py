@@ -8,6 +8,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -69,6 +70,9 @@ class Cell:
     seed: int
     updates: int = 400
     model: str = "emoji"
+    dtype: str = "fp32"
+    device: str | None = None
+    size: int = 0
 
     @property
     def file(self) -> str:
@@ -99,6 +103,8 @@ class Cell:
             "base": model.base,
             "judge": judge,
             "sampler": sampler_of(model, protocol),
+            **({"dtype": self.dtype} if self.dtype != "fp32" else {}),
+            **({"size": self.size} if self.size else {}),
         }
 
 
@@ -124,7 +130,8 @@ class Opened:
     """A cell with its model, protocol and judge: what it does, step by step."""
 
     def __init__(self, cell: Cell) -> None:
-        self.cell, self.model = cell, load(cell.model)
+        self.cell = cell
+        self.model = load(cell.model, cell.dtype, cell.device, cell.size)
         self.protocol = load_protocol(cell.protocol)
         self.judge = judge_for(self.model, self.protocol)
         witness = self.protocol.witness
@@ -314,12 +321,14 @@ class Failed:
     why: str
 
 
-def run_all(cells: Sequence[Cell], out: Path, work: Path, ray: str | None = None) -> list[Failed]:
+def run_all(
+    cells: Sequence[Cell], out: Path, work: Path, ray: str | None = None, jobs: int = 1
+) -> list[Failed]:
     """Run what is missing, each cell in a process of its own; a cell that dies is tried once more.
 
     Args:
-        ray: address of a Ray cluster, or ``local`` for one on this machine; None: one after the
-            other, here.
+        ray: address of a Ray cluster, or ``local`` for one on this machine; None: here.
+        jobs: how many cells at a time, here.
 
     Returns:
         The cells that failed twice.
@@ -338,16 +347,19 @@ def run_all(cells: Sequence[Cell], out: Path, work: Path, ray: str | None = None
             raise UserError(f"cannot make {str(folder)!r}: {e.strerror}.") from None
     if ray is not None:
         return on_ray(cells, out, work, ray)
-    failed = []
-    for cell in cells:
-        for attempt in (1, 2):
-            why = in_a_process(cell, out, work)
-            if not why:
-                break
-            warnings.warn(f"{cell.file}: {why} (attempt {attempt})", stacklevel=2)
-        else:
-            failed.append(Failed(cell, why))
-    return failed
+    with ThreadPoolExecutor(jobs) as pool:
+        ends = pool.map(lambda cell: twice(cell, out, work), cells)
+        return [end for end in ends if end is not None]
+
+
+def twice(cell: Cell, out: Path, work: Path) -> Failed | None:
+    """Run a cell in a process of its own, and once more where that dies; None: it is done."""
+    for attempt in (1, 2):
+        why = in_a_process(cell, out, work)
+        if not why:
+            return None
+        warnings.warn(f"{cell.file}: {why} (attempt {attempt})", stacklevel=2)
+    return Failed(cell, why)
 
 
 def in_a_process(cell: Cell, out: Path, work: Path) -> str:
