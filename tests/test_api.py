@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import same_weights
-from families import TINY, build
+from families import SIZES, TINY, build
 
 import efface
 from efface import AP, ESD, Bank, Concept, Edit, Run, UserError
@@ -19,14 +19,20 @@ def own(pipe):
     return {k: p.clone() for k, p in part.named_parameters()}
 
 
-@pytest.mark.parametrize("name", TINY)
+VARIANTS = ("sdxl, no zeros", "sd3, no T5", "sd3.5", "flux schnell", "flux.2 klein, distilled")
+"""Slow tests: each differs little from one of the others."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in TINY]
+)
 def test_the_whole_way_on_a_pipeline(name, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pipe = build(name)
     pipe.set_progress_bar_config(disable=True)
     before = own(pipe)
     edit = efface.erase(
-        pipe,
+        efface.load_model(pipe, size=SIZES[name]) if name in SIZES else pipe,
         ["cow", "sun -> tree"],
         method="ap",
         keep=["river"],

@@ -360,9 +360,9 @@ def test_every_number_has_a_range_and_is_held_to_it(cls, name, value):
 @pytest.mark.parametrize("name", METHODS)
 def test_kept_words_move_less_the_more_the_more_they_weigh(tiny, words, name):
     """The one meaning of ``keep``, by its effect."""
-    method = quick(METHODS[name](), words, updates=30)
+    method = quick(METHODS[name](), words, updates=15)
     if isinstance(method, Tuning):
-        method = dataclasses.replace(method, lr=3e-3, batch=2)
+        method = dataclasses.replace(method, lr=5e-3, batch=2)
     strong = {"keep_weight": 100.0} if hasattr(method, "keep_weight") else {}
     if name == "speed":  # in a model so small few directions are free otherwise
         method = dataclasses.replace(method, null=1.0)
