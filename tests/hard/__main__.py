@@ -32,13 +32,23 @@ def run(parts: tuple[str, ...], seed: int, short: bool) -> dict[str, Any]:
             began = time.perf_counter()
             for name, result in import_module(f"hard.{part}").campaign(Path(place), seed, short):
                 lines[name] = {"tried": result.tried, "wrong": result.wrong, "notes": result.notes}
+                found[part] = {"seconds": round(time.perf_counter() - began), "lines": lines}
+                if not short:
+                    keep(found)  # what is broken off has done that much
                 print(
                     f"{part}: {name}: {result.tried} tried, {len(result.wrong)} wrong", flush=True
                 )
                 for kind, words in result.wrong:
                     print(f"  {kind}: {words}", flush=True)
-        found[part] = {"seconds": round(time.perf_counter() - began), "lines": lines}
     return found
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Put some parts into the results, and all into the docs."""
+    had = json.loads(OUT.read_text()) if OUT.exists() else {}
+    had |= found
+    OUT.write_text(json.dumps({p: had[p] for p in PARTS if p in had}, indent=1) + "\n")
+    DOCS.write_text(written(DOCS.read_text(), json.loads(OUT.read_text())))
 
 
 def table(found: dict[str, Any]) -> str:
@@ -75,11 +85,6 @@ def main() -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     torch.set_num_threads(1)  # and no thread before a fork
     found = run(tuple(o.part), o.seed, o.short)
-    if not o.short:
-        had = json.loads(OUT.read_text()) if OUT.exists() else {}
-        had = {**had, **found}
-        OUT.write_text(json.dumps({p: had[p] for p in PARTS if p in had}, indent=1) + "\n")
-        DOCS.write_text(written(DOCS.read_text(), json.loads(OUT.read_text())))
     return int(any(x["wrong"] for part in found.values() for x in part["lines"].values()))
 
 

@@ -64,18 +64,8 @@ BASES: dict[str, tuple[str, ...]] = {
     "sensitivity": ("sensitivity", "run", "--latents", "2"),
     "study": ("study", "search", *OPEN, "--out", "new", "--work", "new"),
     "bench": (
-        "bench",
-        "MODEL/protocol.json",
-        "--model",
-        "MODEL",
-        "--out",
-        "new",
-        "--work",
-        "new",
-        "--method",
-        "uce",
-        "--seeds",
-        "1",
+        *("bench", "MODEL/protocol.json", "--model", "MODEL", "--method", "uce", "--seeds", "1"),
+        *("--out", "new", "--work", "new"),
     ),
     "generate": ("generate", "--prompt", "a coat", "--out", "new", *OPEN, "--steps", "2"),
     "inspect": ("inspect", "run"),
@@ -152,7 +142,7 @@ def places() -> Iterator[Case]:
             for bad in ("file/below", "file", "a" * 300, "full")[: 3 if keeps else 4]:
                 yield Case(tuple(bad if a == old else a for a in base), spoil=unreadable)
         if name == "sensitivity" or name == "report":
-            for bad in ("file/below", "folder", "folder/" + "a" * 300)[name == "sensitivity" :]:
+            for bad in ("file/below", "folder/" + "a" * 300, "folder")[: 2 + (name == "report")]:
                 yield Case((*base, "--out", bad), spoil=unreadable)
 
 
@@ -203,7 +193,6 @@ def names() -> Iterator[Case]:
         yield Case((*base, "--no-such-option"), "no-such-option")
         yield Case((*base, "left", "over", "words"))
     for args in (
-        ("erase",),
         ("x",),
         ("",),
         ("\x01",),
@@ -220,7 +209,6 @@ DAMAGE: dict[str, tuple[tuple[str, ...], ...]] = {
     "run/scores.json": (BASES["inspect"], BASES["merge"], BASES["apply"]),
     "run/scores-x.json": (BASES["report"],),
     "run/sensitivity.json": (BASES["report"],),
-    "run/samples/samples.jsonl": (BASES["score"], BASES["report"]),
     "run/samples/samples.json": (BASES["score"],),
     "run/samples/PNG": (BASES["score"], BASES["report"]),
     "folder/erasures.json": (BASES["remove"], ("inspect", "folder"), BASES["apply"]),

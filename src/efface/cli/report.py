@@ -68,17 +68,18 @@ def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     model = opened(o.opening, edit)
     erased = [c["name"] for c in edit.meta["concepts"]]
     question = ask(model, pictures=o.pictures)
-    protocol, answer = question.protocol, scored(model, edit, question, folder)
-    kept, found = keep(answer, question, folder, o.opening), answer.to_json()
-    folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
-    title = f"{edit.meta['method']}: {', '.join(erased)}"
-    again = commands(folder, o.pictures)
-    others = [read(Answer, p, "scores") for p in sorted(folder.glob("scores-*.json")) if p != kept]
-    more = [told for told in others if "scores" in told]  # of prompts from a file
+    protocol, again = question.protocol, commands(folder, o.pictures)
+    files = sorted(folder.glob("scores-*.json"))
+    others = {p: read(Answer, p, "scores") for p in files}  # before anything is drawn
     sense = None
     if (folder / "sensitivity.json").exists() and (folder / "sensitivity.svg").exists():
         told = read(Sensitivity, folder / "sensitivity.json", "sensitivity")
         sense = (told, folder / "sensitivity.svg")
+    answer = scored(model, edit, question, folder)
+    kept, found = keep(answer, question, folder, o.opening), answer.to_json()
+    folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
+    title = f"{edit.meta['method']}: {', '.join(erased)}"
+    more = [t for p, t in others.items() if p != kept and "scores" in t]  # of prompts from a file
     return run_part(title, edit, found, folders, protocol, again, more, sense)
 
 

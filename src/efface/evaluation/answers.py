@@ -63,7 +63,7 @@ class Cell:
     seed: int
     erased: Sequence[str]
     hits: Mapping[str, tuple[Sequence[int], Sequence[int]]]
-    scores: Table
+    scores: Table = field(default_factory=dict)
     config: dict[str, Any] | None = None
     cost: dict[str, Any] = field(default_factory=dict)
 

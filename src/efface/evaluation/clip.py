@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def features(out: Any) -> Tensor:
 Clip = TinyClip | TransformersClip
 
 
+@lru_cache(1)
 def load(name: str = "") -> Clip:
     """A CLIP: ``""`` or ``emoji`` is the shipped one, else a path or a hub id.
 
@@ -129,10 +131,11 @@ def check_known(model: DiffusionModel, name: str) -> None:
     """Refuse to look at another model's pictures by the shipped CLIP, unless it is named.
 
     Raises:
-        UserError: no CLIP is named, and the model is not the shipped one.
+        UserError: no CLIP is named, and the model is not the shipped one; or none is there.
     """
     if not name and model.name not in MODELS:
         raise UserError(
             f"the shipped CLIP knows emoji drawings only, {model.name!r} is another model: name a "
             f"CLIP, such as openai/clip-vit-base-patch32 (or {OWN}, for the shipped one)."
         )
+    load(name)  # kept for its use

@@ -77,13 +77,13 @@ def load(
         UserError: unknown name, dtype or device, or a model that cannot be read (see the family's
         file); an open model or pipeline that is asked for in another precision or elsewhere.
     """
-    dtype = torch_dtype or dtype
+    dtype = dtype if torch_dtype is None else torch_dtype
     if isinstance(name_or_path, DiffusionModel):
         return unchanged(name_or_path, dtype, device, size or name_or_path.size, quantise)
     if is_pipeline(name_or_path):
         model = shipped(borrowed(name_or_path, FAMILIES.values(), size))
         return unchanged(model, dtype, device, size, quantise)
-    name, precision = str(name_or_path), dtype_of(dtype or "fp32")
+    name, precision = str(name_or_path), dtype_of("fp32" if dtype is None else dtype)
     where = pick_device(device)
 
     def opened(folder: Path) -> DiffusionModel:
