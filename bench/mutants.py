@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ BY_MODULE = {
     "training/loop": ("checkpoints", "losses", "methods"),
     "training/search/exact": ("defaults", "losses", "ap"),
     "training/search/gumbel": ("defaults", "losses", "ap", "baselines"),
-    "training/search/pools": ("ap",),
+    "training/search/pools": ("losses", "ap"),
     "training/search/random": ("ap",),
     "training/latents": ("defaults", "ap", "shares", "losses"),
     "evaluation/bench": ("bench", "tables"),
@@ -88,7 +89,7 @@ BY_MODULE = {
     "evaluation/metrics": ("quantiles", "metrics", "measure", "scoring"),
     "evaluation/judges/imagenet": ("measure", "protocols"),
     "evaluation/judges": ("emoji", "metrics", "scoring", "protocols"),
-    "evaluation/attacks": ("scoring",),
+    "evaluation/attacks": ("defaults", "scoring"),
     "evaluation/trial": ("scoring",),
     "evaluation/evaluate": ("scoring", "protocols", "bench", "storage"),
     "intervals": ("scores", "quantiles"),
@@ -218,17 +219,16 @@ def sampled(each: int, seed: int) -> Iterator[Mutant]:
             found = described(module, "ours", i)
             assert found is not None
             yield found
+    drawn = []
     for room in ROOMS:
         for path in sorted((SRC / "efface" / room).rglob("*.py")):
             if path.name == "__init__.py":
                 continue
             module = path.relative_to(SRC / "efface").with_suffix("").as_posix()
-            there = [(k, i) for k in OPERATORS for i in range(count(module, k))]
-            drawn = random.Random(f"{seed}/{module}").sample(there, min(each, len(there)))
-            for kind, i in drawn:
-                found = described(module, kind, i)
-                if found is not None:
-                    yield found
+            there = [(module, k, i) for k in OPERATORS for i in range(count(module, k))]
+            of_module = random.Random(f"{seed}/{module}").sample(there, min(each, len(there)))
+            drawn.append([m for x in of_module if (m := described(*x)) is not None])
+    yield from filter(None, chain(*zip_longest(*drawn)))  # a round of all modules, and the next
 
 
 def count(module: str, kind: str) -> int:

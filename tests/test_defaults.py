@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from efface.concepts import Concept
+from efface.evaluation.attacks import Attacked
+from efface.evaluation.attacks.rephrase import Rephrase
 from efface.methods import METHODS
 from efface.settings import ranges, to_json
 from efface.training import Bank, Pictures, Rollout
@@ -53,3 +56,9 @@ def test_the_papers_settings_are_the_defaults_where_they_can_be():
     assert (spm.eta, spm.rank, spm.anchors) == (1, 1, 4)  # arXiv:2312.16145
     assert (speed.maps, speed.retain_scale, speed.slack, speed.draws) == ("v", 1, 0, 10)
     assert (mace.rank, mace.updates, mace.focal) == (1, 50, True)  # arXiv:2403.06135
+
+
+def test_an_attack_may_spend_nothing_unless_it_is_told_so():
+    given = Attacked(None, None, Concept("church"))
+    assert (given.budget, given.seed, given.prompts, given.pictures) == (0, 0, (), None)
+    assert Rephrase().texts == 24

@@ -695,3 +695,20 @@ def test_bars_are_shown_where_they_are_asked_for(tiny, words, capsys, method, ba
     small.erase(tiny, [CHURCH], Run(progress=True))
     shown = capsys.readouterr().err
     assert all(f"{bar}:" in shown for bar in bars)
+
+
+def test_no_prompt_is_the_null_prompt_of_the_guidance(tiny, words, monkeypatch):
+    """As in a family whose null prompt is not the encoded ``""``."""
+    monkeypatch.setattr(tiny.family.__class__, "null", lambda _, x: x.each(torch.zeros_like))
+    monkeypatch.setattr(tiny, "_null", None)
+    method = quick(AP(keep=("",)), words)
+    job = job_of(tiny, [Concept("church", pool=("", "moon"))], method)
+    built = method.build(job)
+    zero, moon = (
+        built.candidates.rows.states[built.candidates.words.index(w)] for w in ("", "moon")
+    )
+    assert not zero.any()
+    assert moon.any()
+    assert not built.source.encoded.anchor.states.any()
+    assert built.source.encoded.concept.states.any()
+    assert not job.keeping().rows.states.any()
