@@ -165,7 +165,21 @@ OURS: dict[str, tuple[tuple[str, str], ...]] = {
 """Faults that a reader of the papers might make, by hand: text of the code, and what stands there
 instead."""
 
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT: dict[str, str] = {
+    "training/search/gumbel: for logits, grad in zip(self.logits, grads, strict=True): => "
+    "for logits, grad in zip(self.logits, grads, strict=False):": "a gradient for every vector of "
+    "logits is what autograd gives",
+    "evaluation/clip: return normalize(features(self.model.get_text_features(**x)), dim=-1) => "
+    "return normalize(features(self.model.get_text_features(**x)), dim=1)": "features have two "
+    "axes, the last is the second",
+    "evaluation/judges/emoji: if images.shape[-2:] != (SIZE, SIZE): => "
+    "if images.shape[2:] != (SIZE, SIZE):": "pictures have four axes",
+    "evaluation/judges/imagenet: h, w = images.shape[-2:] => "
+    "h, w = images.shape[2:]": "pictures have four axes",
+    "evaluation/judges/judge: def classify(self, images: Tensor, batch: int = 32, k: int = 5) -> "
+    "Judgement: => def classify(self, images: Tensor, batch: int = 33, k: int = 5) -> "
+    "Judgement:": "the default of an abstract method; a batch changes the time alone",
+}
 """Mutants that change nothing that anyone could notice, by name, and why."""
 
 

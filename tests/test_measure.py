@@ -73,7 +73,7 @@ def test_files_that_do_not_fit_are_refused(prompts, tmp_path):
 
 def test_every_metric_of_a_protocol_is_answered_by_its_full_name(tiny, prompts, tmp_path):
     edit = Edit(shaken(tiny, by=1.0), {"base": tiny.base, "concepts": [{"name": "Anna"}]})
-    p = protocol(metrics=["clip", "drift", "lpips", "kid", "nudity"])
+    p = protocol(metrics=["clip", "drift", "lpips", "kid", "cmmd", "fid", "nudity"])
     p = Protocol(**{**p.__dict__, "pictures": {"erased": 2, "preserved": 2}})
     wanted = wanted_of(p, prompts)
 
@@ -90,6 +90,10 @@ def test_every_metric_of_a_protocol_is_answered_by_its_full_name(tiny, prompts, 
     assert "CLIP score, erased (tiny CLIP" in names
     assert "CLIP score, retained (tiny CLIP" in names
     assert "KID to the unedited (tiny CLIP" in names
+    assert "CMMD to the unedited (tiny CLIP" in names
+    assert "FID to the unedited" in names
+    taus = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    assert [n for n in scores if n.startswith("NER")] == [f"NER-{t}" for t in taus]
     assert scores["NER-0.5"].value == 100
     assert scores["NER-0.6"].value == 0
     assert scores["LPIPS, retained"].n == 5

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from efface.evaluation.metrics.perceived import perceived
+from efface.evaluation.metrics.perceptual import lpips_distance
 from efface.evaluation.metrics.worst import by_concept, worst_tenth, worst_tenth_score
 from efface.intervals import student
 from efface.scores import jackknifed, rank_correlation
@@ -106,3 +107,14 @@ def test_what_a_network_perceives_is_compared_place_by_place():
     assert perceived(x, x, Network()).abs().max() == 0
     many = x[[0]].expand(300, -1, -1, -1)
     assert perceived(many, y[[0]].expand_as(many), Network()).shape == (300,)
+
+
+def test_many_pictures_are_compared_as_few():
+    x, y = (torch.rand(70, 3, 64, 64, generator=seeded(n)) for n in (0, 1))
+
+    def net(a, b):
+        return (a - b).abs().mean((1, 2, 3))
+
+    found = lpips_distance(x, y, [str(i) for i in range(70)], net)
+    assert found.value == pytest.approx(float(2 * (x - y).abs().mean()), rel=1e-5)
+    assert found.n == 70
