@@ -92,9 +92,9 @@ def prediction(
 ) -> Moved:
     """How much the predicted noise changed: 100 ‖ε' - ε‖² / ‖ε‖² on latents that all words share.
 
-    An edit with gates is looked at word by word, with its gates as each opens them. A latent is
-    a step of an unconditional trajectory of its own of the base model; the steps
-    are spread evenly over the noise levels.
+    An edit with gates is looked at word by word, with its gates as each opens them. A latent is a
+    step of an unconditional trajectory of its own of the base model; the steps are spread evenly
+    over the noise levels.
 
     Args:
         latents: D, shared latents.

@@ -21,11 +21,10 @@ class AGE(Method, Tuning):
     """Steer each concept to an anchor found by a min-max over a vocabulary, and preserve that.
 
     Source: arXiv:2501.18950, sections 4.2 and 4.3; search by Gumbel-Softmax over single words
-    (``search.hard``) or over
-    mixtures of the ``search.mixture`` largest shares. Left out: nothing of the loss; ours are
-    aligned latents from a bank,
-    the erased concepts' absence from the candidates, and ε instead of x0 in both errors unless
-    ``x0_weighting``. A concept with an anchor of its own gets that one, without a search.
+    (``search.hard``) or over mixtures of the ``search.mixture`` largest shares. Left out: nothing
+    of the loss; ours are aligned latents from a bank, the erased concepts' absence from the
+    candidates, and ε instead of x0 in both errors unless ``x0_weighting``. A concept with an anchor
+    of its own gets that one, without a search.
     """
 
     name: ClassVar[str] = "age"

@@ -21,11 +21,9 @@ class CA(Method, Tuning):
     """Map a concept onto its anchor's distribution, on noised pictures of the anchor.
 
     Source: arXiv:2303.13516, section 3.2 (model-based objective). Left out: the noise-based
-    objective, picture
-    augmentation, the regularisation term on anchor pictures, AdamW's weight decay, the gradient
-    block on the start
-    token, and prompts written by a language model: ours are the templates of the concept's kind.
-    ``keep`` is ours.
+    objective, picture augmentation, the regularisation term on anchor pictures, AdamW's weight
+    decay, the gradient block on the start token, and prompts written by a language model: ours are
+    the templates of the concept's kind. ``keep`` is ours.
     """
 
     name: ClassVar[str] = "ca"

@@ -26,10 +26,9 @@ class MACE(Method, Tuning):
     """Refinement, one low-rank adapter a concept, and fusion, all on keys and values.
 
     Source: arXiv:2403.06135, sections 3.1 to 3.3. Left out: the segmenter (masks are the frozen
-    model's own
-    cross-attention above half of its range), pictures and captions of others (the prior is the
-    vocabulary instead of COCO), AdamW's weight decay, and the attention of padding, which the
-    authors' code counts as the concept's.
+    model's own cross-attention above half of its range), pictures and captions of others (the prior
+    is the vocabulary instead of COCO), AdamW's weight decay, and the attention of padding, which
+    the authors' code counts as the concept's.
     """
 
     name: ClassVar[str] = "mace"
@@ -222,8 +221,7 @@ def refinement_rows(model: DiffusionModel, concepts: Sequence[Concept]) -> tuple
     """Stage 1: states of the words around each concept, and where its anchor's prompt has them.
 
     The text tower is causal, so that only what comes behind the concept differs: the rest of the
-    sentence, its end and
-    the padding. The names of a concept weigh as one together.
+    sentence, its end and the padding. The names of a concept weigh as one together.
 
     Returns:
         Two (n, D) tensors, row by row.

@@ -25,11 +25,10 @@ class SPEED(Method):
     """Erase inside the null space of the preserved vectors that the erasure would move.
 
     Source: arXiv:2503.07392, sections 4.1 to 4.3: influence-based filtering of the preserved words,
-    directed
-    augmentation, and exact constraints on the null prompt. Left out: nothing of these. Ours: the
-    null space holds the
-    directions below a *share* of the mean singular value, because a threshold in absolute numbers
-    means something else in every model; and the whole vocabulary is the preserved set.
+    directed augmentation, and exact constraints on the null prompt. Left out: nothing of these.
+    Ours: the null space holds the directions below a *share* of the mean singular value, because a
+    threshold in absolute numbers means something else in every model; and the whole vocabulary is
+    the preserved set.
     """
 
     name: ClassVar[str] = "speed"

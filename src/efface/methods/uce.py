@@ -19,8 +19,7 @@ class UCE(Method):
     """One least-squares solve over all keys and values of the cross-attention.
 
     Source: arXiv:2308.14761, section 4; row choice and defaults of the 2025 release. Left out:
-    debiasing, and prompt
-    expansion (give synonyms instead).
+    debiasing, and prompt expansion (give synonyms instead).
     """
 
     name: ClassVar[str] = "uce"

@@ -166,8 +166,7 @@ class Banked:
     """Latents of the frozen model's own trajectories, with its predictions there.
 
     The predictions for the concept and for the null prompt fall out of classifier-free guidance for
-    nothing; only an
-    anchor other than the null prompt costs one evaluation more per latent.
+    nothing; only an anchor other than the null prompt costs one evaluation more per latent.
     """
 
     def __init__(

@@ -43,9 +43,8 @@ class ExactSearch(RandomSearch):
     """The most harmed candidates by scoring all of them.
 
     Harm is the mean squared change of ε on shared latents. The frozen model's side is computed
-    once; a scoring costs U
-    evaluations of the student, one latent a scoring, and the running harm averages over the last
-    ones.
+    once; a scoring costs U evaluations of the student, one latent a scoring, and the running harm
+    averages over the last ones.
     """
 
     def __init__(self, config: Exact, setting: Setting) -> None:

@@ -49,8 +49,7 @@ class GumbelSearch:
     """Gradient ascent on logits over the candidates, sampled with Gumbel noise.
 
     One logit vector an erased concept, never reset (arXiv:2410.15618, section 3.3).
-    ``F.gumbel_softmax`` takes no
-    generator, hence the draw by hand.
+    ``F.gumbel_softmax`` takes no generator, hence the draw by hand.
     """
 
     def __init__(self, config: Gumbel, setting: Setting) -> None:
