@@ -82,7 +82,7 @@ BY_MODULE = {
     "training/latents": ("defaults", "ap", "shares", "losses"),
     "evaluation/bench": ("bench", "tables"),
     "evaluation/sensitivity": ("sensitivity", "scoring"),
-    "evaluation/samples": ("samples", "measure", "scoring"),
+    "evaluation/samples": ("samples", "baselines", "measure", "scoring"),
     "evaluation/protocols": ("protocols", "measure", "scoring"),
     "evaluation/metrics/metric": ("metrics", "plugins", "scoring"),
     "evaluation/clip": ("metrics",),
@@ -362,7 +362,8 @@ def main() -> None:
     known = json.loads(OUT.read_text())["mutants"] if OUT.exists() else {}
     for n, mutant in enumerate(mutants, 1):
         old = known.get(mutant.name)
-        if old and not (args.again and (old["outcome"] == "survived" or not old["by"])):
+        retry = args.again and mutant.name not in EQUIVALENT
+        if old and not (retry and (old["outcome"] == "survived" or not old["by"])):
             continue
         outcome, by, seconds = tried(mutant, tests_of(mutant.module))
         print(f"{n}/{len(mutants)} {outcome} {seconds} s  {mutant.name}  {by}", flush=True)
@@ -401,7 +402,8 @@ def shown(known: dict[str, dict[str, Any]]) -> str:
     lines += [f"| all | {n} | {k} | **{100 * k / max(n, 1):.0f} %** |", ""]
     alive = [m for m in found.values() if m["outcome"] == "survived"]
     lines.append("Survivors:" if alive else "No mutant survived.")
-    lines += ["", *(f"- {line(m)}" for m in alive)]
+    if alive:
+        lines += ["", *(f"- {line(m)}" for m in alive)]
     if same:
         lines += ["", "The same program in all that can be seen, and not counted:", ""]
         lines += [f"- {line(known[m])}: {EQUIVALENT[m]}" for m in same]
