@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 from xml.etree import ElementTree
 
 import pytest
@@ -119,3 +120,15 @@ def test_a_vocabulary_that_cannot_be_a_file_leaves_no_run(tiny_folder, tmp_path,
     args = ["erase", "speed", "church", "--model", str(tiny_folder), "--vocabulary", "a" * 300]
     assert main([*args, "--out", "run", "--no-picture", "--device", "cpu"]) == 2
     assert not os.listdir(tmp_path)
+
+
+def test_the_same_merge_again_is_finished_already(tiny_folder, tmp_path, capsys):
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    erase = ["erase", "uce", "church", "--model", str(tiny_folder), "--out", run, "--no-picture"]
+    assert main([*erase, "--device", "cpu"]) == main(["merge", run, out]) == 0
+    assert main(["merge", run, out]) == 0
+    shutil.rmtree(run)
+    erase[2] = "dog"
+    assert main([*erase, "--device", "cpu"]) == 0
+    assert main(["merge", run, out]) == 2
+    assert "exists already" in capsys.readouterr().err

@@ -159,7 +159,8 @@ def spoil(place: Path, name: str, how: str) -> None:
     path = place / name
     if path.name == "PNG":
         path = path.with_name(path.read_text())
-    path.write_bytes(SPOILT[how](path.read_bytes() if path.exists() else b"0"))
+    data = SPOILT[how](path.read_bytes())
+    path.write_bytes(data + b"\n" if path.suffix == ".jsonl" else data)  # else half a line: dropped
 
 
 def campaign(place: Path, seed: int, short: bool) -> Iterator[tuple[str, Result]]:

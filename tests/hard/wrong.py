@@ -209,6 +209,7 @@ DAMAGE: dict[str, tuple[tuple[str, ...], ...]] = {
     "run/scores.json": (BASES["inspect"], BASES["merge"], BASES["apply"]),
     "run/scores-x.json": (BASES["report"],),
     "run/sensitivity.json": (BASES["report"],),
+    "run/samples/samples.jsonl": (BASES["score"],),
     "run/samples/samples.json": (BASES["score"],),
     "run/samples/PNG": (BASES["score"], BASES["report"]),
     "folder/erasures.json": (BASES["remove"], ("inspect", "folder"), BASES["apply"]),

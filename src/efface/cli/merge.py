@@ -12,6 +12,7 @@ import tyro
 from efface.cli.opening import Base, OfBase, opened
 from efface.cli.runfolder import scores_of
 from efface.cli.terminal import Edited, Place, new, output, parsed
+from efface.edits.contents import LEDGER
 from efface.edits.edit import Edit
 from efface.edits.merge import merge, merge_single
 from efface.reporting.card import card
@@ -38,7 +39,8 @@ def command(args: list[str]) -> int:
     o = parsed(Options, args, "efface merge")
     edit, out = Edit.load(o.edit), output(o.where, o.out)
     single = out.suffix == ".safetensors"
-    new(out, "file" if single else "folder")
+    if single or not (out / LEDGER).exists():  # of this very merge it is finished already
+        new(out, "file" if single else "folder")
     found = scores_of(o.edit)
     model = opened(o.base, edit, device="cpu")
     if single:
