@@ -697,7 +697,7 @@ def test_bars_are_shown_where_they_are_asked_for(tiny, words, capsys, method, ba
     assert all(f"{bar}:" in shown for bar in bars)
 
 
-def test_no_prompt_is_the_null_prompt_of_the_guidance(tiny, words, monkeypatch):
+def test_no_prompt_is_the_null_prompt_of_the_guidance(tiny, words, caught, monkeypatch):
     """As in a family whose null prompt is not the encoded ``""``."""
     monkeypatch.setattr(tiny.family.__class__, "null", lambda _, x: x.each(torch.zeros_like))
     monkeypatch.setattr(tiny, "_null", None)
@@ -712,3 +712,10 @@ def test_no_prompt_is_the_null_prompt_of_the_guidance(tiny, words, monkeypatch):
     assert not built.source.encoded.anchor.states.any()
     assert built.source.encoded.concept.states.any()
     assert not job.keeping().rows.states.any()
+    ca = quick(CA(live=True), words)
+    ca.make(job_of(tiny, [Concept("church")], ca))
+    student = student_of(tiny, "kv")
+    caught[-1].loss(student, draws())
+    instead, concept = (cond for _, _, cond in student.asked)
+    assert not instead.states.any()
+    assert concept.states.any()
