@@ -21,7 +21,7 @@ from unittest.mock import patch
 from efface.cli.main import main
 from hard import wrong
 from hard.places import Result, clothes
-from hard.wrong import DAMAGE, OPEN, SPOILT, Case
+from hard.wrong import DAMAGE, MEANINGFUL, OPEN, SPOILT, Case
 
 PATIENCE = 60
 """Seconds after which a refusal counts as a hang."""
@@ -73,7 +73,7 @@ class Ground:
         os.chdir(self.start)
         shutil.copytree(self.model, "folder")
         uce = ("erase", "uce", "coat", "--out", "run", "--no-picture", *OPEN)
-        for args in (uce, ("score", "run", "--pictures", "1"), ("apply", "run", "folder")):
+        for args in (uce, ("score", "run"), ("apply", "run", "folder")):
             self.well(args)
         self.well(("sensitivity", "run", "--latents", "2"))
         Path("p.csv").write_text("prompt,seed,concept\na coat,1,coat\n")
@@ -89,7 +89,7 @@ class Ground:
         Path("c.json").write_text('[{"name": "coat", "anchor": "hat"}]')
         Path("c.txt").write_text("coat -> hat\n")
         Path("w.txt").write_text("hat\nbag\nboot\n")
-        png = next(Path("run", "samples").glob("*.png"))
+        png = next(Path("run", "samples").glob("*_0.png"))
         (self.start / "run" / "samples" / "PNG").write_text(png.name)
 
     def well(self, args: Sequence[str]) -> None:
@@ -151,7 +151,11 @@ def damaged() -> Iterator[tuple[str, Case]]:
     for name, commands in DAMAGE.items():
         for how in SPOILT:
             for args in commands:
-                yield f"{name}, {how}", Case(args, spoil=lambda p, n=name, h=how: spoil(p, n, h))
+                fine = how in MEANINGFUL.get(name, ())
+                yield (
+                    f"{name}, {how}",
+                    Case(args, spoil=lambda p, n=name, h=how: spoil(p, n, h), fine=fine),
+                )
 
 
 def spoil(place: Path, name: str, how: str) -> None:

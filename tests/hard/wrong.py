@@ -262,3 +262,10 @@ SPOILT: dict[str, Callable[[bytes], bytes]] = {
     "a flipped byte": lambda x: flipped(x, len(x) // 2),
 }
 """How a file is damaged."""
+MEANINGFUL: dict[str, tuple[str, ...]] = {
+    "folder/unet/diffusion_pytorch_model.safetensors": ("a flipped byte",),  # other weights
+    "folder/protocol.json": ("empty object",),  # all by default
+    "c.txt": ("cut", "null"),  # names
+    "w.txt": ("cut", "null", "list", "empty object", "strange object"),  # words
+}
+"""What is another file rather than a damaged one."""
