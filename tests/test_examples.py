@@ -23,6 +23,7 @@ def church(tmp_path_factory):
     small = {"latents": efface.Bank(ddim_steps=3, trajectories=1), "search": efface.Random()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "erase", partial(api.erase, **small))
+        patch.setenv("EFFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("EFFACE_UPDATES", "2")
         patch.setenv("EFFACE_STEPS", "2")
         patch.setenv("EFFACE_PICTURES", "1")

@@ -13,6 +13,7 @@ from efface.evaluation.metrics import Seen, see
 from efface.evaluation.protocols import Protocol, load
 from efface.evaluation.samples import Samples, Wanted, generate, settings_of
 from efface.models import MODELS, DiffusionModel
+from efface.models.identity import identity
 from efface.storage import cache_folder
 
 OBJECTS = "emoji-objects"
@@ -67,6 +68,11 @@ def unedited_folder(model: DiffusionModel, protocol: Protocol, steps: int | None
     s = settings_of(model, None, protocol.steps if steps is None else steps, protocol.guidance)
     name = f"{s.base}-{s.model}-{s.sampler}-{s.steps}-{s.guidance:g}-{s.size}-{s.dtype}"
     return cache_folder() / "unedited" / name
+
+
+def edit_folder(model: DiffusionModel, edit: Edit) -> Path:
+    """Where an edit's pictures are, where no run's folder takes them: one for each model."""
+    return cache_folder() / "edits" / f"{edit.digest}-{identity(model)}"
 
 
 def samples_folder(

@@ -14,6 +14,7 @@ from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.evaluation.evaluate import (
     brought_protocol,
+    edit_folder,
     own_protocol,
     pictures,
     sampler_of,
@@ -27,7 +28,7 @@ from efface.evaluation.protocols import load as load_protocol
 from efface.evaluation.samples import Wanted
 from efface.models import DiffusionModel
 from efface.scores import Score
-from efface.storage import cache_folder, make_folder, write_text
+from efface.storage import make_folder, write_text
 
 PICTURES = 4
 """Pictures of each prompt, where nobody says how many."""
@@ -217,7 +218,7 @@ def scored(
     p = question.protocol
     if edit is not None:
         edit.check(model)
-        home = home or cache_folder() / "edits" / edit.digest
+        home = home or edit_folder(model, edit)
     erased = [c["name"] for c in edit.meta["concepts"]] if edit is not None else []
     judge = judge_of(model, p)
     wanted = asked_of(question, edit, judge)

@@ -19,7 +19,7 @@ from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.evaluation.clip import check_known
 from efface.evaluation.clip import load as load_clip
-from efface.evaluation.evaluate import brought_protocol, drawn, samples_folder
+from efface.evaluation.evaluate import brought_protocol, drawn, edit_folder, samples_folder
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.samples import Samples, Wanted
 from efface.methods.esd import ESD
@@ -308,7 +308,7 @@ def pictured(look: Look) -> Moved:
     protocol = brought_protocol(model) or Protocol("the bare word")
     prompt = protocol.template if not protocol.subjects else "{}"
     wanted = [Wanted(prompt.format(w), s, w) for w in look.words for s in range(look.pictures)]
-    home = look.home or cache_folder() / "edits" / edit.digest
+    home = look.home or edit_folder(model, edit)
     before = drawn(model, None, None, wanted, protocol)
     after = drawn(model, edit, samples_folder(home, model, protocol), wanted, protocol)
     return picture(before, after, look.clip)

@@ -11,13 +11,12 @@ import torch
 
 from efface.errors import UserError
 from efface.evaluation.attacks import Artefact, Attack, Attacked
-from efface.evaluation.evaluate import drawn, samples_folder
+from efface.evaluation.evaluate import drawn, edit_folder, samples_folder
 from efface.evaluation.judges import Judge
 from efface.evaluation.metrics import see
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.samples import Samples, Wanted
 from efface.scores import Score, rate
-from efface.storage import cache_folder
 
 SEEDS = range(1_000_000, 1_000_004)
 """Of the pictures that are judged: none of a training, a protocol or an attack."""
@@ -78,7 +77,7 @@ def tried(
     base = drawn(given.model, None, None, wanted, protocol, progress=progress)
     own = base
     if given.edit is not None:
-        home = home or cache_folder() / "edits" / given.edit.digest
+        home = home or edit_folder(given.model, given.edit)
         folder = samples_folder(home, given.model, protocol)
         own = drawn(given.model, given.edit, folder, wanted, protocol, progress=progress)
 
