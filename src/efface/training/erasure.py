@@ -15,7 +15,6 @@ from torch import Tensor
 from efface.concepts import Concept, check, listed
 from efface.edits.edit import Edit, Gate
 from efface.edits.lowrank import LowRank
-from efface.errors import UserError
 from efface.models import Conditioning, Counter, DiffusionModel, load
 from efface.seeds import generator
 from efface.settings import check_ranges, to_json
@@ -231,13 +230,6 @@ def erase(
     first = join()[0] == 0
     with run.alone() if first else nullcontext():
         made = method.make(job)
-    for name, w in made.weights.items():
-        if not w.isfinite().all():
-            raise UserError(
-                f"{method.name} gave a {name!r} that holds NaN or infinity: nothing was kept; give "
-                "more weight to what holds the weights in place (ridge, retain_scale), or less to "
-                "what is erased."
-            )
         spent = counter.since(before)
         seconds = round(spent.seconds + perf_counter() - began, 2)
         meta = {**job.about, **job.notes, "cost": shared_out(spent)}
