@@ -50,7 +50,7 @@ def sd14(tokenizer):
             "vae": small.vae,
             "scheduler": small.scheduler,
         },
-        base="random",
+        hashed=lambda: "random",
     )
 
 

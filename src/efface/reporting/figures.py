@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -41,7 +42,10 @@ def panels(wide: float, high: float, n: int = 1, **options: Any) -> tuple[Any, l
 
 
 def svg(figure: Any) -> str:
-    """The figure as SVG, the same bytes every time; a ``$`` in a name is no formula."""
+    """The figure as SVG, the same bytes every time; a ``$`` in a name is no formula.
+
+    Text stays text, so that a sign that the measuring font lacks is drawn by the reader's own.
+    """
     from matplotlib import rc_context
     from matplotlib.text import Text
 
@@ -49,7 +53,8 @@ def svg(figure: Any) -> str:
     for text in figure.findobj(Text):
         if text.get_text():  # those of logarithmic axes are formulas, and still to be written
             text.set_parse_math(False)
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
 
