@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 MAIN := unedited esd uce ap ap-random ap-official age
-REST := esd-null ap-paper ca lora speed spm mace
+REST := ap-away esd-null ap-paper ca lora speed spm mace
 SPLITS := --split 1 --split 2
 STAGES := data vae clip unet judge quality second
 

@@ -54,10 +54,10 @@ def erase(
     words = (keep,) if isinstance(keep, str) else tuple(keep)
     if words:
         settings = {"keep": words, **settings}
-    known = dict.fromkeys(chosen.__dataclass_fields__)  # type: ignore[attr-defined]
+    known = dict.fromkeys(chosen.__dataclass_fields__)
     for name in settings:
         pick(known, name, f"setting of {chosen.name}:")
-    return replace(chosen, **settings).erase(model, concepts, run)  # type: ignore[type-var]
+    return replace(chosen, **settings).erase(model, concepts, run)
 
 
 def score(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,26 @@ class Vocabulary:
 
         return Vocabulary(tuple(w for w in self.words if not asks(w)), self.source)
 
+    def holds(self, size: int, nearest: int, spread: str) -> Callable[[Tensor, int], Tensor]:
+        """How K are chosen, if there are so many.
+
+        Raises:
+            UserError: as :meth:`pool`.
+        """
+        choose = pick(SPREADS, spread, "spread")
+        if nearest and nearest < size:
+            raise UserError(
+                f"got nearest {nearest} below the pool size {size}: "
+                "K is chosen among the nearest k."
+            )
+        if size > len(self.words):
+            raise UserError(
+                f"the vocabulary ({self.source}) holds {len(self.words)} words "
+                "without the erased ones; "
+                f"{size} were asked for: give a larger list, or a smaller K."
+            )
+        return choose
+
     def pool(
         self, model: DiffusionModel, concept: Concept, size: int, nearest: int, spread: str
     ) -> Vocabulary:
@@ -75,18 +95,7 @@ class Vocabulary:
         Raises:
             UserError: fewer words than K, or an unknown spread.
         """
-        choose = pick(SPREADS, spread, "spread")
-        if nearest and nearest < size:
-            raise UserError(
-                f"got nearest {nearest} below the pool size {size}: "
-                "K is chosen among the nearest k."
-            )
-        if size > len(self.words):
-            raise UserError(
-                f"the vocabulary ({self.source}) holds {len(self.words)} words "
-                "without the erased ones; "
-                f"{size} were asked for: give a larger list, or a smaller K."
-            )
+        choose = self.holds(size, nearest, spread)
         if not size and not nearest:
             return self
         far = distances(model, concept.name, self.words)

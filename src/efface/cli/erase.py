@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, get_args, get_type_hints
@@ -15,7 +16,7 @@ import tyro
 
 from efface.cli import runfolder
 from efface.cli.opening import OfModel, Opening, opened
-from efface.cli.terminal import Flag, Json, Place, Text, first_line, parsed, show
+from efface.cli.terminal import Flag, Json, Place, first_line, parsed, show
 from efface.cli.watching import watcher
 from efface.concepts import Concept, check, parse, read
 from efface.edits.edit import Edit
@@ -23,8 +24,8 @@ from efface.errors import UserError, pick
 from efface.evaluation.sensitivity import prediction
 from efface.methods import METHODS
 from efface.models import DiffusionModel, plan
-from efface.reporting.grid import before_after
-from efface.training import EDIT, Run, Tuning, join, provenance
+from efface.reporting.grid import becomes, before_after
+from efface.training import AUTO, EDIT, Run, Tuning, join, provenance
 from efface.vocabulary import load as load_vocabulary
 
 
@@ -42,8 +43,6 @@ class Erase:
     """The same as an option; again for more."""
     concepts_file: Place = None
     """A file of concepts: one a line, or JSON."""
-    anchor: Text = ""
-    """What those of them that name no anchor are steered to. Default: the null prompt."""
     out: Place = None
     """The run's folder. Default: runs/METHOD-CONCEPT."""
     opening: OfModel = Opening()
@@ -140,7 +139,7 @@ def wanted_concepts(o: Erase) -> list[Concept]:
     """The concepts that the options name.
 
     Raises:
-        UserError: none, or an anchor that nothing takes.
+        UserError: none.
     """
     found = list(read(o.concepts_file)) if o.concepts_file else []
     found += [parse(text) for text in (*o.concepts, *o.concept)]
@@ -149,9 +148,13 @@ def wanted_concepts(o: Erase) -> list[Concept]:
             "no concept to erase; give --concept NAME (again for more), the name alone, or "
             "--concepts-file FILE."
         )
-    if o.anchor:
-        found = [dataclasses.replace(c, anchor=c.anchor or o.anchor) for c in found]
     return list(dict.fromkeys(found))
+
+
+def steered_by(method: Any, concepts: Sequence[Concept]) -> list[Concept]:
+    """The concepts with the method's anchor, where that is a word."""
+    word = "" if method.anchor == AUTO else method.anchor
+    return [dataclasses.replace(c, anchor=c.anchor or word) for c in concepts]
 
 
 def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
@@ -161,7 +164,7 @@ def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
         command: what was typed, for the record.
     """
     rank, _ = join()  # before the model is loaded: each process has a device of its own
-    concepts, _ = check(wanted_concepts(o), method.keep)
+    concepts, _ = check(steered_by(method, wanted_concepts(o)), method.keep)
     out = runfolder.folder_for(o.out, method.name, concepts)
     watch = watcher(o.log, method, out / "tensorboard") if rank == 0 else None
     how = {"quantise": o.quantise}
@@ -177,7 +180,9 @@ def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
             runfolder.sit(out, str(model.device))
         began = perf_counter()
         try:
-            edit = method.erase(model, concepts, Run(out, watch, rank == 0, o.checkpointing))
+            steer = partial(tell_anchors, method, out if o.picture and rank == 0 else None)
+            run = Run(out, watch, rank == 0, o.checkpointing, steer if rank == 0 else None)
+            edit = method.erase(model, concepts, run)
         except (UserError, OSError):
             if made is not None:
                 runfolder.take_back(out, made)
@@ -191,6 +196,24 @@ def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
     if rank == 0:  # the first process tells
         tell(result(model, method, edit, concepts, o, out), edit, concepts, o)
     return 0
+
+
+def tell_anchors(
+    method: Any, out: Path | None, model: DiffusionModel, concepts: Sequence[Concept]
+) -> None:
+    """Say on stderr what each concept is to become, where that was searched for.
+
+    Args:
+        out: where a picture of it goes; None: none is drawn.
+    """
+    if method.anchor != AUTO:
+        return
+    for c in concepts:
+        print(f"{c.name} is to become: {c.anchor}", file=sys.stderr)
+    how = "another: --anchor WORD, or 'name -> anchor'"
+    if out is not None:
+        how += f"; {becomes(model, concepts, out / runfolder.ANCHORS)}"
+    print(f"({how})", file=sys.stderr)
 
 
 def result(

@@ -23,6 +23,8 @@ from efface.storage import LOCK, VERSION, sweep, untouched, write_text
 from efface.training import EDIT, Run
 
 RECORD = "run.json"
+ANCHORS = "anchors.png"
+"""What the concepts are to become, where that was searched for."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def now() -> str:
 def take_back(out: Path, made: Sequence[Path]) -> None:
     """Delete a run that came to nothing, where it holds nothing but its record."""
     sweep(out)
-    if {p.name for p in out.iterdir()} <= {RECORD, LOCK}:
+    if {p.name for p in out.iterdir()} <= {RECORD, LOCK, ANCHORS}:
         for path in out.iterdir():
             path.unlink()
         if made:

@@ -90,6 +90,11 @@ class Cell:
         updates = max(self.updates // n, 1) if method.apart else self.updates
         return replace(method, updates=updates, seed=self.seed)
 
+    def concepts(self, model: DiffusionModel) -> list[Concept]:
+        """What is erased."""
+        protocol = load_protocol(self.protocol)
+        return [Concept(c, kind=protocol.kind) for c in protocol.erased(self.split)]
+
     def identity(self, model: DiffusionModel, judge: str) -> dict[str, Any]:
         """All that decides its result but the code."""
         method, protocol = self.config(), load_protocol(self.protocol)
@@ -114,7 +119,12 @@ def shown(method: Method, protocol: Protocol, split: str) -> Method:
         return method
     known = protocol.preserved or judge_named(protocol.judge).concept_names
     words = protocol.usable(protocol.erased(split), known)
-    return replace(method, vocabulary=f"{INLINE} {', '.join(words)}")  # type: ignore[type-var]
+    changes: dict[str, Any] = {"vocabulary": f"{INLINE} {', '.join(words)}"}
+    return replace(method, **changes)
+
+
+BEFORE = {"anchor": "", "decay": 0.0}
+"""Settings that came later, at what older results were made with."""
 
 
 def finished(cell: Cell, out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -123,7 +133,14 @@ def finished(cell: Cell, out: Path, identity: Mapping[str, Any]) -> dict[str, An
         row = answers.read(answers.Cell, out / cell.file, "result")
     except UserError:
         return None
+    if row.get("config"):
+        row = {**row, "config": {**older(row["config"], identity["config"]), **row["config"]}}
     return row if all(row.get(k) == v for k, v in identity.items()) else None
+
+
+def older(had: Mapping[str, Any], config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a result that is older than some settings was made with."""
+    return {k: v for k, v in BEFORE.items() if k in (config or {}) and k not in had}
 
 
 class Opened:
@@ -155,7 +172,7 @@ class Opened:
             spent = read_json(folder / SPENT, "record") if there else {}
             return replace(Edit.load(folder), spent=spent)
         folder.mkdir(parents=True, exist_ok=True)
-        concepts = [Concept(c, kind=self.protocol.kind) for c in self.erased]
+        concepts = self.cell.concepts(self.model)
         edit = method.erase(self.model, concepts, Run(folder, progress=progress))
         spent = {**edit.spent, "peak_memory_mb": peak_memory(self.model.device)}
         write_text(folder / SPENT, json.dumps(spent) + "\n")

@@ -11,7 +11,19 @@ from torch import Tensor
 from efface.errors import UserError
 from efface.models import Conditioning, stack
 from efface.settings import Range
-from efface.training import Bank, Batch, Job, Latents, Made, Method, Rollout, Student, Tuning, Words
+from efface.training import (
+    AUTO,
+    Bank,
+    Batch,
+    Job,
+    Latents,
+    Made,
+    Method,
+    Rollout,
+    Student,
+    Tuning,
+    Words,
+)
 from efface.training.search import Gumbel, Pools, Random, Setting, pools
 from efface.vocabulary import Vocabulary
 
@@ -65,6 +77,12 @@ class AGE(Method, Tuning):
     def rows(self) -> int:
         """The concepts' latents, their anchors', and the kept words'."""
         return 2 * self.batch + self.kept_rows
+
+    def check(self, job: Job) -> None:
+        """Refuse a pool that the vocabulary cannot fill."""
+        for c in job.concepts:
+            if not c.pool and not c.anchor and self.anchor != AUTO:
+                job.words(self.vocabulary, c).holds(self.pool_size, self.nearest, self.spread)
 
     def make(self, job: Job) -> Made:
         """Train by the searched anchor's prediction, and by the anchor's own."""

@@ -61,7 +61,10 @@ class AP(Method, Tuning):
 
     batch: Annotated[int, Range(1, 4096)] = 4
     """Latents of erased concepts in an update."""
-    eta: Annotated[float, Range(0)] = 4.0
+    anchor: str = "auto"
+    """What concepts without an anchor of their own are steered to: a word, auto (searched for in
+    the vocabulary, for each concept), or nothing, the null prompt."""
+    eta: Annotated[float, Range(0)] = 1.0
     """Strength of the negative guidance away from the erased concept; 0 maps it onto its anchor
     (the paper)."""
     preserve: Annotated[float, Range(0)] = 1.0
@@ -99,6 +102,13 @@ class AP(Method, Tuning):
         if isinstance(self.search, Gumbel):
             climb = self.batch * (2 if self.search.teacher_gradient else 1)
         return max(self.batch + (self.preserve_batch or self.batch) + self.kept_rows, climb)
+
+    def check(self, job: Job) -> None:
+        """Refuse a pool that the vocabulary cannot fill."""
+        for c in job.concepts:
+            if not c.pool:
+                words = job.words(self.vocabulary, c, self.exclude_erased)
+                words.holds(self.pool_size, self.nearest, self.spread)
 
     def make(self, job: Job) -> Made:
         """Train by the erased concept's guided prediction and by what the search preserves."""
@@ -162,10 +172,12 @@ class AP(Method, Tuning):
     def presets(cls) -> Mapping[str, AP]:
         """``ours``; ``paper``: its formulas; ``official``: the authors' code, quirks included.
 
-        Both have the paper's 1,000 updates; ``paper-short`` and ``official-short`` are the same
-        with the 400 that all methods have in the benchmark.
+        ``away`` steers to the null prompt and pushes far beyond it, as ours did before it searched
+        for anchors. Both forms have the paper's 1,000 updates; ``paper-short`` and
+        ``official-short`` are the same with the 400 that all methods have in the benchmark.
         """
         paper: dict[str, Any] = {
+            "anchor": "",
             "preserve_batch": 0,
             "pool_size": 100,
             "nearest": 1000,
@@ -185,15 +197,16 @@ class AP(Method, Tuning):
             ),
         }
         short = {f"{n}-short": replace(form, updates=400) for n, form in forms.items()}
-        return {"ours": cls(), **forms, **short}
+        return {"ours": cls(), "away": cls(anchor="", eta=4.0), **forms, **short}
 
     @classmethod
     def lineup(cls) -> Mapping[str, Entry]:
-        """Beside ours the control without a search, and the paper's two forms."""
+        """Beside ours the control without a search, the earlier default, and the two forms."""
         known = cls.presets()
         return {
             "ap-random": Entry("AP, random words instead of the search", cls(search=Random())),
             "ap": Entry(cls.label, known["ours"]),
+            "ap-away": Entry("AP, away from the null prompt", known["away"]),
             "ap-paper": Entry("AP, the paper's formulas", known["paper-short"]),
             "ap-official": Entry("AP, as the authors' code", known["official-short"]),
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import escaped
 from efface.evaluation.samples import Wanted, draw
@@ -41,12 +42,38 @@ def before_after(
     return path
 
 
+def becomes(
+    model: DiffusionModel,
+    concepts: Sequence[Concept],
+    path: Path,
+    seeds: Sequence[int] = (0, 1),
+) -> Path:
+    """A grid: a column a concept and seed, the concept above its anchor, by the unedited model."""
+    columns = [(c, s) for c in concepts for s in seeds]
+    texts = [[c.name for c, _ in columns], [c.anchor for c, _ in columns]]
+    rows = [
+        list(draw(model, None, [Wanted(n, s, n) for n, (_, s) in pairs], progress=False))
+        for pairs in (list(zip(some, columns, strict=True)) for some in texts)
+    ]
+    names = [f"{c.name} → {c.anchor}" for c, _ in columns]
+    sheet = grid(rows, names, len(columns), len(seeds), ("now", "to be"))
+    write(path, lambda p: sheet.save(p, format="PNG"))
+    return path
+
+
 def grid(
-    rows: Sequence[Sequence[torch.Tensor]], names: Sequence[str], split: int, span: int
+    rows: Sequence[Sequence[torch.Tensor]],
+    names: Sequence[str],
+    split: int,
+    span: int,
+    labels: Sequence[str] = ("before", "after"),
 ) -> Image.Image:
     """Rows of pictures under their columns' names.
 
     A gap comes after ``split`` columns; ``span`` columns share a name.
+
+    Args:
+        labels: what stands before each row.
     """
     top, left, gap = 62, 70, 24
     width = left + CELL * len(names) + gap + 10
@@ -68,7 +95,7 @@ def grid(
                 to_image(row[k]).resize((CELL - 4, CELL - 4), Image.Resampling.LANCZOS),
                 (x, top + y * (CELL + 6)),
             )
-    for y, label in enumerate(("before", "after")[: len(rows)]):
+    for y, label in enumerate(labels[: len(rows)]):
         draw.text((10, top + y * (CELL + 6) + CELL // 2 - 8), label, font=font, fill="black")
     return sheet
 

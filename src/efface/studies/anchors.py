@@ -16,7 +16,7 @@ from efface.studies.similarity import cosines
 from efface.training.search import Exact, Random
 
 ANY = Random()
-BASE = AP()
+BASE = AP.presets()["away"]
 
 
 def run(

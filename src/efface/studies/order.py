@@ -19,7 +19,7 @@ from efface.scores import Score, rank_correlation
 from efface.studies import grid
 from efface.studies.lab import Lab
 
-BASE = AP()
+BASE = AP.presets()["away"]
 TOGETHER = "all at once"
 
 

@@ -18,12 +18,13 @@ from efface.training.search import Random
 
 LR = MODELS["emoji"].lr
 """That of the benchmark, with the shipped model's learning rate, which no search changed."""
+AWAY = AP.presets()["away"]
 CHOICES: Mapping[str, Any] = {
     "unedited": None,
     "ESD (nothing preserved)": ESD(lr=LR),
     "UCE": UCE(vocabulary="names"),
-    "AP, random word (control)": AP(search=Random(), lr=LR),
-    "AP (ours)": AP(lr=LR),
+    "AP, random word (control)": replace(AWAY, search=Random(), lr=LR),
+    "AP (ours)": replace(AWAY, lr=LR),
 }
 
 

@@ -75,7 +75,7 @@ def run(
     rows = []
     for name, config in SETTINGS.items():
         for size in sizes:
-            method = AP(eta=1.0, search=config, pool_size=size, updates=updates)
+            method = AP(anchor="", eta=1.0, search=config, pool_size=size, updates=updates)
             about = provenance(method, lab.model, [Concept(erased)])
             path = lab.place("search", {**about, "every": every, "probes": probes}) / "looks.json"
             if not path.exists():

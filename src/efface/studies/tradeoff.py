@@ -11,7 +11,7 @@ from efface.reporting.figures import OTHER, OURS, QUIET, panels, svg
 from efface.studies import grid
 from efface.studies.lab import Lab
 
-BASE = AP()
+BASE = AP.presets()["away"]
 
 
 def run(

@@ -16,7 +16,7 @@ from efface.studies.lab import Lab
 from efface.studies.similarity import cosines
 from efface.vocabulary import load as load_vocabulary
 
-BASE = AP()
+BASE = AP.presets()["away"]
 
 
 def run(

@@ -13,7 +13,7 @@ from efface.studies.lab import Lab
 from efface.vocabulary import Vocabulary
 from efface.vocabulary import load as load_vocabulary
 
-BASE = AP()
+BASE = AP.presets()["away"]
 
 
 def run(

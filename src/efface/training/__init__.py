@@ -5,6 +5,7 @@ Stands on ``edits``; methods are written with it, and nothing below knows it.
 
 from __future__ import annotations
 
+from efface.training.anchors import AUTO
 from efface.training.erasure import Entry, Job, Made, Method, erase, provenance
 from efface.training.latents import Bank, Batch, Latents, Rollout, Words
 from efface.training.loop import finetune
@@ -15,6 +16,7 @@ from efface.training.student import Loss, Student
 from efface.training.tuning import Tuning
 
 __all__ = [
+    "AUTO",
     "EDIT",
     "Bank",
     "Batch",

@@ -16,8 +16,10 @@ from efface.concepts import Concept, check, listed
 from efface.edits.edit import Edit, Gate
 from efface.edits.lowrank import LowRank
 from efface.models import Conditioning, Counter, DiffusionModel, load
+from efface.names import clean
 from efface.seeds import generator
 from efface.settings import check_ranges, to_json
+from efface.training.anchors import steered
 from efface.training.loop import finetune
 from efface.training.processes import add_up, join
 from efface.training.runs import EDIT, Run
@@ -147,6 +149,7 @@ class Job:
         return weights
 
 
+@dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """An erasure method: a frozen dataclass of hyper-parameters, one file.
 
@@ -162,13 +165,24 @@ class Method(ABC):
     """One solve: edits of several concepts can be solved again together."""
     apart: ClassVar[bool] = False
     """Trains one concept after the other, each with ``updates``."""
-    keep: tuple[str, ...]
+    anchor: str = ""
+    """What concepts without an anchor of their own are steered to: a word, auto (searched for in
+    the vocabulary, for each concept), or nothing, the null prompt."""
+    keep: tuple[str, ...] = ()
     """Words that are preserved with certainty; a string is one word."""
 
     def __post_init__(self) -> None:
         kept = (self.keep,) if isinstance(self.keep, str) else tuple(dict.fromkeys(self.keep))
         object.__setattr__(self, "keep", kept)
+        object.__setattr__(self, "anchor", clean(self.anchor, "anchor"))
         check_ranges(self)
+
+    def check(self, job: Job) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Refuse, before any work, what :meth:`make` could not do; the job's anchors are not known.
+
+        Raises:
+            UserError: what cannot be.
+        """
 
     @abstractmethod
     def make(self, job: Job) -> Made:
@@ -220,12 +234,18 @@ def erase(
     """Ask a method for its weights, and give them as an edit that knows how it was made.
 
     Raises:
-        UserError: names that contradict each other, and whatever the method cannot.
+        UserError: names that contradict each other, no anchor to be found, and whatever the method
+            cannot.
     """
     concepts, keep = check(concepts, method.keep, model.tokenizer)
     if keep != method.keep:  # a word twice, or a string for a list
-        method = replace(method, keep=keep)  # type: ignore[type-var]
+        method = replace(method, keep=keep)
     counter, before, began = model.counter, model.counter.copy(), perf_counter()
+    method.check(Job(method, model, tuple(concepts), run))
+    source, seed = getattr(method, "vocabulary", "") or "auto", getattr(method, "seed", 0)
+    concepts = steered(model, concepts, method.anchor, source, seed)
+    if run.on_anchors is not None:
+        run.on_anchors(model, concepts)
     job = Job(method, model, tuple(concepts), run, provenance(method, model, concepts))
     first = join()[0] == 0
     with run.alone() if first else nullcontext():

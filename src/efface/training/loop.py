@@ -85,7 +85,8 @@ def finetune(
     for w in leaves.values():
         w.requires_grad_()
     own_lr = model.lr * ADAPTER_LR if adapters else model.lr
-    adam = adam_of(leaves.values(), tuning.lr or own_lr, tuning.adam_8bit)
+    lr = tuning.lr or own_lr
+    adam = adam_of(leaves.values(), lr, tuning.adam_8bit)
     release(model)
     keep = Checkpoint(run.folder, fingerprint, leaves, adam, stateful)
     done = keep.restore(model.counter)
@@ -105,6 +106,8 @@ def finetune(
         lost = next((k for k, w in leaves.items() if not whole(w.grad)), "")
         if lost or not math.isfinite(value):
             raise overflow(update, value, lost, model)
+        for some in adam.param_groups:
+            some["lr"] = lr * tuning.pace(update)
         adam.step()
         adam.zero_grad()
         done, stop = update + 1, False

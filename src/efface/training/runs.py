@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +13,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.models import Counter
+from efface.models import Counter, DiffusionModel
 from efface.models.files.tensors import save
 from efface.settings import checked
 from efface.storage import locked, make_folder, sweep
@@ -33,6 +34,10 @@ training with these weights.
 """
 
 
+OnAnchors = Callable[[DiffusionModel, Sequence[Concept]], None]
+"""Called once it is known what every concept is to become."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Where a run keeps what it needs to go on after a kill, and who watches it."""
@@ -46,6 +51,8 @@ class Run:
     checkpointing: bool = False
     """Compute activations again for the gradient instead of keeping them: less memory, more time,
     the same weights."""
+    on_anchors: OnAnchors | None = None
+    """Called before anything is trained, with the model and the concepts with their anchors."""
 
     def part(
         self,

@@ -22,6 +22,9 @@ class Tuning:
     lr: Annotated[float, Range(0)] = 0.0
     """Learning rate of Adam; 0: the model's own default (1e-5 for Stable Diffusion,
     arXiv:2303.07345), ten times that for adapters."""
+    decay: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the updates, the last ones, over which the learning rate falls to 0, in a straight
+    line."""
     group: str = "xattn"
     """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full."""
     rank: Annotated[int, Range(0, 4096)] = 0
@@ -35,6 +38,11 @@ class Tuning:
     """Updates between checkpoints, from which a killed run goes on."""
     adam_8bit: bool = False
     """Keep Adam's moments in 8 bits (bitsandbytes): a quarter of their memory."""
+
+    def pace(self, update: int) -> float:
+        """Share of the learning rate that the ``update``-th update (from 0) is made with."""
+        falling = self.decay * self.updates
+        return min(1.0, (self.updates - update) / falling) if falling else 1.0
 
     @property
     def rows(self) -> int:

@@ -1,0 +1,129 @@
+"""Anchors and schedules of AP, tried on split 4 in the open world of ``emoji-objects-2``.
+
+Split 4 is never reported. ``bench/anchors/*.json`` keeps every trial, as a cell of the benchmark.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from efface.concepts import Concept
+from efface.evaluation.bench import Cell, run_all, shown
+from efface.evaluation.judges import named
+from efface.evaluation.protocols import load as load_protocol
+from efface.methods.ap import AP
+from efface.models import DiffusionModel
+from efface.seeds import generator
+from efface.training import Method
+from efface.training.anchors import compare
+from efface.training.search import Random
+
+HERE = Path(__file__).parent
+PROTOCOL = HERE / "anchors-protocol.json"
+"""A small form of ``emoji-objects-2``: fewer pictures."""
+OUT, WORK = HERE / "anchors", HERE.parent / "runs" / "anchors"
+
+
+def ap(eta: float = 1.0, **options: Any) -> AP:
+    """AP with some of its settings changed; the trial brings the anchors."""
+    return AP(anchor="", eta=eta, **options)
+
+
+TRIALS: Mapping[str, tuple[Method, str, int]] = {
+    "null-eta4": (ap(4), "", 0),
+    "cosine-0": (ap(), "cosine", 0),
+    "cosine-3": (ap(), "cosine", 3),
+    "far-0": (ap(), "far", 0),
+    "far-3": (ap(), "far", 3),
+    "far-10": (ap(), "far", 10),
+    "cosine-0-random": (ap(search=Random()), "cosine", 0),
+    "cosine-3-200": (ap(updates=200, decay=1.0, lr=6e-4), "cosine", 3),
+}
+"""A method, the order in which candidates are anchors, and which of them is taken."""
+
+
+@dataclass(frozen=True)
+class Trial(Cell):
+    """A trial as a cell: its ``method`` is a key of :data:`TRIALS`."""
+
+    def config(self) -> Method:
+        """Its settings, with the vocabulary that the protocol lets it see."""
+        found = shown(TRIALS[self.method][0], load_protocol(self.protocol), self.split)
+        return replace(found, seed=self.seed)  # type: ignore[type-var]
+
+    def concepts(self, model: DiffusionModel) -> list[Concept]:
+        """What is erased, with its anchors."""
+        plain, (_, order, rank) = super().concepts(model), TRIALS[self.method]
+        return [replace(c, anchor=anchor(model, c, plain, order, rank)) for c in plain]
+
+
+def anchor(
+    model: DiffusionModel, concept: Concept, erased: list[Concept], order: str, rank: int
+) -> str:
+    """The candidate of a rank in an order."""
+    if not order:
+        return ""
+    protocol = load_protocol("emoji-objects-2")
+    names = [c.name for c in erased]
+    words = protocol.usable(names, named(protocol.judge).concept_names)
+    found = compare(model, concept.name, words, 4, generator(0, "anchor", concept.name))
+    by = {"cosine": -found.cosine, "far": found.far}[order]
+    return words[int(by.argsort()[rank])]
+
+
+DOCS = HERE.parent / "docs" / "benchmark.md"
+MARKS = ("<!-- anchors -->\n", "<!-- /anchors -->")
+SHOWN = {
+    "ESR-1": "ESR-1",
+    "ESR-5": "ESR-5",
+    "PSR-1 shown": "PSR-1 shown",
+    "PSR-1 held out": "PSR-1 held out",
+    "worst tenth held out": "worst tenth",
+    "drift held out": "drift",
+    "drift of the worst tenth held out": "drift of the worst tenth",
+}
+
+
+def table() -> str:
+    """All trials, in Markdown; the chosen order is the first that is nearest by prediction."""
+    lines = ["| trial | anchors | " + " | ".join(SHOWN.values()) + " | evaluations |"]
+    lines.append("|" + " --- |" * (len(SHOWN) + 3))
+    for name, (method, order, rank) in TRIALS.items():
+        path = OUT / f"{PROTOCOL.stem}-4-{name}-0.json"
+        if path.exists():
+            row = json.loads(path.read_text())
+            what = f"{order}, place {rank + 1}" if order else "null prompt"
+            values = [f"{row['scores'][k]['value']:.1f}" for k in SHOWN]
+            cost = f"{row['cost']['forward']} F + {row['cost']['backward']} B"
+            lines.append(f"| {said(method)} | {what} | {' | '.join(values)} | {cost} |")
+    return "\n".join(lines)
+
+
+def said(method: Any) -> str:
+    """What sets a trial's method apart."""
+    more = [f"eta {method.eta:g}", f"{method.updates} updates"]
+    more += ["random words"] if isinstance(method.search, Random) else []
+    more += [f"rate falling from {method.lr:g}"] if method.decay else []
+    return ", ".join(more)
+
+
+def write_table() -> None:
+    """Put the table between its marks in the docs."""
+    head, _, rest = DOCS.read_text(encoding="utf8").partition(MARKS[0])
+    tail = rest.partition(MARKS[1])[2]
+    DOCS.write_text(head + MARKS[0] + table() + "\n" + MARKS[1] + tail, encoding="utf8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--table"]:
+        write_table()
+        sys.exit()
+    chosen = sys.argv[1:] or list(TRIALS)
+    cells = [Trial(str(PROTOCOL), "4", name, 0) for name in chosen]
+    for failed in run_all(cells, OUT, WORK, jobs=2):
+        print(failed.cell.file, failed.why)

@@ -1,0 +1,134 @@
+"""What an erased concept becomes where nobody says: an anchor, searched for in the vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from efface.concepts import Concept, check
+from efface.errors import UserError
+from efface.models import DiffusionModel, stack
+from efface.names import normal
+from efface.seeds import generator
+from efface.vocabulary import Vocabulary, load, stems_of
+
+AUTO = "auto"
+"""The anchor that is searched for."""
+STEPS, AT = 25, 15
+"""Candidates are compared where a trajectory of so many steps has made so many of them: there the
+prediction depends most on the word (earlier on the noise, later on the picture)."""
+LATENTS = 4
+"""Pictures of the concept on which they are compared."""
+MOST, AMONG = 200, 1000
+"""Of a larger vocabulary so many are compared, evenly chosen among so many nearest by text."""
+
+
+class Compared(NamedTuple):
+    """How candidates stand to a concept, on the concept's own half-made pictures."""
+
+    words: tuple[str, ...]
+    cosine: Tensor
+    """Of what the word and what the concept add to the null prompt's prediction, (K,)."""
+    far: Tensor
+    """Squared distance of their predictions, by that of the concept and the null prompt, (K,)."""
+    strength: Tensor
+    """Norm of what the word adds, by the concept's, (K,)."""
+
+
+@torch.no_grad()
+def compare(
+    model: DiffusionModel, name: str, words: Sequence[str], n: int, g: torch.Generator
+) -> Compared:
+    """Compare candidates with a concept by what the frozen model predicts.
+
+    Costs ``(K + 2) n`` evaluations, and ``2 n`` for each step up to where they are compared.
+
+    Args:
+        words: K candidates.
+        n: latents.
+    """
+    schedule = model.schedule(STEPS)
+    concept = model.embed([name])
+    z = model.rollout(model.noise(n, g), concept.repeat(n), schedule, range(AT), 3.0)
+    t = schedule.timesteps[AT].to(model.device)
+    rows = stack([model.null(1), concept, model.embed(words, null=True)])
+    found = []
+    for one in z:
+        parts = [
+            model.predict(one.expand(len(some), -1, -1, -1), t.expand(len(some)), some)
+            for some in (rows[i : i + model.at_once] for i in range(0, len(rows), model.at_once))
+        ]
+        found.append(torch.cat(parts).flatten(1).cpu())
+    e = torch.stack(found, 1)  # (K + 2, n, D)
+    own, more = e[1] - e[0], (e[2:] - e[0]).flatten(1)
+    whole = own.norm()
+    return Compared(
+        tuple(words),
+        torch.cosine_similarity(more, own.flatten()[None]),
+        (e[2:] - e[1]).flatten(1).norm(dim=1).square() / whole.square(),
+        more.norm(dim=1) / whole,
+    )
+
+
+def candidates(
+    model: DiffusionModel, concept: Concept, erased: Sequence[Concept], source: str
+) -> Vocabulary:
+    """The words that a concept may become: none that is erased, or shares a word with a name.
+
+    Args:
+        erased: all that is erased, with ``concept``.
+        source: of :func:`efface.vocabulary.load`.
+
+    Raises:
+        UserError: none is left.
+    """
+    found = load(source, model).without(erased, model.tokenizer, parts=True)
+    taken = {s for c in erased for n in c.names for s in parts_of(n)}
+    free = tuple(w for w in found.words if normal(w) and not parts_of(w) & taken)
+    if not free:
+        raise UserError(
+            f"the vocabulary ({found.source}) holds no word that {concept.name!r} could become: "
+            "give a larger one, or its anchor: 'name -> anchor'."
+        )
+    size = MOST if len(free) > MOST else 0
+    return Vocabulary(free, found.source).pool(model, concept, size, size and AMONG, "even")
+
+
+def parts_of(name: str) -> frozenset[str]:
+    """The words of a name, without regular plurals."""
+    return frozenset(s for w in re.findall(r"[^\W\d_]{3,}", normal(name)) for s in stems_of(w))
+
+
+def steered(
+    model: DiffusionModel, concepts: Sequence[Concept], anchor: str, source: str, seed: int
+) -> tuple[Concept, ...]:
+    """The concepts with their anchors: those without one get the method's.
+
+    Args:
+        anchor: a word, :data:`AUTO`, or nothing.
+        source: the vocabulary in which an anchor is searched for.
+        seed: of the pictures on which candidates are compared.
+
+    Raises:
+        UserError: the anchor is erased itself, or none can be found.
+    """
+    if anchor == AUTO:
+        found = [c if c.anchor else searched(model, c, concepts, source, seed) for c in concepts]
+    else:
+        found = [replace(c, anchor=c.anchor or anchor) for c in concepts]
+    return check(found, (), model.tokenizer)[0]
+
+
+def searched(
+    model: DiffusionModel, concept: Concept, erased: Sequence[Concept], source: str, seed: int
+) -> Concept:
+    """A concept with the anchor that is predicted most nearly as it is, on its own pictures."""
+    words = candidates(model, concept, erased, source).words
+    g = generator(seed, "anchor", concept.name)
+    found = compare(model, concept.name, words, LATENTS, g)
+    return replace(concept, anchor=words[int(found.far.argmin())])

@@ -1,0 +1,160 @@
+"""What an erased concept becomes where nobody says."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import CHURCH, DOG, QUIET, WORDS, quick
+
+from efface.concepts import Concept
+from efface.errors import UserError
+from efface.methods import METHODS
+from efface.methods.ap import AP
+from efface.methods.esd import ESD
+from efface.methods.uce import UCE
+from efface.seeds import generator
+from efface.training import Run, Tuning, anchors
+
+
+@pytest.fixture(scope="module")
+def word_list(tmp_path_factory):
+    path = tmp_path_factory.mktemp("words") / "words.txt"
+    path.write_text("\n".join(WORDS))
+    return path
+
+
+def test_candidates_are_compared_by_what_is_predicted_one_at_a_time(tiny):
+    words, g = ("red house", "moon", "dog"), generator(0, "test")
+    found = anchors.compare(tiny, "church", words, 2, g)
+    schedule, g = tiny.schedule(anchors.STEPS), generator(0, "test")
+    cond = tiny.embed(["church"] * 2)
+    z = tiny.rollout(tiny.noise(2, g), cond, schedule, range(anchors.AT), 3.0)
+    t = schedule.timesteps[anchors.AT]
+
+    def eps(word):
+        rows = tiny.null(1) if word is None else tiny.embed([word])
+        with torch.no_grad():
+            return torch.cat([tiny.predict(one[None], t[None], rows) for one in z]).flatten()
+
+    own = eps("church") - eps(None)
+    for i, w in enumerate(words):
+        more = eps(w) - eps(None)
+        far = (eps(w) - eps("church")).square().sum() / own.square().sum()
+        assert float(found.far[i]) == pytest.approx(float(far), rel=1e-3)
+        cosine = float(torch.dot(more, own) / more.norm() / own.norm())
+        assert float(found.cosine[i]) == pytest.approx(cosine, abs=1e-3)
+        assert float(found.strength[i]) == pytest.approx(float(more.norm() / own.norm()), rel=1e-3)
+
+
+def test_the_nearest_by_prediction_is_the_anchor(tiny, word_list):
+    (found,) = anchors.steered(tiny, [CHURCH], "auto", str(word_list), 0)
+    g = generator(0, "anchor", "church")
+    far = anchors.compare(tiny, "church", WORDS, anchors.LATENTS, g).far
+    assert found == dataclasses.replace(CHURCH, anchor=WORDS[int(far.argmin())])
+    other = anchors.compare(tiny, "church", WORDS, 1, generator(1, "anchor", "church"))
+    assert not torch.equal(far, other.far)
+
+
+def test_no_anchor_is_erased_or_shares_a_word_with_a_name(tiny, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("Dog\ndogs\nhound\nred dog\nhounds of war\ncow\nold churches\nmug\nmoon\n")
+    erased = [Concept("beer mug"), DOG, CHURCH]
+    left = anchors.candidates(tiny, DOG, erased, str(path)).words
+    assert left == ("cow", "moon")
+    path.write_text("dogs\nred dog\n")
+    with pytest.raises(UserError, match="no word that 'dog' could become"):
+        anchors.steered(tiny, [Concept("dog")], "auto", str(path), 0)
+
+
+def test_a_large_vocabulary_is_narrowed_first(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(anchors, "MOST", 5)
+    monkeypatch.setattr(anchors, "AMONG", 10)
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join(WORDS))
+    assert len(anchors.candidates(tiny, CHURCH, [CHURCH], str(path))) == 5
+
+
+def test_what_is_said_comes_before_what_is_searched_for(tiny, word_list):
+    said = [CHURCH, DOG]
+    auto = anchors.steered(tiny, said, "auto", str(word_list), 0)
+    assert auto[0].anchor in WORDS
+    assert auto[1] == DOG
+    assert [c.anchor for c in anchors.steered(tiny, said, "moon", "", 0)] == ["moon", "cat"]
+    assert [c.anchor for c in anchors.steered(tiny, said, "", "", 0)] == ["", "cat"]
+    with pytest.raises(UserError, match="erased itself"):
+        anchors.steered(tiny, said, "hound", "", 0)
+
+
+def test_an_anchor_counts_as_evaluations_and_is_on_record(tiny, word_list):
+    method = quick(AP(), word_list)
+    edit = method.erase(tiny, [CHURCH], QUIET)
+    anchor = edit.meta["concepts"][0]["anchor"]
+    told = dataclasses.replace(CHURCH, anchor=anchor)
+    same = method.erase(tiny, [told], QUIET)
+    assert same.digest == edit.digest
+    k, n = len(WORDS) + 2, anchors.LATENTS
+    more = edit.meta["cost"]["forward"] - same.meta["cost"]["forward"]
+    assert more == n * k + 2 * n * anchors.AT
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_an_anchor_for_all(tiny, word_list, name):
+    method = dataclasses.replace(quick(METHODS[name](), word_list), anchor="moon")
+    edit = method.erase(tiny, [CHURCH], QUIET)
+    assert edit.meta["concepts"][0]["anchor"] == "moon"
+    told = dataclasses.replace(CHURCH, anchor="moon")
+    same = dataclasses.replace(method, anchor="").erase(tiny, [told], QUIET)
+    assert same.digest == edit.digest
+
+
+def test_the_anchors_are_told_before_the_first_update(tiny, word_list):
+    seen = []
+
+    def on_anchors(model, concepts):
+        seen.append([c.anchor for c in concepts])
+
+    def on_update(update, losses, edit):
+        seen.append(update)
+
+    run = Run(progress=False, on_update=on_update, on_anchors=on_anchors)
+    quick(AP(), word_list).erase(tiny, [CHURCH, DOG], run)
+    assert seen[0][0] in WORDS
+    assert seen[0][1] == "cat"
+    assert seen[1:] == [1, 2]
+
+
+def test_a_search_needs_a_vocabulary_only_where_it_has_none_of_its_own(tiny):
+    found = dataclasses.replace(UCE(), anchor="auto").erase(tiny, ["church"], QUIET)
+    assert found.meta["concepts"][0]["anchor"]
+
+
+def test_an_anchor_is_a_name_like_any_other():
+    with pytest.raises(UserError, match="anchor: the control character"):
+        AP(anchor="moon\x1b")
+    with pytest.raises(UserError, match="anchor: text is needed"):
+        ESD(anchor=3)
+
+
+def test_the_rate_falls_in_a_straight_line_over_the_last_updates():
+    assert [Tuning(updates=4).pace(u) for u in range(4)] == [1, 1, 1, 1]
+    assert [Tuning(updates=4, decay=1.0).pace(u) for u in range(4)] == [1, 0.75, 0.5, 0.25]
+    half = Tuning(updates=4, decay=0.5)
+    assert [half.pace(u) for u in range(4)] == [1, 1, 1, 0.5]
+
+
+def test_a_decaying_rate_is_what_adam_is_given(tiny):
+    lr = 1e-3
+    whole = quick(ESD(lr=lr), "", 1).erase(tiny, [CHURCH], QUIET)
+    two = quick(ESD(lr=lr, decay=1.0), "", 2)
+    k = next(iter(whole.weights))
+    steps = [tiny.parameters()[k].clone()]
+
+    def on_update(update, losses, edit):
+        steps.append(edit.weights[k].clone())
+
+    two.erase(tiny, [CHURCH], Run(progress=False, on_update=on_update))
+    torch.testing.assert_close(steps[1], whole.weights[k])
+    moved = [float((b - a).abs().max()) for a, b in pairwise(steps)]
+    assert moved[0] == pytest.approx(lr, rel=0.05)
+    assert moved[1] == pytest.approx(lr / 2, rel=0.2)
