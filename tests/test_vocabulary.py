@@ -10,6 +10,7 @@ from conftest import CHURCH
 
 from efface.concepts import Concept, normal
 from efface.errors import UserError
+from efface.names import key, keys
 from efface.vocabulary import Vocabulary, brought, from_file, stems_of
 
 MUG = Concept("beer mug", synonyms=("stein",))
@@ -106,9 +107,11 @@ class Blind:
 
     known = ("church", "dog", "castle")
 
-    def __call__(self, text, add_special_tokens=True):
-        ids = [self.known.index(w) if w in self.known else 9 for w in text.split()]
-        return type("Encoded", (), {"input_ids": ids})
+    def __call__(self, texts, add_special_tokens=True):
+        found = [
+            [self.known.index(w) if w in self.known else 9 for w in text.split()] for text in texts
+        ]
+        return type("Encoded", (), {"input_ids": found})
 
 
 def test_words_of_the_same_tokens_are_dropped():
@@ -117,6 +120,12 @@ def test_words_of_the_same_tokens_are_dropped():
         "castle",
         "",
     ]
+
+
+def test_many_keys_are_those_of_each(tokenizer):
+    words = ["", "Beer-Mug", "beer mug", "犬", "crêpe", "x" * 50]
+    assert keys(words, tokenizer) == [key(w, tokenizer) for w in words]
+    assert keys([], tokenizer) == []
 
 
 def test_a_vocabulary_stays_in_order(tokenizer):

@@ -137,6 +137,15 @@ def key(name: str, tokenizer: object = None) -> Hashable:
     return plain if tokenizer is None else ids_of(tokenizer, plain) or plain
 
 
+def keys(names: Sequence[str], tokenizer: object) -> list[Hashable]:
+    """The :func:`key` of each of many names, by one call of the tokenizer."""
+    if not names:
+        return []
+    plain = [normal(n) for n in names]
+    ids = tokenizer(plain, add_special_tokens=False).input_ids  # type: ignore[operator]
+    return [tuple(found) or name for found, name in zip(ids, plain, strict=True)]
+
+
 def slug(names: Sequence[str]) -> str:
     """A file name for some names, at most 60 bytes, never empty.
 

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from efface.concepts import Concept
 from efface.errors import UserError, pick
-from efface.names import at, clean, ids_of, json_of, key, lines, normal, quoted, text_of, words
+from efface.names import at, clean, ids_of, json_of, keys, lines, normal, quoted, text_of, words
+from efface.wordlists import SHIPPED, known, relatives, shipped, whole_words
 
 if TYPE_CHECKING:
     from efface.models import DiffusionModel
 
 INLINE = "words:"
 """What a vocabulary that is written out begins with."""
-COMMON = 1000
-"""Words of ``auto`` where a model does not say what it draws."""
+MOST = 1000
+"""Candidates of a concept where ``auto`` is the shipped lists: so many are searched in reasonable
+time."""
+KINDS = ("auto", "names", "tags", "nouns", "styles", "people", "tokens")
+"""Vocabularies by name."""
+PIECES = 1 << 28
+"""Bytes of text states that are held at a time while distances are measured."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,14 @@ class Vocabulary:
     words: tuple[str, ...]
     source: str
     """Where they came from, for the record of a run."""
+    most: int = 0
+    """How many a pool of no given size takes: the nearest half, the others spread; 0: all."""
+    relatives: frozenset[str] = frozenset()
+    """Words that such a pool takes first: what an erasure of this kind harms beside things."""
+    beside: tuple[str, ...] = ()
+    """Other names whose distances are measured while the words are encoded."""
+    seen: dict[tuple[str, str], float] | None = field(default=None, repr=False, compare=False)
+    """Distances measured already, by name and word; None: none are kept."""
 
     def __len__(self) -> int:
         return len(self.words)
@@ -49,17 +64,18 @@ class Vocabulary:
                 erased).
         """
         names = [n for c in concepts for n in c.names]
-        same = {key(n, tokenizer) for n in names}
+        same = set(keys(names, tokenizer))
         stems = {s for n in names for s in stems_of(n)}
         tokens = [tokens_of(tokenizer, n) for n in names] if parts else []
 
-        def asks(word: str) -> bool:
-            if key(word, tokenizer) in same or stems_of(word) & stems:
+        def asks(word: str, its: Hashable) -> bool:
+            if its in same or stems_of(word) & stems:
                 return True
             mine = tokens_of(tokenizer, word) if parts else frozenset()
             return bool(mine) and any(mine <= t for t in tokens)
 
-        return Vocabulary(tuple(w for w in self.words if not asks(w)), self.source)
+        pairs = zip(self.words, keys(self.words, tokenizer), strict=True)
+        return replace(self, words=tuple(w for w, its in pairs if not asks(w, its)))
 
     def holds(self, size: int, nearest: int, spread: str) -> Callable[[Tensor, int], Tensor]:
         """How K are chosen, if there are so many.
@@ -87,7 +103,7 @@ class Vocabulary:
         """The ``size`` candidates for one erased concept.
 
         Args:
-            size: K, how many are kept; 0: all.
+            size: K, how many are kept; 0: all, or :attr:`most`.
             nearest: k, first narrow down to the k nearest to the concept, where there are more; 0:
                 all.
             spread: how K are chosen among k: a key of :data:`SPREADS`.
@@ -96,13 +112,48 @@ class Vocabulary:
             UserError: fewer words than K, or an unknown spread.
         """
         choose = self.holds(size, nearest, spread)
-        if not size and not nearest:
+        if not size and not nearest and not 0 < self.most < len(self.words):
             return self
-        far = distances(model, concept.name, self.words)
+        far = self.far(model, concept.name)
         order = far.argsort(stable=True)[: nearest or len(far)]
         if size and size < len(order):
             order = order[choose(far[order], size)]
-        return Vocabulary(tuple(self.words[i] for i in order.tolist()), self.source)
+        elif not size and not nearest:
+            order = order[self.near_and_spread(order)]
+        return replace(self, words=tuple(self.words[i] for i in order.tolist()))
+
+    def near_and_spread(self, order: Tensor) -> Tensor:
+        """Which :attr:`most` of the words are taken: relatives, the nearest, and others evenly.
+
+        What is near is harmed first; what is far must not be forgotten.
+
+        Args:
+            order: all words, the nearest first, (K,).
+
+        Returns:
+            Places in that order, ascending.
+        """
+        kin = torch.tensor([self.words[i] in self.relatives for i in order.tolist()])
+        taken, rest = kin.nonzero()[:, 0][: self.most], (~kin).nonzero()[:, 0]
+        room = self.most - len(taken)
+        near, others = rest[: room - room // 2], rest[room - room // 2 :]
+        spread = others[evenly(others, room // 2)]
+        places: Tensor = torch.cat([taken, near, spread]).sort().values
+        return places
+
+    def far(self, model: DiffusionModel, name: str) -> Tensor:
+        """Distance of each word to a name, (K,); see :func:`distances`.
+
+        With :attr:`seen`, each word is encoded once for all names :attr:`beside`.
+        """
+        if self.seen is None:
+            return distances(model, [name], self.words)[0]
+        new = [w for w in self.words if (name, w) not in self.seen]
+        if new:
+            names = tuple(dict.fromkeys((name, *self.beside)))
+            for n, row in zip(names, distances(model, names, new), strict=True):
+                self.seen.update(zip(((n, w) for w in new), row.tolist(), strict=True))
+        return torch.tensor([self.seen[name, w] for w in self.words])
 
 
 def tokens_of(tokenizer: object, word: str) -> frozenset[int]:
@@ -128,14 +179,15 @@ def stems_of(word: str) -> frozenset[str]:
 
 
 @torch.no_grad()
-def distances(model: DiffusionModel, name: str, words: Sequence[str], chunk: int = 1024) -> Tensor:
-    """L2 distance of each word's text states, flattened, to those of ``name``, (K,)."""
-    centre = model.embed([name]).states.float()
-    parts = [
-        (model.embed(words[i : i + chunk]).states.float() - centre).flatten(1).norm(dim=1)
-        for i in range(0, len(words), chunk)
-    ]
-    return torch.cat(parts).cpu()
+def distances(model: DiffusionModel, names: Sequence[str], words: Sequence[str]) -> Tensor:
+    """L2 distance of each word's text states, flattened, to those of each name, (n, K)."""
+    centres = model.embed(names).states.float().flatten(1)  # (n, L D)
+    chunk = max(1, min(1024, PIECES // (4 * centres.shape[1])))
+    parts, few = [], len(words) < 2000
+    for i in tqdm(range(0, len(words), chunk), desc="nearest words", disable=few):
+        states = model.embed(words[i : i + chunk]).states.float().flatten(1)
+        parts.append(torch.stack([(states - c).norm(dim=1) for c in centres]).cpu())
+    return torch.cat(parts, 1)
 
 
 def kmeans_1d(far: Tensor, size: int, rounds: int = 100) -> Tensor:
@@ -190,10 +242,12 @@ def from_file(path: Path) -> Vocabulary:
 
 
 def from_tokenizer(tokenizer: object) -> Vocabulary:
-    """Every whole-word token of letters, in order of its id (the commoner, the earlier)."""
-    vocab: dict[str, int] = tokenizer.get_vocab()  # type: ignore[attr-defined]
-    whole = (t[:-4] for t in sorted(vocab, key=vocab.__getitem__) if t.endswith("</w>"))
-    return Vocabulary(tuple(w for w in whole if re.fullmatch(r"[a-z]{2,}", w)), "tokens")
+    """Every whole-word token of letters, in order of its id (the commoner, the earlier).
+
+    Raises:
+        UserError: the tokenizer does not mark where words begin or end.
+    """
+    return Vocabulary(whole_words(tokenizer), "tokens")
 
 
 def brings(model: DiffusionModel) -> bool:
@@ -228,33 +282,76 @@ def brought(folder: Path, name: str, field: str) -> Vocabulary:
     return Vocabulary(tuple(dict.fromkeys(found)), f"{name} {field}")
 
 
-def load(source: str, model: DiffusionModel) -> Vocabulary:
+def load(
+    source: str,
+    model: DiffusionModel,
+    concepts: Sequence[Concept] = (),
+    beside: Sequence[Concept] = (),
+) -> Vocabulary:
     """A vocabulary by name or from a file.
 
     Args:
-        source: ``auto`` (the names that the model's folder brings, else the first of ``tokens``),
-            ``names``, ``tags``, ``tokens``, ``words: castle, fox, …``, or the path of a word list.
+        source: ``auto`` (the names that the model's folder brings, else the shipped ``nouns`` with
+            what the concepts' kind harms beside them), ``names``, ``tags``, ``nouns``, ``styles``,
+            ``people``, ``tokens``, ``words: castle, fox, …``, or the path of a word list.
+        concepts: what is erased, for the shipped lists.
+        beside: what is erased with them.
 
     Raises:
         UserError: an unknown name, or an unreadable file.
     """
-    known = ("auto", "names", "tags", "tokens")
     if source.startswith(INLINE):
         given = [w.strip() for w in source.removeprefix(INLINE).split(",")]
         return Vocabulary(tuple(dict.fromkeys(w for w in given if w)), "words given")
     if source == "auto" and not brings(model):
-        common = from_tokenizer(model.tokenizer).words[:COMMON]
-        return Vocabulary(common, f"{len(common)} commonest tokens")
+        return automatic(model, concepts, beside)
     source = "names" if source == "auto" else source
     if source in ("names", "tags"):
         if model.folder is None or not brings(model):
             raise UserError(
                 f"the model {model.name!r} brings no list of {source}; "
-                "use 'tokens' or a word list file."
+                "use 'nouns', 'tokens' or a word list file."
             )
         return brought(model.folder, model.name, source)
+    if source in SHIPPED:
+        return of_shipped(source, model, (*concepts, *beside))
     if source == "tokens":
         return from_tokenizer(model.tokenizer)
     if not Path(source).exists() and "/" not in source and "." not in source:
-        pick(dict.fromkeys(known), source, "vocabulary (or file)")
+        pick(dict.fromkeys(KINDS), source, "vocabulary (or file)")
     return from_file(Path(source))
+
+
+def of_shipped(name: str, model: DiffusionModel, concepts: Sequence[Concept]) -> Vocabulary:
+    """What a model knows of a shipped list.
+
+    Raises:
+        UserError: nothing.
+    """
+    erased = {s for c in concepts for n in c.names for s in stems_of(n)}
+    found = known(shipped(name, erased), model.tokenizer)
+    if not found:
+        raise UserError(
+            f"the tokenizer of {model.name!r} knows none of the shipped {name}: give a word list "
+            "file in its language."
+        )
+    return Vocabulary(found, f"{len(found):,} shipped {name}")
+
+
+def automatic(
+    model: DiffusionModel, concepts: Sequence[Concept], beside: Sequence[Concept]
+) -> Vocabulary:
+    """The candidates where a model does not say what it draws.
+
+    Raises:
+        UserError: the tokenizer knows none of them.
+    """
+    erased = (*concepts, *beside)
+    kin = [of_shipped(name, model, erased) for name in relatives(concepts)]
+    parts = [*kin, of_shipped("nouns", model, erased)]
+    return Vocabulary(
+        tuple(dict.fromkeys(w for v in parts for w in v.words)),
+        ", ".join(v.source for v in reversed(parts)),
+        MOST,
+        frozenset(w for v in kin for w in v.words),
+    )

@@ -257,11 +257,20 @@ def tell(found: dict[str, Any], edit: Edit, concepts: Sequence[Concept], o: Eras
             ["changed weights", f"{sum(w.numel() for w in edit.weights.values()):,}"],
             ["time", took(cost["seconds"])],
             ["network evaluations", f"{cost['forward']:,} forward, {cost['backward']:,} backward"],
+            *preserved(edit),
             *more,
             ["scores", f"efface score {found['run']}"],
         ],
         ["erased", ", ".join(c.name for c in concepts)],
     )
+
+
+def preserved(edit: Edit) -> list[list[str]]:
+    """A line on the candidates of a search and the lists that they are from; or none."""
+    had = edit.meta.get("candidates")
+    if not had or not had.get("from"):
+        return []
+    return [["candidates", f"{had['words']:,} words of: {', '.join(had['from'])}"]]
 
 
 def took(seconds: float | None) -> str:
@@ -291,8 +300,8 @@ def most_moved(
     model: DiffusionModel, edit: Edit, concepts: Sequence[Concept], source: str, n: int = 5
 ) -> dict[str, float]:
     """The preserved words that the edit moved most, by the change of predicted noise."""
-    words = load_vocabulary(source, model)
-    words = dataclasses.replace(words, words=words.words[:2000])  # of tokens, the commonest
+    words = load_vocabulary(source, model, concepts)
+    words = dataclasses.replace(words, words=words.words[: words.most or 2000])  # the commonest
     words = words.without(concepts, model.tokenizer)
     words = words.pool(model, concepts[0], 0, 400, "nearest")
     found = prediction(model, edit, words.words, latents=2)

@@ -59,7 +59,7 @@ class Options:
     prediction and closed-form where the edit allows it; for thousands of words closed-form
     alone."""
     vocabulary: str = "auto"
-    """Which words: auto, names, tags, tokens, or the path of a word list."""
+    """Which words: auto, names, tags, nouns, styles, people, tokens, or the path of a word list."""
     latents: Annotated[int, Range(1, 1000)] = 8
     """prediction: latents that all words share, 1 to 1,000."""
     pictures: Annotated[int, Range(1, 10_000)] = 4
@@ -87,7 +87,8 @@ def command(args: list[str]) -> int:
     if out is not None:
         makeable(out)
     model, edit, concepts = looked_at(o)
-    words = load_vocabulary(o.vocabulary, model).without(concepts, model.tokenizer)
+    words = load_vocabulary(o.vocabulary, model, concepts).without(concepts, model.tokenizer)
+    words = words.pool(model, concepts[0], 0, 0, "nearest")
     if len(words) < 3:
         raise UserError(
             f"the vocabulary ({words.source}) holds {len(words)} other words; 3 or more."
@@ -135,7 +136,7 @@ def looked_at(o: Options) -> tuple[DiffusionModel, Edit, list[Concept]]:
 def erased_by(edit: Edit) -> list[Concept]:
     """The concepts on record in an edit."""
     return [
-        Concept(c["name"], c["anchor"], synonyms=tuple(c["synonyms"]))
+        Concept(c["name"], c["anchor"], c.get("kind", "object"), tuple(c["synonyms"]))
         for c in edit.meta["concepts"]
     ]
 

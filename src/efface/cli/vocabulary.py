@@ -21,7 +21,7 @@ class Options:
     """Which words."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[WORDS]")] = "auto"
-    """auto, names, tags, tokens, or a word list file."""
+    """auto, names, tags, nouns, styles, people, tokens, or a word list file."""
     concept: tuple[str, ...] = ()
     """Leave out what asks for this concept, and list the nearest to the first one."""
     nearest: Annotated[int, Range(0)] = 20
@@ -36,7 +36,7 @@ def command(args: list[str]) -> int:
     o = parsed(Options, args, "efface vocabulary")
     concepts = [parse(c) for c in o.concept]
     model = opened(o.opening)
-    words = load_vocabulary(o.source, model).without(concepts, model.tokenizer)
+    words = load_vocabulary(o.source, model, concepts).without(concepts, model.tokenizer)
     most = min(o.nearest, len(words)) or len(words)
     if concepts:
         words = words.pool(model, concepts[0], 0, most, "nearest")

@@ -51,7 +51,7 @@ class AGE(Method, Tuning):
     keep_weight: Annotated[float, Range(0)] = 1.0
     """Weight of the kept words' term."""
     vocabulary: str = "auto"
-    """auto, names, tags, tokens, or the path of a word list."""
+    """auto, names, tags, nouns, styles, people, tokens, or the path of a word list."""
     exclude_parts: bool = False
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
     pool_size: Annotated[int, Range(0, 10**9)] = 0

@@ -16,6 +16,7 @@ from efface.models import DiffusionModel, stack
 from efface.names import normal
 from efface.seeds import generator
 from efface.vocabulary import Vocabulary, load, stems_of
+from efface.wordlists import broader, kinds
 
 AUTO = "auto"
 """The anchor that is searched for."""
@@ -78,7 +79,10 @@ def compare(
 def candidates(
     model: DiffusionModel, concept: Concept, erased: Sequence[Concept], source: str
 ) -> Vocabulary:
-    """The words that a concept may become: none that is erased, or shares a word with a name.
+    """The words that a concept may become.
+
+    None that is erased, shares a word with an erased name, or is known to be a kind of one, or what
+    one is a kind of (WordNet).
 
     Args:
         erased: all that is erased, with ``concept``.
@@ -87,9 +91,13 @@ def candidates(
     Raises:
         UserError: none is left.
     """
-    found = load(source, model).without(erased, model.tokenizer, parts=True)
+    found = load(source, model, [concept], erased).without(erased, model.tokenizer, parts=True)
+    names = {normal(n) for c in erased for n in c.names}
+    kin = {normal(w) for w in kinds(names) | broader(names)}
     taken = {s for c in erased for n in c.names for s in parts_of(n)}
-    free = tuple(w for w in found.words if normal(w) and not parts_of(w) & taken)
+    free = tuple(
+        w for w in found.words if normal(w) and normal(w) not in kin and not parts_of(w) & taken
+    )
     if not free:
         raise UserError(
             f"the vocabulary ({found.source}) holds no word that {concept.name!r} could become: "

@@ -80,6 +80,8 @@ class Job:
 
     branch: tuple[str | int, ...] = ()
     """Which part of the whole job this is; part of the name of its draws."""
+    far: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
+    """How far words are from names, measured once for all concepts."""
 
     def generator(self, *path: str | int) -> torch.Generator:
         """The generator of the draw that ``path`` names; see :mod:`efface.seeds`."""
@@ -109,7 +111,9 @@ class Job:
         if pool and concept:
             found = Vocabulary(pool, f"pool of {concept.name}")
         else:
-            found = load_vocabulary(source, self.model)
+            mine = [concept] if concept else self.concepts
+            found = load_vocabulary(source, self.model, mine, self.concepts)
+            found = replace(found, beside=tuple(c.name for c in self.concepts), seen=self.far)
         parts = getattr(self.method, "exclude_parts", False)
         return found.without(self.concepts, self.model.tokenizer, parts) if exclude else found
 

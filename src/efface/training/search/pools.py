@@ -28,6 +28,8 @@ class Pools(NamedTuple):
     """Indices into ``words``, one tensor an erased concept."""
     device: torch.device | None = None
     """Where they are used; None: where they are."""
+    sources: tuple[str, ...] = ()
+    """Which lists they are from."""
 
     def take(self, index: Tensor | slice) -> Conditioning:
         """Some rows, on the device."""
@@ -38,7 +40,7 @@ class Pools(NamedTuple):
     @property
     def about(self) -> dict[str, object]:
         """What an edit remembers of them."""
-        return {"words": len(self.words), "hash": self.digest}
+        return {"words": len(self.words), "hash": self.digest, "from": list(self.sources)}
 
     @property
     def digest(self) -> str:
@@ -61,7 +63,8 @@ def pools(job: Job, found: Sequence[Vocabulary]) -> Pools:
             )
     many = model.null(1).states.nbytes * len(words) > WORTH
     rows = model.embed(words, where="cpu" if many else "", null=True)
-    return Pools(words, rows, of, model.device)
+    sources = tuple(dict.fromkeys(v.source for v in found))
+    return Pools(words, rows, of, model.device, sources)
 
 
 class Drawn(NamedTuple):
