@@ -6,6 +6,7 @@ Split 4 is never reported. ``bench/anchors/*.json`` keeps every trial, as a cell
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from efface.methods.ap import AP
 from efface.models import DiffusionModel
 from efface.seeds import generator
 from efface.training import Method
-from efface.training.anchors import compare
+from efface.training.anchors import WEAK, compare
 from efface.training.search import Random
 
 HERE = Path(__file__).parent
@@ -42,6 +43,8 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
     "far-3": (ap(), "far", 3),
     "far-10": (ap(), "far", 10),
     "cosine-0-random": (ap(search=Random()), "cosine", 0),
+    "clear-0": (ap(), "clear", 0),
+    "clear-0-200": (ap(updates=200, decay=1.0, lr=6e-4), "clear", 0),
     "cosine-3-200": (ap(updates=200, decay=1.0, lr=6e-4), "cosine", 3),
 }
 """A method, the order in which candidates are anchors, and which of them is taken."""
@@ -72,7 +75,9 @@ def anchor(
     names = [c.name for c in erased]
     words = protocol.usable(names, named(protocol.judge).concept_names)
     found = compare(model, concept.name, words, 4, generator(0, "anchor", concept.name))
-    by = {"cosine": -found.cosine, "far": found.far}[order]
+    weak = found.strength < found.strength.quantile(WEAK)
+    clear = found.far.masked_fill(weak, math.inf)
+    by = {"cosine": -found.cosine, "far": found.far, "clear": clear}[order]
     return words[int(by.argsort()[rank])]
 
 
