@@ -25,8 +25,6 @@ STEPS, AT = 25, 15
 prediction depends most on the word (earlier on the noise, later on the picture)."""
 LATENTS = 4
 """Pictures of the concept on which they are compared."""
-WEAK = 0.25
-"""Share of the candidates that say too little to be an anchor."""
 MOST, AMONG = 200, 1000
 """Of a larger vocabulary so many are compared, evenly chosen among so many nearest by text."""
 
@@ -137,13 +135,8 @@ def steered(
 def searched(
     model: DiffusionModel, concept: Concept, erased: Sequence[Concept], source: str, seed: int
 ) -> Concept:
-    """A concept with its anchor: what is predicted most nearly as it is, on its own pictures.
-
-    The quarter of the candidates that move the prediction least is left out: they are near to
-    everything, and would be everybody's anchor.
-    """
+    """A concept with the anchor that is predicted most nearly as it is, on its own pictures."""
     words = candidates(model, concept, erased, source).words
     g = generator(seed, "anchor", concept.name)
     found = compare(model, concept.name, words, LATENTS, g)
-    weak = found.strength < found.strength.quantile(WEAK)
-    return replace(concept, anchor=words[int(found.far.masked_fill(weak, torch.inf).argmin())])
+    return replace(concept, anchor=words[int(found.far.argmin())])
