@@ -225,6 +225,22 @@ def test_the_commands_use_the_models_own_and_keep_every_answer(folder, tmp_path,
     assert (run / "scores.json").read_text() == whole
     assert len(list(run.glob("scores-*.json"))) == 2
     page = (run / "report.html").read_text()
+    assert page.count("By strength") == 1
+    half = json.loads((run / "strength-0.5" / "scores.json").read_text())
+    for s, side in (("0", "unedited"), ("1", "edited")):
+        esr1 = Score(**json.loads(whole)[side]["ESR-1"])
+        assert f"<tr><td>{s}</td><td>{esr1}</td>" in page
+    assert f"<tr><td>0.5</td><td>{Score(**half['edited']['ESR-1'])}</td>" in page
+    made = {p: p.stat().st_mtime_ns for p in run.rglob("*.png")}
+    assert {p.parts[-3] for p in made} == {"run", "strength-0.5"}
+    assert main(["report", str(run), "--strength", "0.25"]) == 0  # the others' are there
+    assert made.items() <= {p: p.stat().st_mtime_ns for p in run.rglob("*.png")}.items()
+    assert "<tr><td>0.25</td>" in (run / "report.html").read_text()
+    assert main(["report", str(run), "--no-curve"]) == 0
+    assert "By strength" not in (run / "report.html").read_text()
+    capsys.readouterr()
+    assert main(["score", str(run), "--strength", "0.5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["edited"] == half["edited"]
     assert "clothes-1" in page
     assert "CLIP score (tiny CLIP of emoji" in page
     assert main(["score", str(run), "--protocol", str(mine), "--prompts", str(prompts)]) == 2

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from efface.cli.runfolder import scores_of
-from efface.cli.terminal import Edited, Json, parsed, show
+from efface.cli.terminal import Edited, Json, Written, parsed, show
 from efface.edits.edit import Edit
 from efface.edits.ledger import Ledger, apply
 
@@ -23,6 +23,8 @@ class Options:
     """A run's folder or an edit file."""
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """A diffusers folder, which is changed in place; ``erasures.json`` in it accounts for it."""
+    strength: Written = 1.0
+    """How much of the edit, more than 0, up to 10; 1, the default: all of it."""
     json: Json = False
     """Print the ledger as JSON."""
 
@@ -30,7 +32,8 @@ class Options:
 def command(args: list[str]) -> int:
     """``efface apply EDIT FOLDER``."""
     o = parsed(Options, args, "efface apply")
-    return told(o.folder, apply(o.folder, Edit.load(o.edit), scores_of(o.edit)), o.json)
+    edit, scores = Edit.load(o.edit), scores_of(o.edit, o.strength)
+    return told(o.folder, apply(o.folder, edit, scores, o.strength), o.json)
 
 
 def told(folder: Path, ledger: Ledger, as_json: bool) -> int:
@@ -42,7 +45,10 @@ def told(folder: Path, ledger: Ledger, as_json: bool) -> int:
         print(f"{folder}: nothing is erased; the weights are the base model's ({ledger.base}).")
         return 0
     show(
-        [[e.edit, e.method, ", ".join(e.concepts), e.when] for e in ledger.erasures],
-        ["edit", "method", "erases", "since"],
+        [
+            [e.edit, e.method, ", ".join(e.concepts), f"{e.strength:g}", e.when]
+            for e in ledger.erasures
+        ],
+        ["edit", "method", "erases", "strength", "since"],
     )
     return 0

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from efface.cli.opening import OfModel, Opening, opened
-from efface.cli.terminal import Json, Place, makeable, parsed, show
+from efface.cli.terminal import Json, Place, Strength, makeable, parsed, show
 from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.evaluation.samples import Wanted
@@ -28,6 +28,8 @@ class Options:
     """The folder for the pictures."""
     edit: Place = None
     """A run's folder or an edit file."""
+    strength: Strength = 1.0
+    """How much of the edit, 0 to 10: 0 is the base model, 1, the default, the edit."""
     opening: OfModel = Opening()
     seeds: Annotated[int, Range(1, 100_000)] = 1
     """How many pictures of each prompt, 1 to 100,000: seeds from 0 on."""
@@ -49,8 +51,12 @@ def command(args: list[str]) -> int:
     if not o.prompt:
         raise UserError("nothing to draw; give --prompt TEXT (again for more).")
     edit = Edit.load(o.edit) if o.edit else None
+    if edit is None and o.strength != 1:
+        raise UserError("--strength is how much of an edit: name one by --edit.")
     makeable(o.out)
     model = opened(o.opening, edit)
+    if edit is not None:
+        edit = edit.scaled(o.strength, model)
     wanted = [Wanted(p, s, p) for p in o.prompt for s in range(o.seeds)]
     made = generate_samples(model, wanted, o.out, edit, o.steps, o.guidance)
     rows = [[r.prompt, str(r.seed), str(made.folder / r.file)] for r in made.rows]

@@ -48,6 +48,7 @@ def command(args: list[str]) -> int:
             ["erases", "; ".join(map(arrow, m.get("concepts", [])))],
             ["base model", f"{m.get('model')} (hash {m.get('base')})"],
             ["settings", json.dumps(m.get("config", {}))],
+            ["strength", f"{edit.strength:g}"],
             ["precision", ", ".join(str(m[k]) for k in ("dtype", "quantised") if k in m)],
             ["cost", json.dumps(m.get("cost", {}))],
             ["scores", summary(scores) if scores else f"none yet: efface score {o.edit}"],

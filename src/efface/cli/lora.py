@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from efface.cli.opening import Base, OfBase, opened
-from efface.cli.terminal import Edited, Json, Place, new, output, parsed, show
+from efface.cli.terminal import Edited, Json, Place, Written, new, output, parsed, show
 from efface.edits.edit import Edit
 from efface.edits.lora import FORMS, factorise, save
 from efface.errors import UserError, pick
@@ -30,6 +30,8 @@ class Options:
     """The safetensors file to be written; must not exist."""
     out: Place = None
     """The same as an option."""
+    strength: Written = 1.0
+    """How much of the edit, more than 0, up to 10; 1, the default: all of it."""
     rank: Annotated[int, Range(1, 10_000)] = 16
     """Rank of the LoRA, 1 to 10,000: exact where the edit's changes have no higher one."""
     form: Annotated[str, tyro.conf.arg(metavar="{peft,kohya}")] = "peft"
@@ -50,6 +52,7 @@ def command(args: list[str]) -> int:
         raise UserError(f"got {str(out)!r} for the LoRA; its name must end in .safetensors.")
     new(out)
     model = opened(o.base, edit, device="cpu")
+    edit = edit.scaled(o.strength, model)
     found = factorise(model, edit, o.rank)
     if found.error > o.allow_error:
         raise UserError(

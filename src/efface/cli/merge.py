@@ -11,7 +11,7 @@ import tyro
 
 from efface.cli.opening import Base, OfBase, opened
 from efface.cli.runfolder import scores_of
-from efface.cli.terminal import Edited, Place, new, output, parsed
+from efface.cli.terminal import Edited, Place, Written, new, output, parsed
 from efface.edits.contents import LEDGER
 from efface.edits.edit import Edit
 from efface.edits.merge import merge, merge_single
@@ -31,6 +31,8 @@ class Options:
     layout for A1111 and ComfyUI; must not exist."""
     out: Place = None
     """The same as an option."""
+    strength: Written = 1.0
+    """How much of the edit, more than 0, up to 10; 1, the default: all of it."""
     base: OfBase = Base()
 
 
@@ -41,8 +43,9 @@ def command(args: list[str]) -> int:
     single = out.suffix == ".safetensors"
     if single or not (out / LEDGER).exists():  # of this very merge it is finished already
         new(out, "file" if single else "folder")
-    found = scores_of(o.edit)
+    found = scores_of(o.edit, o.strength)
     model = opened(o.base, edit, device="cpu")
+    edit = edit.scaled(o.strength, model)
     if single:
         print(merge_single(model, edit, out))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,15 +12,17 @@ from typing import Annotated, Any
 import tyro
 
 from efface.cli.opening import OfModel, Opening, opened
-from efface.cli.runfolder import RECORD, record
+from efface.cli.runfolder import RECORD, record, strength_folder
 from efface.cli.score import keep
-from efface.cli.terminal import Json, Place, makeable, parsed
-from efface.edits.edit import Edit
+from efface.cli.terminal import Flag, Json, Place, makeable, parsed
+from efface.edits.edit import STRENGTHS, Edit
 from efface.errors import UserError
 from efface.evaluation.answers import Answer, Sensitivity, read
 from efface.evaluation.evaluate import samples_folder, unedited_folder
-from efface.evaluation.scoring import PICTURES, ask, scored
+from efface.evaluation.scoring import PICTURES, Question, Scores, ask, scored
+from efface.models import DiffusionModel
 from efface.reporting.page import page, run_part
+from efface.scores import Score
 from efface.settings import Range
 from efface.storage import write_text
 
@@ -40,6 +43,11 @@ class Options:
     pictures: Annotated[int, Range(1, 10_000)] = PICTURES
     """Pictures of each concept that are scored, 1 to 10,000, seeds from 0 on; missing ones are
     made."""
+    strength: Annotated[tuple[float, ...], STRENGTHS] = ()
+    """A further strength of the edit that is scored, 0 to 10; again for more. The curve has 0, 0.5
+    and 1 in any case."""
+    curve: Flag = True
+    """Score no other strength than 1: half of the pictures, and no curve."""
     json: Json = False
     """Print where the page is as JSON."""
 
@@ -77,10 +85,37 @@ def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
         sense = (told, folder / "sensitivity.svg")
     answer = scored(model, edit, question, folder)
     kept, found = keep(answer, question, folder, o.opening), answer.to_json()
+    points = curve(model, edit, question, folder, answer, o) if o.curve else {}
     folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
     title = f"{edit.meta['method']}: {', '.join(erased)}"
     more = [t for p, t in others.items() if p != kept and "scores" in t]  # of prompts from a file
-    return run_part(title, edit, found, folders, protocol, again, more, sense)
+    return run_part(title, edit, found, folders, protocol, again, more, sense, points)
+
+
+MIDDLE = 0.5
+"""The strength between 0 and 1 that every curve has."""
+
+
+def curve(
+    model: DiffusionModel,
+    edit: Edit,
+    question: Question,
+    folder: Path,
+    whole: Scores,
+    o: Options,
+) -> dict[float, Mapping[str, Score]]:
+    """The scores at each strength; pictures and scores are kept in the run's folder.
+
+    Args:
+        whole: the answer at strength 1, whose unedited side is strength 0.
+    """
+    found = {0.0: whole.unedited, 1.0: whole.table}
+    for s in {MIDDLE, *o.strength} - set(found):
+        home = strength_folder(folder, s)
+        answer = scored(model, edit.scaled(s, model), question, home)
+        keep(answer, question, home, o.opening)
+        found[s] = answer.table
+    return dict(sorted(found.items()))
 
 
 def commands(folder: Path, pictures: int) -> list[str]:

@@ -179,13 +179,19 @@ def tidy(out: Path) -> None:
         run.forget()
 
 
-def scores_of(path: Path) -> dict[str, Any] | None:
-    """The ``scores.json`` beside an edit, if it was scored.
+def strength_folder(home: Path, strength: float) -> Path:
+    """Where a run's folder keeps the pictures and scores of its edit at a strength."""
+    return home if strength == 1 else home / f"strength-{float(strength)!r}"
+
+
+def scores_of(path: Path, strength: float = 1.0) -> dict[str, Any] | None:
+    """The ``scores.json`` beside an edit, if it was scored at that strength.
 
     Raises:
         UserError: it is damaged.
     """
-    scores = (path if path.is_dir() else path.parent) / "scores.json"
+    home = strength_folder(path if path.is_dir() else path.parent, strength)
+    scores = home / "scores.json"
     if not scores.exists():
         return None
     return read(Answer, scores, "scores")

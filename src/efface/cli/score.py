@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import tyro
 
 from efface.cli.opening import OfModel, Opening, opened
-from efface.cli.terminal import Json, Place, Text, parsed, show
+from efface.cli.runfolder import strength_folder
+from efface.cli.terminal import Json, Place, Strength, Text, parsed, show
 from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.evaluation.protocols import load as load_protocol
@@ -26,6 +27,9 @@ class Options:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = "unedited"
     """A run's folder, an edit file, or ``unedited`` for the base model."""
+    strength: Strength = 1.0
+    """How much of the edit, 0 to 10; 1, the default: all of it. Others are kept in the run's folder
+    by themselves, in ``strength-…``."""
     opening: OfModel = Opening()
     pictures: Annotated[int, Range(1, 10_000)] = PICTURES
     """Pictures of each prompt, 1 to 10,000; seeds from 0 on."""
@@ -54,7 +58,11 @@ def command(args: list[str]) -> int:
     edit = None if o.run == "unedited" else Edit.load(Path(o.run))
     if o.protocol and load_protocol(o.protocol).source and o.pictures != PICTURES:
         raise UserError("--pictures does nothing where prompts come from a file: leave it out.")
+    if edit is None and o.strength != 1:
+        raise UserError("--strength is how much of an edit: name a run or an edit file.")
     model = opened(o.opening, edit)
+    if edit is not None:
+        edit = edit.scaled(o.strength, model)
     question = ask(
         model,
         o.protocol,
@@ -65,7 +73,8 @@ def command(args: list[str]) -> int:
         limit=o.limit,
         clip=o.clip,
     )
-    home = Path(o.run) if edit and Path(o.run).is_dir() else None
+    in_run = edit is not None and Path(o.run).is_dir()
+    home = strength_folder(Path(o.run), o.strength) if in_run else None
     answer = scored(model, edit, question, home)
     if home is not None:
         keep(answer, question, home, o.opening)

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from transformers.utils import logging as quiet
 
+from efface.edits.edit import STRENGTHS
 from efface.errors import UserError, escaped
 from efface.settings import check_ranges
 
@@ -33,6 +34,10 @@ Json = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior
 """``--json``."""
 Edited = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 """The edit that a command is about: a run's folder or an edit file."""
+Strength = Annotated[float, STRENGTHS, tyro.conf.arg(help_behavior_hint="")]
+"""How much of an edit, 0 too."""
+Written = Annotated[float, STRENGTHS._replace(open_low=True), tyro.conf.arg(help_behavior_hint="")]
+"""How much of an edit is written to a file: 0 would be the base model."""
 Place = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 """A file or folder that may be left out."""
 Text = Annotated[str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]

@@ -22,6 +22,9 @@ class About:
     config: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
     gates: list[list[str]] = field(default_factory=list)
+    strength: float = 1.0
+    whole: str = ""
+    """Digest of the edit that this is a part or a multiple of."""
 
 
 def known_meta(text: str, where: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,45 +16,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from efface.edits.about import known_meta
+from efface.edits.gates import Gate
 from efface.errors import UserError
 from efface.models import PICKLES, DiffusionModel, load, plain, refuse_pickle
 from efface.models.files.tensors import save
+from efface.settings import Range
 from efface.storage import make_folder
 
 FORMAT = "efface-edit-1"
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A low-rank part of an edit that a prompt switches on as much as it asks for its concept.
-
-    Source: arXiv:2312.16145, section 3.4 ("facilitated transport").
-    """
-
-    names: tuple[str, ...]
-    """The erased concept's name and synonyms."""
-    factors: Mapping[str, Tensor]
-    """``NAME/up`` (out, r) and ``NAME/down`` (r, in) for each weight."""
-
-    def change(self, name: str) -> Tensor:
-        """The change of a weight with the gate open, (out, in)."""
-        return self.factors[f"{name}/up"] @ self.factors[f"{name}/down"]
-
-    def opening(self, model: DiffusionModel, prompt: str) -> float:
-        """How far a prompt opens it, 0 to 1.
-
-        The larger of the cosine of the flattened text states and the share of the concept's tokens
-        that the prompt holds; the largest over the names.
-        """
-        states = model.embed([prompt, *self.names]).states.float().flatten(1)
-        near = torch.cosine_similarity(states[:1], states[1:]).max().item()
-
-        def tokens(text: str) -> set[int]:
-            return set(model.tokenizer(text, add_special_tokens=False).input_ids)
-
-        asked = tokens(prompt)
-        shared = max(len(tokens(n) & asked) / max(len(tokens(n)), 1) for n in self.names)
-        return min(max(near, shared, 0.0), 1.0)
+STRENGTHS = Range(0, 10)
+"""How much of an edit can be asked for: 0 is the base model, 1 the edit."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +178,7 @@ class Edit:
             strength: how much of the edit; 1: all of it.
 
         Raises:
-            UserError: as :meth:`check`, or a strength that is not finite.
+            UserError: as :meth:`check`, or a strength outside of :data:`STRENGTHS`.
         """
         model = load(model)
         self.check(model)
@@ -216,26 +186,30 @@ class Edit:
         weights = {k: self.laid(k, own[k], strength).to(model.device) for k in self.weights}
         for gate in self.gates if prompt is not None else ():
             shut = strength * (1 - gate.opening(model, str(prompt)))
-            for k, w in weights.items():
+            for k, w in weights.items() if shut else ():
                 weights[k] = w - shut * gate.change(k).view_as(w).to(w.device)
         return weights
 
     def laid(self, name: str, own: Tensor, strength: float = 1.0) -> Tensor:
         """A weight's new value, fp32: the base's own and ``strength`` times the change.
 
+        At 0 it is the base's, at 1 the edit's, bit for bit.
+
         Raises:
-            UserError: a strength that is not finite.
+            UserError: a strength outside of :data:`STRENGTHS`.
         """
-        if not math.isfinite(strength):
-            raise UserError(f"got {strength} for strength; a finite number is needed, 1 is whole.")
+        if strength not in STRENGTHS:
+            raise UserError(f"got {strength} for strength; {STRENGTHS} is needed, 1 is whole.")
         if strength == 1:
             return self.weights[name]
-        return own.detach().cpu().float() + strength * self.change(name, own)
+        base = own.detach().to("cpu", torch.float32, copy=True)
+        return base + strength * self.change(name, own) if strength else base
 
     def scaled(self, strength: float, model: Any = None) -> Edit:
-        """The same edit, ``strength`` times as strong.
+        """The same edit, ``strength`` times as strong: an edit of its own, gates as well.
 
         Args:
+            strength: 0 is the base model, 1 the edit; up to 10.
             model: the base; None: the one at hand, or what the edit says it was made for.
 
         Raises:
@@ -243,16 +217,32 @@ class Edit:
         """
         base = self.home(model)
         self.check(base)
-        own = base.parameters()
+        return self.scaled_on(base.parameters(), strength, base.precision)
+
+    def scaled_on(self, own: Mapping[str, Tensor], strength: float, precision: str) -> Edit:
+        """As :meth:`scaled`, on the base's own values.
+
+        Args:
+            precision: what they are rounded to, such as ``float32``.
+
+        Raises:
+            UserError: a strength outside of :data:`STRENGTHS`.
+        """
         weights = {k: self.laid(k, own[k], strength) for k in self.weights}
-        gates = tuple(
-            replace(
-                g,
-                factors={k: strength * f if k.endswith("/up") else f for k, f in g.factors.items()},
-            )
-            for g in self.gates
-        )
-        return replace(self, weights=weights, gates=gates, meta={**self.meta, "strength": strength})
+        if strength == 1:
+            return self
+        more = {
+            "dtype": precision,
+            "strength": strength * self.strength,
+            "whole": self.meta.get("whole", self.digest),
+        }
+        gates = tuple(g.scaled(strength) for g in self.gates if strength)
+        return replace(self, weights=weights, gates=gates, meta={**self.meta, **more})
+
+    @property
+    def strength(self) -> float:
+        """How much of the edit that was made this is: 1, all of it."""
+        return float(self.meta.get("strength", 1.0))
 
     def home(self, model: Any = None) -> DiffusionModel:
         """The base model: the one given, the one at hand, or what the edit was made for, opened.

@@ -83,6 +83,10 @@ class Kept:
                     if k in self.inside[name] and k not in values
                 }
 
+    def base_values(self) -> Values:
+        """The base's own values of what is kept, by the names of the weights that are opened."""
+        return {k: w for name in self.own for k, w in self.values[name].items()}
+
     def save(self) -> None:
         """Write what is kept, with the hash of the base that it belongs to."""
         found = {f"{n}:{k}": w for n, values in self.values.items() for k, w in values.items()}

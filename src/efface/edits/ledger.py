@@ -40,6 +40,10 @@ class Erasure:
     """UTC, ISO 8601."""
     scores: Mapping[str, Any] | None = None
     """What was measured of it, if it was."""
+    strength: float = 1.0
+    """How much of it is in there."""
+    whole: str = ""
+    """Digest of the whole edit, where that is another."""
 
     @classmethod
     def of(cls, edit: Edit, scores: Mapping[str, Any] | None = None) -> Erasure:
@@ -50,6 +54,8 @@ class Erasure:
             str(edit.meta.get("method", "")),
             datetime.now(timezone.utc).isoformat(timespec="seconds"),
             scores,
+            edit.strength,
+            str(edit.meta.get("whole", "")),
         )
 
 
@@ -173,7 +179,9 @@ def checked(folder: Path) -> list[tuple[str, str]]:
     return [(name, f.state) for name, f in found.files.items()]
 
 
-def apply(folder: Path, edit: Edit, scores: Mapping[str, Any] | None = None) -> Ledger:
+def apply(
+    folder: Path, edit: Edit, scores: Mapping[str, Any] | None = None, strength: float = 1.0
+) -> Ledger:
     """Put an edit into a diffusers folder, in place; :func:`remove` takes it out bit for bit.
 
     Every file with the denoiser's weights is edited: other precisions and shards as well. Several
@@ -182,20 +190,25 @@ def apply(folder: Path, edit: Edit, scores: Mapping[str, Any] | None = None) -> 
 
     Args:
         scores: what was measured of the edit, for the ledger.
+        strength: how much of the edit; 1: all of it.
 
     Raises:
-        UserError: an edit of another base or architecture, a file that cannot be edited, values
-            that the stored precision cannot hold, or a folder that cannot be written.
+        UserError: an edit of another base or architecture, one that is there at another strength, a
+            file that cannot be edited, values that the stored precision cannot hold, or a folder
+            that cannot be written.
     """
     edit.sane("the edit")
     family_of(folder)  # before anything is written there
     with locked(folder):
         here, ledger = opened(folder)
         removable(folder, ledger, "combine the edits and merge them into the base model")
+        kept = Kept(folder, here, ledger.base)
+        if strength != 1:
+            kept.add(edit.weights)
+            edit = edit.scaled_on(kept.base_values(), strength, "float32")
         if any(e.edit == edit.digest for e in ledger.erasures):
             return ledger
         applicable(folder, here, ledger, edit)
-        kept = Kept(folder, here, ledger.base)
         kept.add(edit.weights)
         entry = Erasure.of(edit, scores)
         removed = tuple(d for d in ledger.removed if d != edit.digest)
@@ -220,8 +233,16 @@ def applicable(folder: Path, here: Contents, ledger: Ledger, edit: Edit) -> None
     """Refuse an edit that cannot be put into a folder.
 
     Raises:
-        UserError: another base, gates, or files that hold the denoiser in another form.
+        UserError: another base, gates, the same at another strength, or files that hold the
+            denoiser in another form.
     """
+    whole = edit.meta.get("whole", edit.digest)
+    for e in ledger.erasures:
+        if (e.whole or e.edit) == whole and e.edit != edit.digest:
+            raise UserError(
+                f"this edit is in {str(folder)!r} already, at strength {e.strength:g}: take it out "
+                f"first (efface remove {folder} {e.edit})."
+            )
     base = edit.meta.get("base")
     if base and base != ledger.base:
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from efface.edits.contents import contents
 from efface.edits.edit import Edit
+from efface.edits.kept import fits
 from efface.edits.ledger import Ledger, checked, note_merged
 from efface.errors import UserError
 from efface.models import DiffusionModel, configs, stored_dtype, variant
@@ -27,7 +28,8 @@ def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
         out: a safetensors file that does not exist yet; stored in the base model's precision.
 
     Raises:
-        UserError: ``out`` exists, cannot be written, or the edit is not of this model.
+        UserError: ``out`` exists, cannot be written, the edit is not of this model, or the stored
+            precision cannot hold it.
     """
     edit.check(model)
     if out.exists():
@@ -38,6 +40,7 @@ def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
     with edit.applied(model):
         found = model.family.original(model.parts)
         tensors = {k: w.detach().to("cpu", dtype).contiguous().clone() for k, w in found.items()}
+    fits(tensors, out)
     about = {
         "format": "pt",
         "efface": json.dumps(dict(edit.meta)),
@@ -66,7 +69,8 @@ def merge(
         scores: what was measured of the edit, for the ledger.
 
     Raises:
-        UserError: ``out`` exists, cannot be written, or the edit is not of this model.
+        UserError: ``out`` exists, cannot be written, the edit is not of this model, or the stored
+            precision cannot hold it.
     """
     edit.check(model)
     if out.exists():
@@ -87,6 +91,7 @@ def merge(
                 shutil.copyfile(source / file, part / file)
         with edit.applied(model):
             state = {k: v.to(dtype) for k, v in model.denoiser.state_dict().items()}
+            fits(state, out)
             dump(part / name, state, {"format": "pt"})
         left = [f for f in (*here.alike, *here.foreign, *here.hidden) if f != name]
         found = note_merged(part, model, edit, left, scores)

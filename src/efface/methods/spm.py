@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from efface.edits.edit import Gate
+from efface.edits.gates import Gate
 from efface.edits.lowrank import LowRank
 from efface.errors import UserError
 from efface.models import Conditioning

@@ -24,7 +24,7 @@ tags:
 
 # {title} without {concepts}
 
-Made with efface {version} from {model} (hash {base}) by the method {method}: {weights:,}
+Made with efface {version} from {model} (hash {base}) by the method {method}{strength}: {weights:,}
 weights of the denoiser were changed, so that prompts for {concepts} no longer draw that.
 
 ```python
@@ -109,6 +109,7 @@ def card(
         version=VERSION,
         base=code(str(meta.get("base"))),
         method=code(str(meta.get("method"))),
+        strength="" if edit.strength == 1 else f", at {edit.strength:g} times its strength",
         weights=sum(w.numel() for w in edit.weights.values()),
         scores=text,
         files="\n".join(table),

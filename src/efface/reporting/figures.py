@@ -125,6 +125,20 @@ def pareto(out: Path, protocol: str) -> str:
     return svg(figure)
 
 
+def strength_curve(curve: Mapping[float, Mapping[str, Score]]) -> str:
+    """ESR-1 and PSR-1 against an edit's strength, with 95 % intervals where there are any."""
+    figure, (axes,) = panels(4.6, 2.6)
+    for name, colour in (("ESR-1", OURS), ("PSR-1", OTHER)):
+        at = [(s, found[name]) for s, found in sorted(curve.items()) if name in found]
+        if at:
+            x, y = [s for s, _ in at], [score.value for _, score in at]
+            axes.plot(x, y, "o-", color=colour, label=name)
+            axes.vlines(x, *zip(*(score.ends for _, score in at), strict=True), color=colour)
+    axes.set(xlabel="strength of the edit", ylabel="%", ylim=(-4, 104))
+    axes.legend(frameon=False)
+    return svg(figure)
+
+
 def spread(heights: Sequence[float], room: float = 0.05) -> list[float]:
     """Heights of labels between 0 and 1, moved apart so that they do not overlap."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])

@@ -12,6 +12,7 @@ from efface.edits.edit import Edit
 from efface.errors import escaped
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.samples import Wanted
+from efface.reporting.figures import strength_curve
 from efface.scores import Score
 from efface.storage import ASSETS, VERSION
 
@@ -76,6 +77,7 @@ def run_part(
     commands: Sequence[str],
     others_found: Sequence[Mapping[str, Any]] = (),
     sensitivity: tuple[Mapping[str, Any], Path] | None = None,
+    curve: Mapping[float, Mapping[str, Score]] | None = None,
 ) -> dict[str, Any]:
     """What the page says of one run.
 
@@ -84,6 +86,7 @@ def run_part(
         folders: of the unedited pictures, and of the edited ones.
         others_found: of ``efface score --protocol``.
         sensitivity: of ``efface sensitivity``, and its figure.
+        curve: scores by the edit's strength.
     """
     concepts, erased = found["concepts"], list(found["erased"])
     others = [n for n in concepts if n not in erased]
@@ -136,6 +139,7 @@ def run_part(
         "extra": [extra(x) for x in others_found],
         "sensitivity": sensitivity
         and {"said": sensed(sensitivity[0]), "figure": encoded(sensitivity[1])},
+        "strengths": strengths(curve) if curve else None,
         "protocol": f"{protocol.name} {protocol.digest}, {found['pictures']} pictures a concept, "
         f"{found['sampler']}",
         "model": edit.meta["model"],
@@ -143,6 +147,18 @@ def run_part(
         "digest": edit.digest,
         "judge": found["judge"],
     }
+
+
+SHOWN_SCORES = ("ESR-1", "ESR-5", "PSR-1", "PSR-5")
+"""Columns of the strengths' table, of those that were measured."""
+
+
+def strengths(curve: Mapping[float, Mapping[str, Score]]) -> dict[str, Any]:
+    """The scores by strength, as a table and as a figure."""
+    names = [k for k in SHOWN_SCORES if all(k in scores for scores in curve.values())]
+    rows = [{"s": f"{s:g}", "scores": [str(found[k]) for k in names]} for s, found in curve.items()]
+    figure = base64.b64encode(strength_curve(curve).encode()).decode()
+    return {"names": names, "rows": rows, "figure": figure}
 
 
 def sensed(found: Mapping[str, Any]) -> str:

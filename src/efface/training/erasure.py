@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from efface.concepts import Concept, check, listed
-from efface.edits.edit import Edit, Gate
+from efface.edits.edit import Edit
+from efface.edits.gates import Gate
 from efface.edits.lowrank import LowRank
 from efface.models import Conditioning, Counter, DiffusionModel, load
 from efface.names import clean

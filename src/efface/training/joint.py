@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from efface.concepts import Concept
-from efface.edits.combine import about, combinable
+from efface.edits.combine import about, called, combinable
 from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.models import DiffusionModel
@@ -23,11 +23,17 @@ def jointly(
         methods: what there is, by name.
 
     Raises:
-        UserError: edits by methods that are no closed form, or with different settings.
+        UserError: edits by methods that are no closed form, with different settings, or of another
+            strength than 1.
     """
     combinable(edits)
     for edit in edits:
         edit.check(model)
+        if edit.strength != 1:
+            raise UserError(
+                f"the edit of {called(edit)} is at strength {edit.strength:g}, and what is solved "
+                "again is whole: combine them by their sum."
+            )
     used = {str(e.meta.get("method")) for e in edits}
     closed = [n for n, m in methods.items() if m.closed_form]
     if len(used) > 1 or not used <= set(closed):
