@@ -8,7 +8,7 @@ REST := ap-away esd-null ap-paper ca lora speed spm mace
 SPLITS := --split 1 --split 2
 STAGES := data vae clip unet judge quality second
 
-.PHONY: demo test slow lint docs check bench hard mutants model words fashion
+.PHONY: demo test slow lint docs check dist bench hard mutants model words fashion
 
 demo: $(INSTALLED)
 	$(BIN)/efface demo
@@ -30,6 +30,14 @@ docs: $(INSTALLED)
 	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
 
 check: lint docs test
+
+# Wheel and sdist, checked, and tried out in an empty environment without the repository.
+dist: $(INSTALLED)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dist]'
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation .
+	$(BIN)/twine check --strict dist/*
+	EFFACE_DIST=dist $(BIN)/pytest -m slow tests/test_dist.py
 
 # How many small faults the tests find: half an hour; goes on where bench/mutants.json stops.
 mutants: $(INSTALLED)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -17,6 +19,7 @@ from efface.edits.edit import Edit
 from efface.methods.ap import AP
 from efface.models import DiffusionModel, load
 from efface.models.files.standard import STANDARD
+from efface.models.files.tensors import dump
 from efface.storage import ASSETS
 from efface.training import Job, Run, Tuning
 
@@ -33,6 +36,33 @@ WORDS = [
 
 SD14 = {k: v for k, v in STANDARD["sd1"]["unet/config.json"].items() if k != "_class_name"}
 """The UNet of Stable Diffusion 1.4."""
+
+
+def sd14_folder(folder):
+    """A folder of that architecture, text encoder and autoencoder as well: random, fp16, 2 GB."""
+    folder.mkdir()
+    for name, config in STANDARD["sd1"].items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(config))
+    shutil.copytree(ASSETS / "emoji" / "tokenizer", folder / "tokenizer")
+    for part, cls in {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+    }.items():
+        config = {k: v for k, v in STANDARD["sd1"][f"{part}/config.json"].items() if k[0] != "_"}
+        with torch.device("meta"):
+            own = cls(CLIPTextConfig(**config)) if cls is CLIPTextModel else cls(**config)
+        g = torch.Generator().manual_seed(0)
+        name = "model" if cls is CLIPTextModel else "diffusion_pytorch_model"
+        state = {
+            k: (
+                torch.randn(w.shape, generator=g) / 50 if w.ndim > 1 else torch.ones(w.shape)
+            ).half()
+            for k, w in own.state_dict().items()
+        }
+        dump(folder / part / f"{name}.safetensors", state, {"format": "pt"})
+    return folder
 
 
 def quick(method, words, updates=2):

@@ -48,7 +48,17 @@ def told(capsys, *args):
 
 def test_every_command_is_one_file_and_one_line():
     files = {p.stem for p in Path(efface.cli.__file__).parent.glob("*.py")}
-    shared = {"__init__", "completion", "main", "opening", "runfolder", "terminal", "watching"}
+    shared = {
+        "__init__",
+        "completion",
+        "main",
+        "opening",
+        "picture",
+        "plan",
+        "runfolder",
+        "terminal",
+        "watching",
+    }
     assert files - shared == set(ABOUT)
     assert all(callable(m.command) for m in CLASSES.values())
     assert all(len(f"  sensitivity  {about}") <= 85 for about in ABOUT.values())

@@ -30,7 +30,7 @@ from efface.evaluation.samples import Samples, load_image, read_log
 from efface.methods import METHODS
 from efface.models import weight_files
 from efface.models.files import configs, tensors
-from efface.models.files.folder import hash_tensors
+from efface.models.files.stored import hash_tensors
 from efface.settings import from_json, to_json
 from efface.training import runs
 from hard.places import Result

@@ -16,17 +16,17 @@ import tyro
 
 from efface.cli import runfolder
 from efface.cli.opening import OfModel, Opening, opened
+from efface.cli.picture import pictured, tell_preview
+from efface.cli.plan import dry_run
 from efface.cli.terminal import Flag, Json, Place, first_line, parsed, show
 from efface.cli.watching import watcher
 from efface.concepts import Concept, check, parse, read
 from efface.edits.edit import Edit
-from efface.errors import UserError, pick
-from efface.evaluation.sensitivity import prediction
+from efface.errors import UserError, escaped, pick
 from efface.methods import METHODS
 from efface.models import DiffusionModel, plan
-from efface.reporting.grid import becomes, before_after
+from efface.reporting.grid import Preview, becomes
 from efface.training import AUTO, EDIT, Run, Tuning, join, provenance
-from efface.vocabulary import load as load_vocabulary
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Erase:
     """Keep the losses of every update in the run's folder, for TensorBoard."""
     picture: Flag = True
     """Draw no before/after picture."""
+    dry_run: Flag = False
+    """Only print what it will take and write: memory, evaluations, time (of two updates)."""
     json: Json = False
     """Print the result as JSON."""
 
@@ -163,24 +165,32 @@ def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
     Args:
         command: what was typed, for the record.
     """
-    rank, _ = join()  # before the model is loaded: each process has a device of its own
+    rank, world = join()  # before the model is loaded: each process has a device of its own
     concepts, _ = check(steered_by(method, wanted_concepts(o)), method.keep)
     out = runfolder.folder_for(o.out, method.name, concepts)
     watch = watcher(o.log, method, out / "tensorboard") if rank == 0 else None
-    how = {"quantise": o.quantise}
+    if o.dry_run and world > 1:
+        raise UserError("--dry-run is for one process: start it without torchrun.")
+    how: dict[str, Any] = {"quantise": o.quantise}
+    how["maps_only"] = method.closed_form and not o.quantise
     if isinstance(method, Tuning):
         how["keep"] = method.group
     model = opened(o.opening, None, rank == 0, **how)
+    if o.dry_run:
+        return dry_run(method, model, concepts, out, o.checkpointing, o.picture, o.json)
     about = provenance(method, model, concepts)
     made = runfolder.begin(out, about, command) if rank == 0 else None
     edit = runfolder.finished(out)
     if edit is None:
         if rank == 0:
             tell_memory(model, method, o)
+            if o.picture:
+                tell_preview(model, concepts)
             runfolder.sit(out, str(model.device))
         began = perf_counter()
         try:
-            steer = partial(tell_anchors, method, out if o.picture and rank == 0 else None)
+            quick = o.picture and not Preview.of(model, len(concepts)).small
+            steer = partial(tell_anchors, method, out if quick and rank == 0 else None)
             run = Run(out, watch, rank == 0, o.checkpointing, steer if rank == 0 else None)
             edit = method.erase(model, concepts, run)
         except (UserError, OSError):
@@ -194,7 +204,16 @@ def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
         runfolder.tidy(out)
         print(f"{out} is finished already; nothing was trained.", file=sys.stderr)
     if rank == 0:  # the first process tells
-        tell(result(model, method, edit, concepts, o, out), edit, concepts, o)
+        found = result(edit, out)
+        if not o.json:
+            tell(found, edit, concepts)
+        if o.picture:  # the result does not wait for it
+            found |= pictured(model, method, edit, concepts, out)
+            if not o.json:
+                hurt = ", ".join(found["moved_most"])
+                print(f"\nmoved most  {escaped(hurt)}\npicture     {escaped(found['picture'])}")
+        if o.json:
+            print(json.dumps(found, indent=1))
     return 0
 
 
@@ -216,41 +235,20 @@ def tell_anchors(
     print(f"({how})", file=sys.stderr)
 
 
-def result(
-    model: DiffusionModel,
-    method: Any,
-    edit: Edit,
-    concepts: Sequence[Concept],
-    o: Erase,
-    out: Path,
-) -> dict[str, Any]:
-    """What came out, as JSON; draws the picture where it is missing."""
-    had, path = runfolder.record(out), out / "before-after.png"
-    cost = {**edit.meta["cost"], "seconds": had.get("seconds")}
-    found: dict[str, Any] = {
+def result(edit: Edit, out: Path) -> dict[str, Any]:
+    """What came out, as JSON."""
+    cost = {**edit.meta["cost"], "seconds": runfolder.record(out).get("seconds")}
+    return {
         "run": str(out),
         "edit": str(out / EDIT),
         "weights": len(edit.weights),
         "cost": cost,
     }
-    if o.picture:
-        hurt = had.get("moved_most")
-        if hurt is None or not path.exists():
-            hurt = most_moved(model, edit, concepts, getattr(method, "vocabulary", "") or "auto")
-            before_after(model, edit, [c.name for c in concepts], list(hurt), path)
-            runfolder.keep(out, {**had, "moved_most": hurt})
-        found |= {"moved_most": hurt, "picture": str(path)}
-    return found
 
 
-def tell(found: dict[str, Any], edit: Edit, concepts: Sequence[Concept], o: Erase) -> None:
+def tell(found: dict[str, Any], edit: Edit, concepts: Sequence[Concept]) -> None:
     """Print what came out."""
-    if o.json:
-        print(json.dumps(found, indent=1))
-        return
-    cost, more = found["cost"], []
-    if o.picture:
-        more = [["moved most", ", ".join(found["moved_most"])], ["picture", found["picture"]]]
+    cost = found["cost"]
     show(
         [
             ["edit", found["edit"]],
@@ -258,11 +256,11 @@ def tell(found: dict[str, Any], edit: Edit, concepts: Sequence[Concept], o: Eras
             ["time", took(cost["seconds"])],
             ["network evaluations", f"{cost['forward']:,} forward, {cost['backward']:,} backward"],
             *preserved(edit),
-            *more,
             ["scores", f"efface score {found['run']}"],
         ],
         ["erased", ", ".join(c.name for c in concepts)],
     )
+    sys.stdout.flush()
 
 
 def preserved(edit: Edit) -> list[list[str]]:
@@ -294,15 +292,3 @@ def tell_memory(model: DiffusionModel, method: Any, o: Erase) -> None:
     how = [model.precision, *([model.quantised] if model.quantised else [])]
     how += ["checkpointing"] * o.checkpointing + ["8-bit Adam"] * method.adam_8bit
     print(f"{model.family.label}, {method.group}, {', '.join(how)}: {found}", file=sys.stderr)
-
-
-def most_moved(
-    model: DiffusionModel, edit: Edit, concepts: Sequence[Concept], source: str, n: int = 5
-) -> dict[str, float]:
-    """The preserved words that the edit moved most, by the change of predicted noise."""
-    words = load_vocabulary(source, model, concepts)
-    words = dataclasses.replace(words, words=words.words[: words.most or 2000])  # the commonest
-    words = words.without(concepts, model.tokenizer)
-    words = words.pool(model, concepts[0], 0, 400, "nearest")
-    found = prediction(model, edit, words.words, latents=2)
-    return {found.words[i]: round(float(found.harm[i]) / 100, 4) for i in found.order()[:n]}

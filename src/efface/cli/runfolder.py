@@ -78,14 +78,8 @@ def begin(out: Path, about: Mapping[str, Any], command: Sequence[str]) -> list[P
     Raises:
         UserError: another run is there, or what cannot be read or written.
     """
-    path, plain = out / RECORD, json.loads(json.dumps(about))
-    if path.exists():
-        had = record(out)["run"]
-        if had != plain:
-            differ = [k for k in plain if had.get(k) != plain[k]]
-            raise UserError(
-                f"{str(out)!r} holds a run with another {', '.join(differ)}; give another --out."
-            )
+    plain = json.loads(json.dumps(about))
+    if same_run(out, plain):
         return None
     made = [p for p in (out, *out.parents) if not p.exists()]
     try:
@@ -99,6 +93,37 @@ def begin(out: Path, about: Mapping[str, Any], command: Sequence[str]) -> list[P
     }
     keep(out, {"run": plain, "versions": versions, "command": list(command)})
     return made
+
+
+def same_run(out: Path, about: Mapping[str, Any]) -> bool:
+    """Whether a run's folder holds this run already.
+
+    Args:
+        about: what makes the run this run, as JSON.
+
+    Raises:
+        UserError: another run is there, or what cannot be read.
+    """
+    if not (out / RECORD).exists():
+        return False
+    had = record(out)["run"]
+    differ = [k for k in {**about, **had} if had.get(k) != about.get(k)]
+    if differ:
+        raise UserError(
+            f"{str(out)!r} holds a run with another {', '.join(differ)}; give another --out."
+        )
+    return True
+
+
+def state_of(out: Path, about: Mapping[str, Any]) -> str:
+    """How far a run is, in words: ``new``, ``begun``, or ``finished``.
+
+    Raises:
+        UserError: as :func:`same_run`.
+    """
+    if not same_run(out, json.loads(json.dumps(about))):
+        return "new"
+    return "finished" if finished(out) is not None else "begun"
 
 
 def record(out: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from efface.errors import UserError
 from efface.models import family_of, weight_files
 from efface.models.files.configs import read_json
-from efface.models.files.folder import STORED
+from efface.models.files.stored import STORED
 from efface.models.files.tensors import Entry, header
 from efface.storage import LOCK, PART
 

@@ -161,6 +161,8 @@ class Edit:
                     f"the edit is of another architecture than {model.name!r}: {name!r} is "
                     f"{tuple(w.shape)} in the edit, {has} in the model."
                 )
+        if any(own[name].is_meta for name in self.weights):
+            model.fill()
         base = self.meta.get("base")
         if base and base != model.base:
             raise UserError(
@@ -293,6 +295,7 @@ class Edit:
         """The parameters of a model or a pipeline that fits this edit."""
         known = load(model)
         self.check(known)
+        known.fill()
         denoiser = plain(getattr(model, known.family.denoiser, known.denoiser))
         return dict(denoiser.named_parameters())
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from efface.edits.contents import KEPT, Contents
 from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.models.files.folder import hash_tensors
+from efface.models.files.stored import hash_tensors
 from efface.models.files.tensors import header, patch, save
 from efface.storage import make_folder
 

@@ -79,16 +79,16 @@ class MACE(Method, Tuning):
         if run.checkpointing:
             raise UserError("MACE looks at the attention, which checkpointing does not keep.")
         prior = self.prior_rows(job)
-        own = {n: w.detach().cpu().double() for n, w in model.parameters().items()}
-        maps = model.text_maps()
+        weights = model.parameters()
+        own = {n: weights[n].cpu().double() for n in model.text_maps()}
         rest, instead = refinement_rows(model, concepts)
         q = solve(rest, instead, prior, 1.0, self.prior, self.ridge)
-        refined = {n: own[n] @ q for n in maps}
+        refined = {n: w @ q for n, w in own.items()}
         parts = []
         for i in range(len(concepts)):
             alone = job.alone(i)
             parts.append(job.part(i, partial(self.starve, alone, refined)))
-        return Made(self.fuse(model, concepts, {n: own[n] for n in maps}, refined, parts, prior))
+        return Made(self.fuse(model, concepts, own, refined, parts, prior))
 
     def prior_rows(self, job: Job) -> Tensor:
         """Text states (m, D) that should stay, the keep list's scaled up."""

@@ -11,16 +11,10 @@ from efface.models.conditioning import Conditioning, mix, stack
 from efface.models.counter import Counter
 from efface.models.diffusion import DiffusionModel, Weights, to_image
 from efface.models.families import FAMILIES, Family
-from efface.models.files.folder import (
-    PICKLES,
-    configs,
-    hash_stored,
-    refuse_pickle,
-    stored_dtype,
-    variant,
-    weight_files,
-)
-from efface.models.memory import WORTH, Plan, checkpointed, plan, release
+from efface.models.files.components import PICKLES, refuse_pickle
+from efface.models.files.folder import configs
+from efface.models.files.stored import hash_stored, stored_dtype, variant, weight_files
+from efface.models.memory import WORTH, Plan, checkpointed, memory_of, plan, release
 from efface.models.opening import MODELS, Shipped, family_of, load
 from efface.models.pipelines import plain
 from efface.models.process import Schedule
@@ -44,6 +38,7 @@ __all__ = [
     "family_of",
     "hash_stored",
     "load",
+    "memory_of",
     "mix",
     "plain",
     "plan",

@@ -37,6 +37,7 @@ def watched(model: DiffusionModel) -> Iterator[list[Tensor]]:
         UserError: a denoiser without cross-attention blocks.
     """
     check_crosses(model)
+    model.fill()
     layers = [m for n, m in model.denoiser.named_modules() if n.endswith(".attn2")]
     seen: list[Tensor] = []
     hooks = []

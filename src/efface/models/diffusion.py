@@ -94,6 +94,17 @@ class DiffusionModel:
         """How noise is added, and what predictions are."""
         self._null: Conditioning | None = None
 
+    def at(self, size: int) -> DiffusionModel:
+        """The same model, parts and all, for pictures of another size.
+
+        Args:
+            size: side in pixels.
+        """
+        other = copy.copy(self)
+        other.size = size
+        other._settle()
+        return other
+
     def to(self, device: str | torch.device) -> DiffusionModel:
         """Move the model to another device, and give it back.
 
@@ -105,6 +116,7 @@ class DiffusionModel:
                 "this model's weights are a pipeline's: call pipe.to(device) and open it again."
             )
         to = pick_device(device)
+        self.fill()
         for part in self.parts.values():
             if isinstance(part, nn.Module):
                 part.to(to)
@@ -145,10 +157,17 @@ class DiffusionModel:
         """The tokenizer of the first text encoder."""
         return self.parts[next(iter(self.family.encoders.values()))]
 
+    def fill(self) -> None:
+        """Open the rest of a denoiser of which only some weights are in memory."""
+        whole = getattr(self.denoiser, "whole", None)
+        if whole is not None:
+            self.parts[self.family.denoiser] = whole().eval().requires_grad_(False)
+
     @property
     def device(self) -> torch.device:
         """Where the denoiser lives."""
-        return next(self.denoiser.parameters()).device  # type: ignore[no-any-return]
+        own = list(self.denoiser.parameters())
+        return next((p for p in own if not p.is_meta), own[0]).device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -240,6 +259,7 @@ class DiffusionModel:
         Returns:
             The prediction, (B, C, H, W), in fp32.
         """
+        self.fill()
         half = cond.each(lambda x: x.to(self.dtype))
         asked = Asked(self.denoiser, z.to(self.dtype), t, half, guidance, self.picture_size)
         inputs = {**self.family.inputs(asked), "return_dict": False}

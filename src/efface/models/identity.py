@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from efface.models.diffusion import DiffusionModel
-from efface.models.files.folder import hash_tensors
+from efface.models.files.stored import hash_tensors
 
 Seen = dict[str, tuple[Any, str]]
 """What has been hashed of each part: how one sees that it changed, and the hash."""
@@ -26,6 +26,7 @@ def identity(model: DiffusionModel) -> str:
     scheduler's config and the pipeline's own settings. A part is hashed again when a tensor of it
     was replaced or changed in place.
     """
+    model.fill()
     seen: Seen = vars(model).setdefault("_seen", {})
     found: dict[str, Any] = {k: of_part(k, part, seen) for k, part in sorted(model.parts.items())}
     found["pipeline"] = plain(model.family.index)

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from efface.models.conditioning import Conditioning
 from efface.models.diffusion import DiffusionModel
 from efface.models.families.family import Asked
+from efface.models.files.components import open_component
 from efface.models.files.configs import read_json
-from efface.models.files.folder import open_component
 
 ADAM, ADAM_8BIT = 16, 10
 """Bytes of a trained number: itself, its gradient (fp32) and two moments (fp32, or 8 bits)."""
@@ -128,6 +128,13 @@ class Plan:
             f"about {self.total / 1e9:.1f} GB: model {model}, trained weights with their optimiser "
             f"{weights}, activations {kept}"
         )
+
+
+def memory_of(model: DiffusionModel) -> int:
+    """Bytes of a model's weights that are in memory."""
+    found = [m for m in model.parts.values() if isinstance(m, nn.Module)]
+    some = [x for m in found for x in (*m.parameters(), *m.buffers()) if not x.is_meta]
+    return sum(x.numel() * x.element_size() for x in some)
 
 
 def plan(

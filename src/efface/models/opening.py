@@ -13,8 +13,9 @@ from efface.errors import UserError, pick
 from efface.models.diffusion import DiffusionModel
 from efface.models.families import FAMILIES
 from efface.models.families.family import Family
-from efface.models.files.folder import PICKLES, refuse_pickle, which
+from efface.models.files.components import PICKLES, refuse_pickle
 from efface.models.files.folder import load as load_folder
+from efface.models.files.folder import which
 from efface.models.files.single_file import unpacked
 from efface.models.pipelines import borrowed, is_pipeline
 from efface.models.placement import dtype_of, pick_device
@@ -53,6 +54,7 @@ def load(
     quantise: str = "",
     keep: str = "xattn",
     torch_dtype: str | torch.dtype | None = None,
+    maps_only: bool = False,
 ) -> DiffusionModel:
     """Open a model: a shipped name, a local diffusers folder, a single file, a hub id, a pipeline.
 
@@ -72,6 +74,8 @@ def load(
             ``keep`` and what closed forms edit.
         keep: the weight group that is to be trained.
         torch_dtype: another name for ``dtype``, as in diffusers.
+        maps_only: of a large denoiser in a folder or file open only what closed forms edit; the
+            rest is opened when it is asked for.
 
     Raises:
         UserError: unknown name, dtype or device, or a model that cannot be read (see the family's
@@ -91,7 +95,9 @@ def load(
             pack_weights(denoiser, family, quantise, keep, precision)
 
         change = pack if quantise else None
-        model = load_folder(folder, name, FAMILIES.values(), precision, where, size, change)
+        model = load_folder(
+            folder, name, FAMILIES.values(), precision, where, size, change, maps_only
+        )
         model.quantised = quantise
         return model
 

@@ -18,7 +18,7 @@ from efface.errors import UserError
 from efface.models.diffusion import DiffusionModel
 from efface.models.families.family import Family
 from efface.models.files.configs import check_scheduler
-from efface.models.files.folder import (
+from efface.models.files.stored import (
     STORED,
     hash_stored,
     hash_tensors,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,62 @@ from efface.storage import write
 
 CELL = 96
 """Side of a picture in a grid, in pixels."""
+PICTURE = "before-after.png"
+"""The grid of a run, in its folder."""
+SLOW = 1e11
+"""Numbers of a denoiser times positions of a latent from which on a CPU takes long for a picture:
+Stable Diffusion's at 512 pixels are 3.5e12, the shipped model's 3e9."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """How many pictures a run is shown by, and how large."""
+
+    erased: int
+    """Erased concepts that are shown."""
+    hurt: int = 5
+    """Preserved concepts, worst hurt first."""
+    seeds: int = 2
+    """Pictures of each."""
+    steps: int | None = None
+    """Sampling steps; None: the model's."""
+    size: int = 0
+    """Side in pixels; 0: the model's."""
+    words: int = 400
+    """Candidates for the worst hurt."""
+
+    @classmethod
+    def of(cls, model: DiffusionModel, erased: int) -> Preview:
+        """As a model is wont to be shown; fewer and smaller where that would take long.
+
+        Args:
+            erased: how many concepts are.
+        """
+        numbers = sum(p.numel() for p in model.parameters().values())
+        positions = model.latent_shape[1] * model.latent_shape[2]
+        if model.device.type != "cpu" or numbers * positions < SLOW:
+            return cls(erased)
+        side = min(256, *model.picture_size)
+        return cls(min(erased, 2), 2, 1, min(15, model.steps), side, 16)
+
+    @property
+    def small(self) -> bool:
+        """Whether it is less than usual."""
+        return self.size > 0
+
+    @property
+    def pictures(self) -> int:
+        """How many are drawn, twice."""
+        return (self.erased + self.hurt) * self.seeds
+
+    def evaluations(self, model: DiffusionModel) -> int:
+        """What drawing them takes, of the edited and of the unedited model."""
+        each = (self.steps or model.steps) * (2 if model.guides == "cfg" else 1)
+        return 2 * self.pictures * each
+
+    def share(self, model: DiffusionModel) -> float:
+        """Positions of a latent, in units of the model's own."""
+        return (self.size / model.picture_size[0]) ** 2 if self.size else 1.0
 
 
 def before_after(
@@ -25,19 +82,22 @@ def before_after(
     erased: Sequence[str],
     hurt: Sequence[str],
     path: Path,
-    seeds: Sequence[int] = (0, 1),
-    steps: int | None = None,
+    preview: Preview | None = None,
 ) -> Path:
     """A grid: a column a concept and seed, the unedited model above the edited one, at equal seeds.
 
     Args:
         erased: concepts of the left block.
         hurt: preserved concepts of the right block, worst hurt first.
+        preview: how many, and how large; a bar is shown where they are small, as they take long.
     """
-    columns = [(c, s) for c in (*erased, *hurt) for s in seeds]
+    p = preview or Preview.of(model, len(erased))
+    erased, hurt = erased[: p.erased], hurt[: p.hurt]
+    columns = [(c, s) for c in (*erased, *hurt) for s in range(p.seeds)]
     wanted = [Wanted(c, s, c) for c, s in columns]
-    rows = [list(draw(model, e, wanted, steps, progress=False)) for e in (None, edit)]
-    sheet = grid(rows, [c for c, _ in columns], len(erased) * len(seeds), len(seeds))
+    drawn = model.at(p.size) if p.small else model
+    rows = [list(draw(drawn, e, wanted, p.steps, progress=p.small)) for e in (None, edit)]
+    sheet = grid(rows, [c for c, _ in columns], len(erased) * p.seeds, p.seeds)
     write(path, lambda p: sheet.save(p, format="PNG"))
     return path
 

@@ -223,7 +223,8 @@ class Method(ABC):
         Raises:
             UserError: no concept, one that is to be kept as well, and whatever the method cannot.
         """
-        return erase(self, load(model), listed(concepts), run)
+        opened = load(model, maps_only=self.closed_form)
+        return erase(self, opened, listed(concepts), run)
 
 
 class Entry(NamedTuple):

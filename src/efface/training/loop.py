@@ -18,6 +18,7 @@ from efface.models import DiffusionModel, checkpointed, release
 from efface.training.checkpoints import Checkpoint, adam_of
 from efface.training.processes import add_up, join
 from efface.training.student import Loss, Stateful, Student
+from efface.training.trial import Trial
 from efface.training.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def finetune(
     lr = tuning.lr or own_lr
     adam = adam_of(leaves.values(), lr, tuning.adam_8bit)
     release(model)
+    if run.trial is not None:
+        return tried(job, run.trial, leaves, adapters, loss, stateful, adam)
     keep = Checkpoint(run.folder, fingerprint, leaves, adam, stateful)
     done = keep.restore(model.counter)
     bar = tqdm(
@@ -122,6 +125,34 @@ def finetune(
             break
     bar.close()
     return Trained({k: w.cpu() for k, w in laid(leaves, adapters).items()}, done)
+
+
+def tried(
+    job: Job,
+    trial: Trial,
+    leaves: dict[str, Tensor],
+    adapters: LowRank | None,
+    loss: Loss,
+    stateful: Sequence[Stateful],
+    adam: torch.optim.Optimizer,
+) -> Trained:
+    """Find out what a fine-tuning takes; what it gives has the right shapes and means nothing."""
+    model, tuning = job.model, job.method
+    assert isinstance(tuning, Tuning)
+    student = Student(model, leaves)
+    trial.leaves = sum(w.numel() * w.element_size() for w in leaves.values())
+
+    def make(update: int, counted: bool) -> None:
+        again = checkpointed(model.denoiser) if job.run.checkpointing else nullcontext()
+        with again:
+            one_update(job, update, student, None if counted else adapters, loss, stateful)
+        if not counted:
+            adam.step()
+        adam.zero_grad()
+
+    trial.loop(model, tuning.updates, make)
+    weights = {k: w.cpu() for k, w in laid(leaves, adapters).items()}
+    return Trained(weights, tuning.updates)
 
 
 def laid(leaves: Mapping[str, Tensor], adapters: LowRank | None) -> dict[str, Tensor]:

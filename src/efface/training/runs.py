@@ -20,6 +20,7 @@ from efface.models import Counter, DiffusionModel
 from efface.models.files.tensors import save
 from efface.settings import checked
 from efface.storage import locked, make_folder, sweep
+from efface.training.trial import Trial
 
 CHECKPOINT = "unfinished.safetensors"
 """The state of a fine-tuning, in the run's folder."""
@@ -53,6 +54,8 @@ class Run:
     the same weights."""
     on_anchors: OnAnchors | None = None
     """Called before anything is trained, with the model and the concepts with their anchors."""
+    trial: Trial | None = None
+    """Only try it out; see :func:`efface.training.forecast.forecast`."""
 
     def part(
         self,

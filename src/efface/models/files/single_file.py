@@ -17,14 +17,9 @@ from safetensors import SafetensorError, safe_open
 from efface.errors import UserError
 from efface.models.families.family import Family
 from efface.models.files.configs import check_scheduler, read_json
-from efface.models.files.folder import (
-    STORED,
-    precisions,
-    present,
-    the_one,
-    which,
-)
+from efface.models.files.folder import present, which
 from efface.models.files.standard import BETAS, STANDARD, Configs
+from efface.models.files.stored import STORED, precisions, the_one
 from efface.storage import ASSETS, cache_folder
 
 MARKS: Mapping[str, str] = {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from efface.errors import UserError
@@ -114,6 +116,38 @@ def header(path: Path) -> Header:
         raise UserError(
             f"{str(path)!r} is no safetensors file, truncated or damaged ({why})."
         ) from None
+
+
+def readers(path: Path) -> dict[str, Callable[[], Tensor]]:
+    """What gives each tensor of a file, by its name: one at a time, without mapping the file.
+
+    Raises:
+        UserError: as :func:`header`.
+    """
+    return {k: partial(read_entry, path, k, e) for k, e in header(path).tensors.items()}
+
+
+def read_entry(path: Path, name: str, entry: Entry) -> Tensor:
+    """One tensor of a file.
+
+    Raises:
+        UserError: its bytes are not there.
+    """
+    kind = next((t for t, n in NAMES.items() if n == entry.dtype), None)
+    if kind is None:  # of another precision than ours
+        with safe_open(path, "pt") as f:
+            found: Tensor = f.get_tensor(name)
+            return found
+    some = bytearray(max(entry.end - entry.begin, 0))
+    with path.open("rb") as f:
+        f.seek(entry.begin)
+        read = f.readinto(some)
+    numbers = math.prod(entry.shape)
+    if read != len(some) or len(some) != numbers * kind.itemsize:
+        raise UserError(f"{str(path)!r} is truncated or damaged ({name!r} is not whole).")
+    if not numbers:
+        return torch.empty(entry.shape, dtype=kind)
+    return torch.frombuffer(some, dtype=kind).view(entry.shape)
 
 
 def patch(path: Path, tensors: Mapping[str, Tensor]) -> None:

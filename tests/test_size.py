@@ -1,0 +1,141 @@
+"""The benchmark of cost, at tiny size."""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from efface.methods import METHODS
+from efface.training import Tuning
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def size():
+    """``bench/size.py``, its neighbour beside it."""
+    pytest.importorskip("peft")
+    sys.path.insert(0, str(ROOT / "bench"))
+    try:
+        spec = importlib.util.spec_from_file_location("size_bench", ROOT / "bench" / "size.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(ROOT / "bench"))
+
+
+@pytest.fixture
+def model(size):
+    return size.random_model("tiny", "cpu", torch.float32)
+
+
+def weights(model):
+    return {k: w.detach().clone() for k, w in model.denoiser.named_parameters()}
+
+
+def test_the_peers_train_and_leave_the_model_as_it_was(size, model):
+    before = weights(model)
+    for make in size.PEERS.values():
+        row = size.peer(model, make, 2, 1)
+        assert len(row["seconds"]) == 1
+        assert row["seconds"][0] > 0
+        after = weights(model)
+        assert after.keys() == before.keys()
+        assert all(torch.equal(w, after[k]) for k, w in before.items())
+        assert not any(p.requires_grad for p in model.denoiser.parameters())
+
+
+def test_the_adapters_of_the_lora_step_move(size, model):
+    with size.PEERS["diffusers' LoRA step"](model, 1) as step:
+        trained = [p for p in model.denoiser.parameters() if p.requires_grad]
+        before = [p.detach().clone() for p in trained]
+        step()
+        assert any(not torch.equal(a, b) for a, b in zip(before, trained, strict=True))
+
+
+def test_every_trained_method_is_measured_at_an_equal_batch(size, tmp_path):
+    (tmp_path / "words.txt").write_text("cow\nriver\n")
+    found = size.trained(3, tmp_path / "words.txt")
+    known = {n for n, m in METHODS.items() if issubclass(m, Tuning)}
+    assert known < set(found)
+    assert all(m.batch == 3 for m in found.values())
+    assert found["ap"].preserve_batch == 3
+
+
+def test_a_row_has_the_time_evaluations_and_memory_of_an_update(size, model, tmp_path):
+    (tmp_path / "words.txt").write_text("cow\nriver\n")
+    row = size.ours(model, size.trained(2, tmp_path / "words.txt")["esd"], 3)
+    assert len(row["seconds"]) == 3
+    assert (row["forward"], row["backward"], row["rows"]) == (2, 2, 2)
+    assert row["plan"] > 0
+    assert row["peak"] is None or row["peak"] > 1e7
+    assert size.closed(model, METHODS["uce"](), 3)["concepts"] == 3
+    assert size.attempt(lambda: (_ for _ in ()).throw(RuntimeError("out of memory"))) == {
+        "failed": "out of memory"
+    }
+    two = size.joined({"seconds": [1.0], "peak": 5}, {"seconds": [2.0], "peak": 3})
+    assert two == {"seconds": [1.0, 2.0], "peak": 5}
+
+
+def test_the_table_says_which_machine_and_what_failed(size, tmp_path):
+    rows = {
+        "diffusers' LoRA step": {"seconds": [1.0, 3.0, 2.0], "peak": 2_000_000_000},
+        "ap": {"seconds": [3.0], "forward": 3.0, "backward": 2.0, "rows": 2, "peak": None},
+        "uce, 1": {"seconds": [1.0], "peak": 10**9, "concepts": 1},
+        "mace": {"failed": "out of memory"},
+    }
+    about = {"machine": "a machine", "arch": "sd14", "size": 256, "batch": 1, "dtype": "fp32"}
+    about |= {"attention": "sdpa", "compile": False, "rows": rows}
+    (tmp_path / "x.json").write_text(json.dumps(about))
+    page = size.written(f"a\n{size.MARKS[0]}{size.MARKS[1]}b\n", tmp_path)
+    assert "a machine: sd14, 256 pixels, batch 1, fp32." in page
+    assert "| diffusers' LoRA step | 2.00 | 1.00 |  | 2.0 |" in page
+    assert "| ap | 3.00 | 1.50 | 3 / 2 |  |" in page
+    assert "| uce, 1 | 1.00 |  |  | 1.0 |" in page
+    assert "| mace | failed: out of memory |" in page
+    assert "Not yet measured on a GPU." in page
+    assert size.written(page, tmp_path) == page
+
+
+def test_the_docs_show_the_committed_results(size):
+    text = size.DOCS.read_text(encoding="utf8")
+    assert size.written(text) == text
+
+
+def test_a_short_training_is_compared_with_full_precision(size):
+    found = size.parity(argparse.Namespace(device="cpu"))
+    assert found["cpu fp32"] == {"loss": 0, "weights": 0}
+    assert 0 < found["cpu bf16"]["loss"] < 0.5
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_on_a_cpu_at_tiny_sizes(tmp_path):
+    env = {
+        **os.environ,
+        "DEVICE": "cpu",
+        "LIMIT": "1200",
+        "SKIP": "compiled",  # minutes of a compiler
+        "OUT": str(tmp_path),
+        "PYTHON": sys.executable,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    script = str(ROOT / "bench" / "gpu.sh")
+    done = subprocess.run(["sh", script], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = {p.stem for p in tmp_path.glob("*.json")}
+    assert names >= {"parity", "bf16-1", "bf16-2", "methods", "no-sdpa", "fp32"}
+    assert "compiled" not in names
+    rows = json.loads((tmp_path / "methods.json").read_text())["rows"]
+    assert {"ap official", "ESD's published loop", "uce, 100"} <= set(rows)
+    short = subprocess.run(
+        ["sh", script], env={**env, "LIMIT": "0"}, capture_output=True, text=True
+    )
+    assert short.returncode == 1
+    assert "left out, the time is over" in short.stderr
