@@ -115,6 +115,9 @@ def test_a_cell_is_one_json_and_is_not_run_again(protocol, tmp_path, emoji):
     judge = judge_for(emoji)
     identity = cell.identity(emoji, f"{judge.config.version} {judge.sha256}")
     assert finished(cell, out, identity) == row
+    early = {k: v for k, v in row["config"].items() if k != "diversify"}  # before it was there
+    (out / cell.file).write_text(json.dumps({**row, "config": early}))
+    assert finished(cell, out, identity) == row
     told = json.loads((tmp_path / "small.json").read_text())
     (tmp_path / "small.json").write_text(json.dumps({**told, "steps": 3}))
     other = cell.identity(emoji, f"{judge.config.version} {judge.sha256}")

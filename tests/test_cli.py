@@ -45,6 +45,9 @@ def small(words):
         "ca": (*SMALL[:6], *PICTURES),
         "age": (*SMALL, "--vocabulary", str(words)),
         "speed": ("--vocabulary", str(words)),
+        "dp": (),
+        "oce": ("--vocabulary", str(words)),
+        "minimax": ("--vocabulary", str(words)),
         "spm": SMALL,
         "mace": (*SMALL[:6], "--vocabulary", str(words), *PICTURES),
     }

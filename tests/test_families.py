@@ -21,8 +21,11 @@ from efface.evaluation.sensitivity import closed_form, prediction
 from efface.methods.age import AGE
 from efface.methods.ap import AP
 from efface.methods.ca import CA
+from efface.methods.dp import DP
 from efface.methods.esd import ESD
 from efface.methods.mace import MACE
+from efface.methods.minimax import Minimax
+from efface.methods.oce import OCE
 from efface.methods.speed import SPEED
 from efface.methods.spm import SPM
 from efface.methods.uce import UCE
@@ -139,10 +142,13 @@ def test_the_prompt_matters_and_rows_do_not_mix(family):
         AP(search=AP.presets()["paper"].search),
         UCE(vocabulary="file"),
         SPEED(maps="all"),
+        DP(),
+        OCE(maps="all"),
+        Minimax(),
         AGE(),
         CA(),
     ],
-    ids=["esd", "ap", "ap-gumbel", "uce", "speed", "age", "ca"],
+    ids=["esd", "ap", "ap-gumbel", "uce", "speed", "dp", "oce", "minimax", "age", "ca"],
 )
 def test_methods_erase_in_every_family(family, method, words, tmp_path):
     """Erase, save, load: pictures change, and change back when the edit is taken off."""

@@ -230,6 +230,8 @@ def test_looking_ahead_and_looking_back(proxy, tiny_folder, words, tmp_path, cap
     worst = next(iter(told["instruments"][0]["words"]))
     assert f"1     {worst}" in said.splitlines()[2]
     assert "Harmed most will be" in said
+    assert "No linear edit of the text maps can erase church fully" in said
+    assert told["forecast"]["word"] in WORDS
     assert "</svg>" in (out / "sensitivity.svg").read_text()
     run = tmp_path / "run"
     erase = ["erase", "uce", "--concept", "church", "--model", str(tiny_folder), "--no-picture"]

@@ -13,6 +13,8 @@ from efface.cli.main import main
 from efface.concepts import Concept
 from efface.errors import UserError
 from efface.evaluation.judges.emoji import EmojiJudge, JudgeConfig
+from efface.methods.dp import DP
+from efface.methods.uce import UCE
 from efface.models import load as load_model
 from efface.models import watched
 from efface.seeds import generator
@@ -25,6 +27,7 @@ from efface.studies import (
     other_data,
     relatives,
     search,
+    several,
     similarity,
     tradeoff,
     vocabulary_kind,
@@ -266,6 +269,40 @@ def test_a_model_that_brings_its_words_judge_and_protocol_is_studied(
     assert (settings["steps"], settings["guidance"]) == (2, 2.0)
     assert "Split 2: bag, hat erased" in other_data.words(found)
     assert "</svg>" in other_data.figure(found)
+
+
+def test_several_concepts_at_once_are_judged_on_names_that_no_method_saw(
+    clothes, tmp_path, cache, monkeypatch
+):
+    lab = Lab(tmp_path / "lab", str(clothes), progress=False)
+    methods = {"uce": UCE(vocabulary="names"), "dp": DP(leverage=1.0), "free": DP(leverage=0.0)}
+    options = {"counts": (2, 1), "methods": methods, "gone": 1, "kept": 2}
+    found = json.loads(json.dumps(several.run(lab, **options)))
+    assert found["held_out"] == ["dress", "boot", "hat"]
+    assert [(r["method"], r["concepts"]) for r in found["rows"]] == [
+        (m, n) for n in (1, 2) for m in methods
+    ]
+    rows = {(r["method"], r["concepts"]): r for r in found["rows"]}
+    assert set(found["erased"]) <= {"coat", "bag", "shirt"}
+    assert "% is needed" in rows["dp", 2]["refused"]
+    for name, n in (("uce", 1), ("free", 2)):
+        scores = rows[name, n]["scores"]
+        assert (scores["ESR-1"]["n"], scores["PSR-1"]["n"]) == (n, 3)
+        assert set(scores) == set(several.SCORES)
+        assert rows[name, n]["seconds"] > 0
+        assert rows[name, n]["peak_memory_mb"] > 100
+    (edit,) = [e for e in found["edits"] if e["config"].get("erase_scale")][:1]
+    shown = edit["config"]["vocabulary"].removeprefix("words: ").split(", ")
+    assert set(shown) == {"coat", "bag", "shirt"} - set(found["erased"][:1])
+    said = several.words(found)
+    assert "| dp | 1 | refused |" in said
+    assert "Refused: dp with 1: " in said
+    assert "</svg>" in several.figure(found)
+    counted = lab.model.counter.copy()
+    assert json.loads(json.dumps(several.run(lab, **options))) == found  # seconds are kept as well
+    assert lab.model.counter == counted
+    with pytest.raises(UserError, match="3 concepts are to be erased, and 3 names are not held"):
+        several.run(lab, counts=(1, 3), methods=methods)
 
 
 def test_the_judge_in_a_models_folder_is_the_protocols(clothes, cache, capsys):

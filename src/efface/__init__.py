@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from efface.methods.age import AGE
     from efface.methods.ap import AP
     from efface.methods.ca import CA
+    from efface.methods.dp import DP
     from efface.methods.esd import ESD
     from efface.methods.mace import MACE
+    from efface.methods.minimax import Minimax
+    from efface.methods.oce import OCE
     from efface.methods.speed import SPEED
     from efface.methods.spm import SPM
     from efface.methods.uce import UCE

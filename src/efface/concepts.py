@@ -5,19 +5,61 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 from efface.errors import UserError, pick
 from efface.names import COMMAS, at, clean, json_of, key, lines, quoted, same, text_of, words
 from efface.names import normal as normal
 from efface.names import slug as slug
+from efface.settings import Range
 
 TEMPLATES = {
     "object": ("{}", "a picture of {}", "a drawing of {}", "{} emoji", "a photo of {}"),
     "style": ("{}", "a picture, {}", "a drawing, {}", "{} emoji", "art, {}"),
 }
 """Prompt templates of each kind of concept; the bare name first."""
+
+PLACES = (
+    "on a white background",
+    "seen from the side",
+    "in bright colours",
+    "at night",
+    "in the snow",
+    "on a table",
+    "close up",
+    "far away",
+    "in black and white",
+)
+"""Where or how a template's picture shows what it shows."""
+
+MOST = 50
+"""Prompts of a name that there are."""
+
+Diversify = Annotated[int, Range(0, MOST)]
+"""How many prompts stand for a name; 0: the bare name, or what the method has of its own."""
+
+
+def templates(kind: str, n: int) -> tuple[str, ...]:
+    """``n`` different prompt templates of a kind: :data:`TEMPLATES`, then each in a place.
+
+    Args:
+        n: up to :data:`MOST`; 0: :data:`TEMPLATES`.
+    """
+    plain = TEMPLATES[kind]
+    more = (f"{t}, {place}" for place, t in product(PLACES, plain))
+    return (*plain, *more)[:n] if n else plain
+
+
+class Pair(NamedTuple):
+    """A prompt that asks for an erased concept, and what stands in its place."""
+
+    name: str
+    """Which name of the concept it holds."""
+    prompt: str
+    instead: str
+    """The same prompt with the anchor; the null prompt where that is the anchor."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +117,15 @@ class Concept:
         """``n`` prompts that ask for it: the templates of its kind, in order, over again."""
         templates = TEMPLATES[self.kind]
         return [templates[i % len(templates)].format(self.name) for i in range(n)]
+
+    def pairs(self, n: int = 0) -> list[Pair]:
+        """Prompts of every name beside their replacements, ``n`` for each; 0: the bare names."""
+        some = templates(self.kind, n) if n else ("{}",)
+        return [
+            Pair(name, t.format(name), t.format(self.anchor) if self.anchor else "")
+            for name in self.names
+            for t in some
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types."""

@@ -27,6 +27,9 @@ SETTINGS = {
     "mace": (*SMALL[:8], *PICTURES, "--vocabulary", "names"),
     "uce": (),
     "speed": ("--vocabulary", "names"),
+    "dp": (),
+    "oce": ("--vocabulary", "names"),
+    "minimax": ("--vocabulary", "names"),
 }
 """Flags that make a method's run short."""
 

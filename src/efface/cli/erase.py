@@ -256,6 +256,7 @@ def tell(found: dict[str, Any], edit: Edit, concepts: Sequence[Concept]) -> None
             ["time", took(cost["seconds"])],
             ["network evaluations", f"{cost['forward']:,} forward, {cost['backward']:,} backward"],
             *preserved(edit),
+            *([["known of it", edit.meta["said"]]] if "said" in edit.meta else []),
             ["scores", f"efface score {found['run']}"],
         ],
         ["erased", ", ".join(c.name for c in concepts)],

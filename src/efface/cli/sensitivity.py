@@ -17,6 +17,7 @@ from efface.cli.terminal import Json, Place, Text, makeable, parsed, show
 from efface.concepts import Concept, parse
 from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
+from efface.evaluation.bound import Forecast, forecast
 from efface.evaluation.sensitivity import (
     INSTRUMENTS,
     PROXIES,
@@ -29,7 +30,7 @@ from efface.evaluation.sensitivity import (
 from efface.models import DiffusionModel
 from efface.reporting.figures import sensitivity as figure
 from efface.scores import Score
-from efface.settings import Range
+from efface.settings import Range, to_json
 from efface.storage import cache_folder, make_folder, write_text
 from efface.vocabulary import Vocabulary
 from efface.vocabulary import load as load_vocabulary
@@ -96,7 +97,8 @@ def command(args: list[str]) -> int:
     found = [
         looked(name, o, model, edit, words) for name in instruments(o, model, edit, len(words))
     ]
-    told = summary(o, edit, concepts, found)
+    ahead = forecast(model, concepts, words.words)
+    told = summary(o, edit, concepts, found, ahead)
     if out is not None:
         keep(
             out, told, figure(found[0], similarity(model, concepts, words), named(concepts), o.top)
@@ -105,6 +107,8 @@ def command(args: list[str]) -> int:
         print(json.dumps(told, indent=1))
         return 0
     tell(found, told, o.top)
+    if ahead is not None:
+        print(ahead.said)
     if out is not None:
         print(f"\n{out / 'sensitivity.svg'}")
     return 0
@@ -176,7 +180,11 @@ def similarity(
 
 
 def summary(
-    o: Options, edit: Edit, concepts: Sequence[Concept], found: Sequence[Moved]
+    o: Options,
+    edit: Edit,
+    concepts: Sequence[Concept],
+    found: Sequence[Moved],
+    ahead: Forecast | None,
 ) -> dict[str, Any]:
     """All of it, as JSON."""
     pairs = [(a, b) for i, a in enumerate(found) for b in found[i + 1 :]]
@@ -190,6 +198,7 @@ def summary(
             f"{a.instrument} / {b.instrument}": agreement(a, b).to_json() for a, b in pairs
         },
         "keep": suggested(found),
+        "forecast": ahead and to_json(ahead),
     }
 
 

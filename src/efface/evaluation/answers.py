@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
+from efface.evaluation.bound import Forecast
 from efface.scores import Score
 from efface.settings import checked, read_json, shown
 
@@ -47,6 +48,7 @@ class Sensitivity:
 
     instruments: tuple[Instrument, ...]
     agreement: Table = field(default_factory=dict)
+    forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
         if not self.instruments:

@@ -46,7 +46,7 @@ class CA(Method, Tuning):
         model, concepts, keeping = job.model, job.concepts, job.keeping()
         pictures = self.pictures.make(job, [c.anchor for c in concepts])
         pairs = [
-            [(t.format(n), t.format(c.anchor) if c.anchor else "") for t in TEMPLATES[c.kind]]
+            [p[1:] for p in c.pairs(self.diversify or len(TEMPLATES[c.kind])) if p.name == n]
             for c in concepts
             for n in c.names
         ]

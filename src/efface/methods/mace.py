@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from efface.concepts import TEMPLATES, Concept
+from efface.concepts import Concept, templates
 from efface.errors import UserError
 from efface.models import Conditioning, DiffusionModel, check_crosses, watched
 from efface.settings import Range
@@ -81,7 +81,7 @@ class MACE(Method, Tuning):
         prior = self.prior_rows(job)
         weights = model.parameters()
         own = {n: weights[n].cpu().double() for n in model.text_maps()}
-        rest, instead = refinement_rows(model, concepts)
+        rest, instead = refinement_rows(model, concepts, self.diversify)
         q = solve(rest, instead, prior, 1.0, self.prior, self.ridge)
         refined = {n: w @ q for n, w in own.items()}
         parts = []
@@ -101,9 +101,10 @@ class MACE(Method, Tuning):
         """Stage 2: keys and values by which the concept's pixels do not look at its words."""
         model, concept = job.model, job.concepts[0]
         pictures = self.pictures.make(job, concept.names)
-        prompts = [[t.format(n) for t in TEMPLATES[concept.kind]] for n in concept.names]
+        some = templates(concept.kind, self.diversify)
+        prompts = [[t.format(n) for t in some] for n in concept.names]
         cond = [model.embed(p) for p in prompts]
-        where = [[span_of(model, t, n) for t in TEMPLATES[concept.kind]] for n in concept.names]
+        where = [[span_of(model, t, n) for t in some] for n in concept.names]
         found = self.masks(model, pictures, cond, where, job.generator("masks"))
         of_name = [pictures.prompt == i for i in range(len(prompts))]
         own_pictures, masks = [only(pictures, m) for m in of_name], [found[m] for m in of_name]
@@ -181,7 +182,7 @@ class MACE(Method, Tuning):
         g2 = self.prior * prior.T @ prior
         seen = []
         for c in concepts:
-            prompts = [t.format(n) for n in c.names for t in TEMPLATES[c.kind]]
+            prompts = [t.format(n) for n in c.names for t in templates(c.kind, self.diversify)]
             x = text_vectors(model, prompts, "all")
             seen.append(x.T @ x / len(c.names))
         below = sum(seen, g2 + self.ridge * eye)
@@ -217,11 +218,16 @@ def span_of(model: DiffusionModel, template: str, name: str) -> slice:
     return slice(min(1 + before, limit), min(1 + before + count(name), limit))
 
 
-def refinement_rows(model: DiffusionModel, concepts: Sequence[Concept]) -> tuple[Tensor, Tensor]:
+def refinement_rows(
+    model: DiffusionModel, concepts: Sequence[Concept], prompts: int = 0
+) -> tuple[Tensor, Tensor]:
     """Stage 1: states of the words around each concept, and where its anchor's prompt has them.
 
     The text tower is causal, so that only what comes behind the concept differs: the rest of the
     sentence, its end and the padding. The names of a concept weigh as one together.
+
+    Args:
+        prompts: in which each name stands; 0: those of its kind.
 
     Returns:
         Two (n, D) tensors, row by row.
@@ -230,7 +236,7 @@ def refinement_rows(model: DiffusionModel, concepts: Sequence[Concept]) -> tuple
     length = model.tokenizer.model_max_length
     for c in concepts:
         share = len(c.names) ** -0.5  # of a row; squares are summed
-        for template in TEMPLATES[c.kind]:
+        for template in templates(c.kind, prompts):
             end_anchor = span_of(model, template, c.anchor).stop
             anchor = model.embed([template.format(c.anchor)]).states[0].cpu().double()
             for name in c.names:

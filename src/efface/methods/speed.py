@@ -9,15 +9,14 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from efface.concepts import Diversify
 from efface.errors import UserError, pick
 from efface.models import DiffusionModel
 from efface.seeds import generator
 from efface.settings import Range
 from efface.training import Job, Made, Method
-from efface.training.closed_form import evened, text_vectors
-
-MAPS = {"v": (".to_v.",), "k": (".to_k.",), "kv": (".to_k.", ".to_v."), "all": ("",)}
-"""Choices of text projections, by parts of their names."""
+from efface.training.closed_form import MAPS, erased_rows, maps_of, text_vectors
+from efface.training.projection import change, moments, null_space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,12 @@ class SPEED(Method):
     """Preserve only the words that the plain erasure would move more than the mean."""
     draws: Annotated[int, Range(0, 10_000)] = 10
     """Augmented copies of each preserved vector."""
+    invariants: bool = True
+    """Hold the null prompt's vectors and ``keep`` in place by constraints of their own; else the
+    kept words are among the preserved alone."""
+    diversify: Diversify = 0
+    """Prompts that stand for each erased name, filled into templates of its kind; 0: the bare
+    name."""
     keep: tuple[str, ...] = ()
     """Words that do not move at all, as the null prompt does not (unless ``slack``)."""
     vocabulary: str = "auto"
@@ -65,15 +70,14 @@ class SPEED(Method):
     def make(self, job: Job) -> Made:
         """Solve for every map."""
         model = job.model
-        maps = self.names(model)
-        mean = (len(job.names) / len(job.concepts)) ** 0.5  # of concepts, where moments takes names
-        c, a = (
-            mean * evened(text_vectors(model, some), job.concepts)
-            for some in (job.names, job.anchors)
-        )
+        maps = maps_of(model, self.maps)
+        rows = erased_rows(job, diversify=self.diversify)
+        several = len(job.names) * max(self.diversify, 1) / len(job.concepts)
+        mean = several**0.5  # of concepts, where moments takes rows
+        c, a = mean * rows.c, mean * rows.a
         words = job.words(self.vocabulary).words
         kept = text_vectors(model, self.keep) if self.keep else c[:0]
-        fixed = torch.cat([fixed_vectors(model), kept])
+        fixed = torch.cat([fixed_vectors(model), kept]) if self.invariants else c[:0]
         own = model.parameters()
         found, ranks = {}, []
         preserved = text_vectors(model, words)
@@ -90,21 +94,6 @@ class SPEED(Method):
             )
         job.notes["free_directions"] = ranks
         return Made(found)
-
-    def names(self, model: DiffusionModel) -> list[str]:
-        """The maps that are edited.
-
-        Raises:
-            UserError: the model has none of that kind.
-        """
-        there = model.text_maps()
-        found = [n for n in there if any(part in n for part in MAPS[self.maps])]
-        if not found:
-            raise UserError(
-                f"{model.family.label} has no maps {self.maps!r} that read the text alone, only "
-                f"{', '.join(there)}: choose maps 'all'."
-            )
-        return found
 
     @classmethod
     def presets(cls) -> Mapping[str, SPEED]:
@@ -133,44 +122,6 @@ class SPEED(Method):
             len(chosen) * self.draws, len(least), generator=g, dtype=w.dtype
         ) @ torch.outer(least, least)
         return torch.cat([chosen, most(chosen.repeat(self.draws, 1) + noise)])
-
-
-def moments(c: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of c cᵀ and of a cᵀ over the erased vectors, both (D, D)."""
-    return c.T @ c / len(c), a.T @ c / len(c)
-
-
-def null_space(preserved: Tensor, share: float) -> Tensor:
-    """Directions that the preserved vectors hardly use, (D, r), orthonormal."""
-    s = preserved.T @ preserved / max(len(preserved), 1)
-    values, vectors = torch.linalg.eigh(s)
-    free: Tensor = vectors[:, values < share * values.mean()]
-    return free
-
-
-def change(c: Tensor, a: Tensor, free: Tensor, fixed: Tensor, rho: float, slack: float) -> Tensor:
-    """The matrix that the map is multiplied with to give its change (arXiv:2503.07392, eq. 12).
-
-    Args:
-        c: erased vectors, (n, D).
-        a: their anchors, (n, D).
-        free: orthonormal directions that may change, (D, r).
-        fixed: vectors that must not move, (m, D).
-        rho: weight of the change itself.
-        slack: 0: the fixed vectors do not move.
-
-    Returns:
-        (D, D).
-    """
-    t, mixed = moments(c, a)
-    p, k = free @ free.T, fixed.T
-    eye = torch.eye(len(t), dtype=t.dtype)
-    m = torch.linalg.inv(t @ p + rho * eye)
-    g = k.T @ p
-    small = g @ m @ k + slack * torch.eye(k.shape[1], dtype=t.dtype)
-    still = eye - m @ k @ torch.linalg.pinv(small) @ g
-    changed: Tensor = (mixed - t) @ p @ still @ m
-    return changed
 
 
 def fixed_vectors(model: DiffusionModel, centres: int = 3) -> Tensor:

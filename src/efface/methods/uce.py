@@ -8,10 +8,11 @@ from typing import Annotated, ClassVar
 
 import torch
 
+from efface.concepts import Diversify
 from efface.errors import pick
 from efface.settings import Range
 from efface.training import Entry, Job, Made, Method
-from efface.training.closed_form import ROWS, evened, solve, text_vectors
+from efface.training.closed_form import ROWS, erased_rows, maps_of, solve, text_vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class UCE(Method):
     rows: str = "subject"
     """Which text states stand for a prompt: its last word's (``subject``) or all of them, position
     by position (``all``)."""
+    diversify: Diversify = 0
+    """Prompts that stand for each erased name, filled into templates of its kind; 0: the bare
+    name."""
     keep: tuple[str, ...] = ()
     """Words that are preserved beside the vocabulary, each with ``keep_weight``."""
     keep_weight: Annotated[float, Range(0)] = 1.0
@@ -58,16 +62,10 @@ class UCE(Method):
         if self.keep:
             rows.append(self.keep_weight**0.5 * text_vectors(model, self.keep, self.rows))
         keep = torch.cat(rows) if rows else None
-        q = solve(
-            evened(text_vectors(model, job.names, self.rows), job.concepts),
-            evened(text_vectors(model, job.anchors, self.rows), job.concepts),
-            keep,
-            self.erase_scale,
-            self.preserve_scale,
-            self.ridge,
-        )
+        c, a, _ = erased_rows(job, self.rows, self.diversify)
+        q = solve(c, a, keep, self.erase_scale, self.preserve_scale, self.ridge)
         own = model.parameters()
-        return Made({n: (own[n].cpu().double() @ q).float() for n in model.text_maps()})
+        return Made({n: (own[n].cpu().double() @ q).float() for n in maps_of(model, "all")})
 
     @classmethod
     def presets(cls) -> Mapping[str, UCE]:

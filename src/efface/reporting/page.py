@@ -10,10 +10,12 @@ from typing import Any
 
 from efface.edits.edit import Edit
 from efface.errors import escaped
+from efface.evaluation.bound import Forecast
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.samples import Wanted
 from efface.reporting.figures import strength_curve
 from efface.scores import Score
+from efface.settings import from_json
 from efface.storage import ASSETS, VERSION
 
 TEMPLATE = ASSETS / "report.html.j2"
@@ -175,6 +177,8 @@ def sensed(found: Mapping[str, Any]) -> str:
     lines += [
         f"Agreement {k}: {Score(**v).said(2)}." for k, v in found.get("agreement", {}).items()
     ]
+    if found.get("forecast"):
+        lines.append(from_json(Forecast, found["forecast"]).said)
     return " ".join(lines)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.evaluation import answers
-from efface.evaluation.bench import UNEDITED, label, lineup
+from efface.evaluation.bench import BEFORE, UNEDITED, label, lineup
 from efface.evaluation.protocols import load
 from efface.scores import Score, concept_rate, paired_difference
 from efface.vocabulary import INLINE
@@ -56,7 +56,7 @@ def read(out: Path, protocol: str) -> dict[str, list[Row]]:
 
 def settings(row: Row) -> str:
     """A cell's method settings but for the seed, and for the names that its split lets it see."""
-    config = dict(row.get("config") or {}) | {"seed": None}
+    config = {**BEFORE, **(row.get("config") or {}), "seed": None}
     if str(config.get("vocabulary", "")).startswith(INLINE):
         config["vocabulary"] = INLINE
     if "tuning" in config:  # cells of earlier versions

@@ -12,6 +12,7 @@ from efface.studies import (
     other_data,
     relatives,
     search,
+    several,
     similarity,
     tradeoff,
     vocabulary_kind,
@@ -49,5 +50,6 @@ STUDIES: Mapping[str, Study] = {
     "order": _study(order),
     "other-data": _study(other_data),
     "tradeoff": _study(tradeoff),
+    "several": _study(several),
 }
 """Every study by name."""

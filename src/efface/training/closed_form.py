@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from efface.concepts import Concept
-from efface.errors import pick
+from efface.errors import UserError, pick
 from efface.models import DiffusionModel
+from efface.training.erasure import Job
 
 CHUNK = 512
 """Prompts encoded at a time, of which only the rows that are asked for stay in memory."""
 ROWS = ("subject", "all")
 """Which text states stand for a prompt."""
+MAPS = {"v": (".to_v.",), "k": (".to_k.",), "kv": (".to_k.", ".to_v."), "all": ("",)}
+"""Choices of text projections, by parts of their names."""
+
+
+def maps_of(model: DiffusionModel, choice: str) -> list[str]:
+    """The names of the text projections that are edited.
+
+    Args:
+        choice: a key of :data:`MAPS`.
+
+    Raises:
+        UserError: the model has none, or none of that kind.
+    """
+    there = model.text_maps()
+    found = [n for n in there if any(part in n for part in pick(MAPS, choice, "choice of maps"))]
+    if not there:
+        raise UserError(
+            f"{model.family.label} has no weights that read the text alone, which a closed form "
+            "edits: choose a method that is trained."
+        )
+    if not found:
+        raise UserError(
+            f"{model.family.label} has no maps {choice!r} that read the text alone, only "
+            f"{', '.join(there)}: choose maps 'all'."
+        )
+    return found
 
 
 def text_vectors(model: DiffusionModel, prompts: Sequence[str], rows: str = "subject") -> Tensor:
@@ -31,6 +59,8 @@ def text_vectors(model: DiffusionModel, prompts: Sequence[str], rows: str = "sub
         UserError: an unknown choice of rows.
     """
     pick(dict.fromkeys(ROWS), rows, "choice of rows")
+    if not prompts:
+        return text_vectors(model, [""])[:0]
     found = []
     for i in range(0, len(prompts), CHUNK):
         some = prompts[i : i + CHUNK]
@@ -39,6 +69,36 @@ def text_vectors(model: DiffusionModel, prompts: Sequence[str], rows: str = "sub
             states = states[torch.arange(len(some))[:, None], model.last_word(some)]
         found.append(model.family.seen(model.parts, states.flatten(0, 1)).double())
     return torch.cat(found)
+
+
+class Erased(NamedTuple):
+    """What is erased, as rows of text states; see :func:`erased_rows`."""
+
+    c: Tensor
+    """Of the erased names, (n, D)."""
+    a: Tensor
+    """Of their anchors, (n, D)."""
+    names: tuple[str, ...]
+    """The erased name of each row."""
+
+
+def erased_rows(job: Job, rows: str = "subject", diversify: int = 0) -> Erased:
+    """Text vectors of every erased name and of its anchor, each concept with the same weight.
+
+    Args:
+        rows: of :func:`text_vectors`.
+        diversify: prompts that stand for each name (:meth:`~efface.concepts.Concept.pairs`).
+
+    Source: of the prompts arXiv:2603.18767.
+    """
+    pairs = [p for c in job.concepts for p in c.pairs(diversify)]
+    share = max(diversify, 1) ** -0.5  # the prompts of a name weigh as one together
+    c, a = (
+        share * evened(text_vectors(job.model, some, rows), job.concepts)
+        for some in ([p.prompt for p in pairs], [p.instead for p in pairs])
+    )
+    each = len(c) // len(pairs)
+    return Erased(c, a, tuple(p.name for p in pairs for _ in range(each)))
 
 
 def evened(rows: Tensor, concepts: Sequence[Concept]) -> Tensor:

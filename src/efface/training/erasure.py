@@ -77,7 +77,7 @@ class Job:
     about: dict[str, Any] = field(default_factory=dict)
     """What the edit will remember; also the fingerprint of the run."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """What the edit will remember besides, known at the end only."""
+    """What the edit will remember besides, known at the end only; ``said`` is shown to the user."""
 
     branch: tuple[str | int, ...] = ()
     """Which part of the whole job this is; part of the name of its draws."""

@@ -29,14 +29,15 @@ class Bank:
     cfg: Annotated[float, Range(-100, 100)] = 3.0
     """Scale of classifier-free guidance of the trajectories."""
     trajectories: Annotated[int, Range(1, 10_000)] = 8
-    """Trajectories of each erased name."""
+    """Trajectories of each erased name, shared by its prompts, of which each gets one at least."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     def open(self, job: Job) -> Banked:
         """The bank of a job's concepts."""
-        return Banked(job.model, job.concepts, self, job.generator("bank"), job.run.progress)
+        g, prompts = job.generator("bank"), prompts_of(job)
+        return Banked(job.model, job.concepts, self, g, job.run.progress, prompts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,12 @@ class Rollout:
 
     def open(self, job: Job) -> RolledOut:
         """The rollouts for a job's concepts."""
-        return RolledOut(job.model, job.concepts, self)
+        return RolledOut(job.model, job.concepts, self, prompts_of(job))
+
+
+def prompts_of(job: Job) -> int:
+    """How many prompts stand for each erased name of a job; 0: the bare name."""
+    return int(getattr(job.method, "diversify", 0))
 
 
 Latents = Bank | Rollout
@@ -124,7 +130,7 @@ class Draw(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The erased concepts' prompts, a row each: every name and synonym."""
+    """The erased concepts' prompts, a row each: all of every name and synonym."""
 
     concept: Conditioning
     anchor: Conditioning
@@ -132,13 +138,17 @@ class Encoded(NamedTuple):
     """Index of the concept that a row belongs to."""
 
 
-def encode(model: DiffusionModel, concepts: Sequence[Concept]) -> Encoded:
-    """Encode every erased name beside its anchor."""
-    rows = [(i, name, c.anchor) for i, c in enumerate(concepts) for name in c.names]
+def encode(model: DiffusionModel, concepts: Sequence[Concept], prompts: int = 0) -> Encoded:
+    """Encode every erased name beside its anchor.
+
+    Args:
+        prompts: that stand for each name (:meth:`~efface.concepts.Concept.pairs`).
+    """
+    rows = [(i, pair) for i, c in enumerate(concepts) for pair in c.pairs(prompts)]
     return Encoded(
-        model.embed([r[1] for r in rows]),
-        model.embed([r[2] for r in rows], null=True),
-        torch.tensor([r[0] for r in rows]),
+        model.embed([pair.prompt for _, pair in rows]),
+        model.embed([pair.instead for _, pair in rows], null=True),
+        torch.tensor([i for i, _ in rows]),
     )
 
 
@@ -176,9 +186,10 @@ class Banked:
         config: Bank,
         g: torch.Generator,
         progress: bool = True,
+        prompts: int = 0,
     ) -> None:
-        self.encoded = encode(model, concepts)
-        n = config.trajectories
+        self.encoded = encode(model, concepts, prompts)
+        n = max(config.trajectories // max(prompts, 1), 1)
         schedule = model.schedule(config.ddim_steps)
         self.t: Tensor = schedule.timesteps.cpu()
         kept: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -250,9 +261,15 @@ def beside(b: Batch, cond: Conditioning) -> Words:
 class RolledOut:
     """Latents made anew for every update, by the frozen model or by the student as it is."""
 
-    def __init__(self, model: DiffusionModel, concepts: Sequence[Concept], config: Rollout) -> None:
+    def __init__(
+        self,
+        model: DiffusionModel,
+        concepts: Sequence[Concept],
+        config: Rollout,
+        prompts: int = 0,
+    ) -> None:
         self.model, self.config = model, config
-        self.encoded = encode(model, concepts)
+        self.encoded = encode(model, concepts, prompts)
         self.odds = odds(self.encoded.of)
         self.schedule = model.schedule(config.ddim_steps)
 

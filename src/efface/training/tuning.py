@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from efface.concepts import Diversify
 from efface.settings import Range
 
 
@@ -25,6 +26,9 @@ class Tuning:
     decay: Annotated[float, Range(0, 1)] = 0.0
     """Share of the updates, the last ones, over which the learning rate falls to 0, in a straight
     line."""
+    diversify: Diversify = 0
+    """Prompts that stand for each erased name, filled into templates of its kind, and its anchor in
+    the same prompt for it (arXiv:2603.18767); 0: the bare name (CA, MACE: a few templates)."""
     group: str = "xattn"
     """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full."""
     rank: Annotated[int, Range(0, 4096)] = 0

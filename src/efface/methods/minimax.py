@@ -1,0 +1,138 @@
+"""Minimax: erase in full, and harm the worst word of a vocabulary as little as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+
+from efface.concepts import Diversify
+from efface.errors import UserError, escaped, pick
+from efface.settings import Range
+from efface.training import Job, Made, Method
+from efface.training.closed_form import MAPS, ROWS, erased_rows, maps_of, text_vectors
+from efface.training.minimax import Least, least_harm, seen_by
+from efface.training.projection import check_leverage, left_free, reduced
+
+LEAST = 0.01
+"""Share of an erased vector that the kept ones must leave free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimax(Method):
+    """The linear edit of the text maps whose worst word is proved to be harmed least.
+
+    Source: ours; the least squares of arXiv:2308.14761 under exact constraints, with weights on the
+    preserved words that Lawson's iteration makes grow where they are harmed. What it proves is of
+    text states and linear maps: pictures are another matter, see ``efface sensitivity``.
+    """
+
+    name: ClassVar[str] = "minimax"
+    label: ClassVar[str] = "Minimax (certified)"
+    closed_form: ClassVar[bool] = True
+
+    maps: str = "all"
+    """Which text projections are edited: values (``v``), keys (``k``), both (``kv``), or whatever
+    reads the text alone (``all``)."""
+    strength: Annotated[float, Range(0, 10, open_low=True)] = 1.0
+    """How far the erased vectors go, in units of the way to their anchors; above 1 beyond them.
+    Harm is in proportion."""
+    ridge: Annotated[float, Range(0)] = 1e-2
+    """How much the edit's own size counts beside the worst word's harm: what is no word of the
+    vocabulary moves less."""
+    rows: str = "subject"
+    """Which text states of a word count as its harm: its last word's (``subject``), or all of its
+    prompt's together (``all``)."""
+    keep: tuple[str, ...] = ()
+    """Words that do not move at all."""
+    keep_anchors: bool = True
+    """Anchors do not move, either."""
+    vocabulary: str = "auto"
+    """Whose worst word counts: auto, names, tags, tokens, or a word list file; the erased concepts
+    are left out."""
+    exclude_parts: bool = False
+    """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
+    rounds: Annotated[int, Range(1, 100_000)] = 1000
+    """Of the iteration, at most."""
+    tolerance: Annotated[float, Range(0, 1)] = 0.01
+    """How far above the proved bound the worst word may be, as a share of it."""
+    diversify: Diversify = 0
+    """Prompts that stand for each erased name, filled into templates of its kind; 0: the bare
+    name."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pick(MAPS, self.maps, "choice of maps")
+        pick(dict.fromkeys(ROWS), self.rows, "choice of rows")
+
+    def make(self, job: Job) -> Made:
+        """One matrix for all maps, with its certificate in the notes."""
+        model, maps = job.model, maps_of(job.model, self.maps)
+        erased = erased_rows(job, diversify=self.diversify)
+        anchors = job.anchors if self.keep_anchors else []
+        hard = list(dict.fromkeys([*anchors, *self.keep]))
+        words = job.words(self.vocabulary).words
+        if not words:
+            raise UserError("the vocabulary holds no word but the erased ones: name another.")
+        exact = text_vectors(model, hard)
+        free = left_free(exact, exact[:0], 1.0)
+        check_leverage(erased, free, exact, hard, LEAST)
+        c, a = reduced(erased.c, erased.a, 0.99 if self.diversify else 1.0)
+        h, _ = reduced(exact, exact, 1.0)
+        check_apart(c @ free, job.names)
+        rows = text_vectors(model, words, self.rows)
+        own = model.parameters()
+        found = least_harm(
+            c,
+            a,
+            h,
+            rows.view(len(words), -1, rows.shape[1]),
+            seen_by([own[n] for n in maps]),
+            self.ridge,
+            self.rounds,
+            self.tolerance,
+        )
+        self.note(job, found, words)
+        far = self.strength * (a - c).T @ found.y.T
+        moved = {n: own[n].cpu().double() for n in maps}
+        return Made({n: (w + w @ far).float() for n, w in moved.items()})
+
+    def note(self, job: Job, found: Least, words: tuple[str, ...]) -> None:
+        """Keep the certificate."""
+        worst = int(found.harm.argmax())
+        job.notes["certificate"] = {
+            "harm": round(100 * self.strength * float(found.harm[worst]), 3),
+            "bound": round(100 * self.strength * found.bound, 3),
+            "worst": words[worst],
+            "chief": words[found.chief],
+        }
+        job.notes["said"] = (
+            f"its worst word, {escaped(words[worst])}, moves by "
+            f"{100 * self.strength * float(found.harm[worst]):.2f} % of what the maps read; no "
+            f"linear edit as small gets below {100 * self.strength * found.bound:.2f} %"
+        )
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Minimax]:
+        """``searched``: found on ``emoji`` (split 4)."""
+        return {"searched": cls(strength=1.2)}
+
+
+def check_apart(free: torch.Tensor, names: list[str]) -> None:
+    """Refuse concepts that are no longer independent beside what is kept.
+
+    Args:
+        free: their parts that are free of it, (n, r).
+
+    Raises:
+        UserError: says how many directions there are.
+    """
+    s = torch.linalg.svdvals(free)
+    if free.shape[1] < len(free) or float(s[-1]) < 1e-6 * float(s[0]):
+        raise UserError(
+            f"{', '.join(escaped(n) for n in names[:5])} together are combinations of the kept "
+            f"words: {free.shape[1]} directions are free for {len(free)} of theirs; keep or erase "
+            "fewer."
+        )

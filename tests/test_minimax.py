@@ -1,0 +1,194 @@
+"""The smallest largest harm: against a general optimiser, its certificate, and its limits."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from conftest import CHURCH, DOG, QUIET, WORDS, job_of
+
+from efface.errors import UserError
+from efface.methods.minimax import Minimax, check_apart
+from efface.methods.uce import UCE
+from efface.training.closed_form import solve, text_vectors
+from efface.training.minimax import least_harm, lengths, seen_by
+
+
+def problem(n=2, m=1, k=12, d=5, r=1, seed=0):
+    """Erased, anchors, hard rows, words, and the form of two maps."""
+    g = torch.Generator().manual_seed(seed)
+    c, a, h = (torch.randn(x, d, generator=g, dtype=torch.float64) for x in (n, n, m))
+    words = torch.randn(k, r, d, generator=g, dtype=torch.float64)
+    maps = [torch.randn(x, d, generator=g, dtype=torch.float64) for x in (4, 3)]
+    return c, a, h, words, maps
+
+
+def slow_harm(y, c, a, words, maps):
+    """Word by word, map by map."""
+    found = []
+    for w in words:
+        changes = [m @ (a - c).T @ y.T for m in maps]
+        up = sum(float((x @ row).square().sum()) for x in changes for row in w)
+        found.append(
+            math.sqrt(up / sum(float((m @ row).square().sum()) for m in maps for row in w))
+        )
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("r", [1, 2])
+@pytest.mark.parametrize("m", [0, 1])
+def test_it_erases_keeps_and_harms_as_it_says(m, r):
+    c, a, h, words, maps = problem(m=m, r=r)
+    found = least_harm(c, a, h, words, seen_by(maps))
+    q = torch.eye(5, dtype=torch.float64) + (a - c).T @ found.y.T
+    torch.testing.assert_close(c @ q.T, a)
+    torch.testing.assert_close(h @ q.T, h)
+    torch.testing.assert_close(found.harm, slow_harm(found.y, c, a, words, maps))
+    assert 0 <= found.gap <= 0.01
+    assert found.bound <= float(found.harm.max())
+    assert found.weights.sum() == pytest.approx(1)
+
+
+def test_no_general_optimiser_finds_less():
+    """Each map with a change of its own, which is more than one Q for all can do."""
+    c, a, h, words, maps = problem(n=1, m=0, k=6, d=3)
+    found = least_harm(c, a, h, words, seen_by(maps), tolerance=1e-4, rounds=5000)
+    w, e = torch.cat(maps), words[:, 0]  # one map of 7 rows: harm sums over maps
+    size = (e @ w.T).norm(dim=1)
+    exact = torch.linalg.pinv(c).T  # one change that erases; all others differ by what c is not
+    start = w @ (a - c).T @ exact
+    rest = torch.eye(3, dtype=torch.float64) - exact.T @ c
+    free = torch.zeros(7, 3, dtype=torch.float64, requires_grad=True)
+
+    def harms():
+        return (e @ (start + free @ rest).T).norm(dim=1) / size
+
+    for power in (10.0, 100.0, 3000.0):  # ever nearer to the largest
+        steps = torch.optim.LBFGS([free], max_iter=500, line_search_fn="strong_wolfe")
+
+        def closure(power=power, steps=steps):
+            steps.zero_grad()
+            value = (power * harms().log()).logsumexp(0) / power
+            value.backward()
+            return value
+
+        steps.step(closure)
+    changed = start + free.detach() @ rest
+    torch.testing.assert_close(c @ changed.T, (a - c) @ w.T)
+    best = float(harms().max().detach())
+    assert best >= found.bound * (1 - 1e-4)
+    assert best == pytest.approx(float(found.harm.max()), rel=2e-3)
+
+
+def test_even_weights_are_the_limit_of_least_squares():
+    c, a, _, words, maps = problem(m=0)
+    form = seen_by(maps)
+    scaled = words[:, 0] / lengths(words, form)[:, None]
+    q = solve(c, a, scaled, 1e9, 1.0, 1e-9)
+    once = least_harm(c, a, c[:0], words, form, rounds=1)
+    torch.testing.assert_close(
+        torch.eye(5, dtype=torch.float64) + (a - c).T @ once.y.T, q, rtol=1e-4, atol=1e-5
+    )
+    best = least_harm(c, a, c[:0], words, form)
+    assert float(best.harm.max()) < float(once.harm.max())
+
+
+def test_every_round_is_a_proof():
+    c, a, h, words, maps = problem(k=40, d=8)
+    form, best = seen_by(maps), math.inf
+    for rounds in (1, 2, 5, 20, 100):
+        found = least_harm(c, a, h, words, form, rounds=rounds, tolerance=0.0)
+        assert found.gap >= -1e-9
+        assert float(found.harm.max()) <= best + 1e-9
+        best = float(found.harm.max())
+    tight = least_harm(c, a, h, words, form, rounds=5000, tolerance=1e-4)
+    for rounds in (1, 5, 100):
+        loose = least_harm(c, a, h, words, form, rounds=rounds, tolerance=0.0)
+        assert loose.bound <= float(tight.harm.max()) + 1e-9
+        assert tight.bound <= float(loose.harm.max()) + 1e-9
+
+
+def test_a_large_ridge_is_the_smallest_edit():
+    c, a, h, words, maps = problem()
+    found = least_harm(c, a, h, words, seen_by(maps), ridge=1e9)
+    least = torch.linalg.pinv(torch.cat([c, h]))[:, :2]
+    torch.testing.assert_close(found.y, least, rtol=1e-4, atol=1e-5)
+    assert found.bound <= float(found.harm.max())
+
+
+def test_few_words_need_not_be_harmed():
+    c, a, h, words, maps = problem(k=2, d=8)
+    found = least_harm(c, a, h, words, seen_by(maps))
+    assert float(found.harm.max()) < 1e-4
+    assert found.gap == 0 or found.bound < 1e-4
+
+
+@pytest.mark.parametrize("rows", ["subject", "all"])
+def test_the_edit_of_a_model_has_its_certificate(tiny, words, rows):
+    method = Minimax(vocabulary=str(words), keep=("moon",), rows=rows)
+    job = job_of(tiny, [CHURCH, DOG], method)
+    made, own = method.make(job), tiny.parameters()
+    last = {w: text_vectors(tiny, [w])[0] for w in ("church", "dog", "hound", "", "cat", "moon")}
+    maps = [own[n].double() for n in tiny.text_maps()]
+    change = [made.weights[n].double() - w for n, w in zip(tiny.text_maps(), maps, strict=True)]
+    for d, w in zip(change, maps, strict=True):
+        for word, anchor in (("church", ""), ("dog", "cat"), ("hound", "cat")):
+            torch.testing.assert_close((w + d) @ last[word], w @ last[anchor], rtol=1e-3, atol=1e-3)
+        for word in ("", "cat", "moon"):
+            assert (d @ last[word]).abs().max() < 1e-3
+    told, harm = job.notes["certificate"], {}
+    for word in WORDS:
+        e = text_vectors(tiny, [word], rows)
+        up, down = (sum(float((x @ e.T).square().sum()) for x in m) for m in (change, maps))
+        harm[word] = 100 * math.sqrt(up / down)
+    assert max(harm.values()) == pytest.approx(told["harm"], rel=1e-2)
+    assert harm[told["worst"]] == pytest.approx(told["harm"], rel=1e-2)
+    assert 0 < told["bound"] <= told["harm"]
+    assert told["chief"] in WORDS
+    assert told["worst"] in job.notes["said"]
+
+
+def test_least_squares_harm_their_worst_word_more(tiny, words):
+    plain = UCE(vocabulary=str(words), erase_scale=1e6, ridge=1e-9)
+    best = Minimax(vocabulary=str(words), rows="subject", ridge=0.0, keep_anchors=False)
+
+    def worst(method):
+        edit, own, found = method.erase(tiny, [CHURCH], QUIET), tiny.parameters(), []
+        for word in WORDS:
+            e = text_vectors(tiny, [word])[0]
+            up = sum(
+                float(((w - own[k]).double() @ e).square().sum()) for k, w in edit.weights.items()
+            )
+            found.append(
+                up / sum(float((own[k].double() @ e).square().sum()) for k in edit.weights)
+            )
+        return max(found)
+
+    assert worst(best) <= worst(plain) * 1.001
+
+
+def test_half_the_strength_is_half_the_change(tiny, words):
+    whole = Minimax(vocabulary=str(words))
+    half = dataclasses.replace(whole, strength=0.5)
+    one, two = (m.erase(tiny, [CHURCH], QUIET) for m in (whole, half))
+    own = tiny.parameters()
+    for k, w in one.weights.items():
+        torch.testing.assert_close(
+            two.weights[k] - own[k], 0.5 * (w - own[k]), rtol=1e-3, atol=1e-6
+        )
+    assert two.meta["certificate"]["harm"] == pytest.approx(
+        one.meta["certificate"]["harm"] / 2, 1e-3
+    )
+
+
+def test_what_cannot_be_is_refused(tiny, tmp_path):
+    path = tmp_path / "w.txt"
+    path.write_text("church\nChurches\n")
+    with pytest.raises(UserError, match="holds no word but the erased ones"):
+        Minimax(vocabulary=str(path)).erase(tiny, [CHURCH], QUIET)
+    eye = torch.eye(3, dtype=torch.float64)
+    check_apart(eye, ["a", "b", "c"])
+    with pytest.raises(UserError, match=r"a, b together .* 3 directions are free for 4"):
+        check_apart(torch.cat([eye, eye[:1]]), ["a", "b"])
+    with pytest.raises(UserError, match="together are combinations"):
+        check_apart(torch.stack([eye[0], eye[0]]), ["a", "b"])
