@@ -115,7 +115,7 @@ def becomes(
         list(draw(model, None, [Wanted(n, s, n) for n, (_, s) in pairs], progress=False))
         for pairs in (list(zip(some, columns, strict=True)) for some in texts)
     ]
-    names = [f"{c.name} → {c.anchor}" for c, _ in columns]
+    names = [f"{c.name} -> {c.anchor}" for c, _ in columns]
     sheet = grid(rows, names, len(columns), len(seeds), ("now", "to be"))
     write(path, lambda p: sheet.save(p, format="PNG"))
     return path
