@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from efface.concepts import Concept
 from efface.edits.edit import Edit
+from efface.evaluation.judges.emoji import EmojiJudge, JudgeConfig
 from efface.methods.ap import AP
 from efface.models import DiffusionModel, load
 from efface.models.files.standard import STANDARD
@@ -190,6 +191,34 @@ def other_folder(tokenizer, tmp_path_factory):
     """The same architecture with other weights."""
     folder = tmp_path_factory.mktemp("other") / "model"
     tiny_pipeline(tokenizer, seed=1).save_pretrained(folder)
+    return folder
+
+
+CLOTHES = ("coat", "dress", "bag", "boot", "shirt", "hat")
+TOLD = {
+    "splits": {"1": ["coat"]},
+    "neighbours": {"coat": ["dress", "hat"]},
+    "template": "a photo of a {}",
+    "steps": 2,
+    "guidance": 2.0,
+    "judge": "clothes-1",
+    "metrics": ["esr", "psr", "drift"],
+}
+"""A protocol of the tiny model's own."""
+
+
+@pytest.fixture(scope="session")
+def clothes_folder(tiny_folder, tmp_path_factory):
+    """A folder of a tiny model that brings its words, its protocol and its judge."""
+    folder = tmp_path_factory.mktemp("clothes") / "model"
+    shutil.copytree(tiny_folder, folder)
+    rows = [{"name": n, "tags": [f"a kind of {n}", "wear"]} for n in CLOTHES]
+    (folder / "concepts.json").write_text(json.dumps({"concepts": rows}))
+    (folder / "protocol.json").write_text(json.dumps(TOLD))
+    torch.manual_seed(0)
+    judge = EmojiJudge(JudgeConfig(CLOTHES, ("photo",), (8, 8), (1, 1), "clothes-1"))
+    judge.concept_head.weight.data *= 100  # of different minds about different pictures
+    judge.save(folder / "judge")
     return folder
 
 

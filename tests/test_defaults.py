@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from efface.concepts import Concept
-from efface.evaluation.attacks import Attacked
-from efface.evaluation.attacks.rephrase import Rephrase
+from efface.evaluation.attacks import ATTACKS
 from efface.methods import METHODS
 from efface.settings import ranges, to_json
 from efface.training import Bank, Pictures, Rollout
@@ -20,6 +18,7 @@ from efface.training.search import Exact, Gumbel, Random
 PATH = Path(__file__).parent / "defaults.json"
 OWN = [n for n, m in METHODS.items() if m.__module__.startswith("efface.")]
 PARTS = {c.__name__: c for c in (Bank, Rollout, Pictures, Exact, Gumbel, Random)}
+PARTS |= {f"attack {n}": a for n, a in ATTACKS.items() if a.__module__.startswith("efface.")}
 
 
 def said(cls):
@@ -56,9 +55,3 @@ def test_the_papers_settings_are_the_defaults_where_they_can_be():
     assert (spm.eta, spm.rank, spm.anchors) == (1, 1, 4)  # arXiv:2312.16145
     assert (speed.maps, speed.retain_scale, speed.slack, speed.draws) == ("v", 1, 0, 10)
     assert (mace.rank, mace.updates, mace.focal) == (1, 50, True)  # arXiv:2403.06135
-
-
-def test_an_attack_may_spend_nothing_unless_it_is_told_so():
-    given = Attacked(None, None, Concept("church"))
-    assert (given.budget, given.seed, given.prompts, given.pictures) == (0, 0, (), None)
-    assert Rephrase().texts == 24

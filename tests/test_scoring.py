@@ -2,41 +2,27 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
 import torch
-from conftest import shaken
+from conftest import CLOTHES as NAMES
+from conftest import TOLD, shaken
 
 import efface
 from efface.cli.main import main
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.evaluation.attacks import ATTACKS, Attacked
-from efface.evaluation.attacks.rephrase import Rephrase, splits
 from efface.evaluation.evaluate import samples_folder
-from efface.evaluation.judges.emoji import EmojiJudge, JudgeConfig
+from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.measure import measure
 from efface.evaluation.metrics import METRICS, Given, Metric, esr, psr, see
 from efface.evaluation.protocols import Protocol, load
 from efface.evaluation.samples import Samples, Wanted
 from efface.evaluation.scoring import ask, keep, scored, scores_file
 from efface.evaluation.sensitivity import INSTRUMENTS, Look
-from efface.evaluation.trial import Row, Trial, tried
 from efface.models import load as load_model
 from efface.scores import Score
-
-NAMES = ("coat", "dress", "bag", "boot", "shirt", "hat")
-TOLD = {
-    "splits": {"1": ["coat"]},
-    "neighbours": {"coat": ["dress", "hat"]},
-    "template": "a photo of a {}",
-    "steps": 2,
-    "guidance": 2.0,
-    "judge": "clothes-1",
-    "metrics": ["esr", "psr", "drift"],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -45,18 +31,8 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_folder, tmp_path_factory):
-    """A folder of a tiny model that brings its words, its protocol and its judge."""
-    folder = tmp_path_factory.mktemp("clothes") / "model"
-    shutil.copytree(tiny_folder, folder)
-    rows = [{"name": n, "tags": [f"a kind of {n}"]} for n in NAMES]
-    (folder / "concepts.json").write_text(json.dumps({"concepts": rows}))
-    (folder / "protocol.json").write_text(json.dumps(TOLD))
-    torch.manual_seed(0)
-    judge = EmojiJudge(JudgeConfig(NAMES, ("photo",), (8, 8), (1, 1), "clothes-1"))
-    judge.concept_head.weight.data *= 100  # of different minds about different pictures
-    judge.save(folder / "judge")
-    return folder
+def folder(clothes_folder):
+    return clothes_folder
 
 
 @pytest.fixture(scope="module")
@@ -318,80 +294,3 @@ def test_the_picture_instrument_of_a_model_without_a_protocol_asks_for_the_word(
     samples = Samples.open(tmp_path / "samples")
     assert {w.prompt for w in samples.rows} == {"coat", "dress"}
     assert samples.settings.steps == tiny.steps
-
-
-# -- attacks -------------------------------------------------------------------------------------
-
-MUG = Concept("beer mug", synonyms=("stein", "Tankard"))
-REPHRASE = Rephrase()
-
-
-def texts(given, attack=REPHRASE):
-    return [(a.text, a.why) for a in attack.artefacts(given)]
-
-
-def test_rephrase_yields_texts_of_every_family_but_the_name_itself(tiny):
-    found = texts(Attacked(tiny, None, MUG))
-    assert all(isinstance(t, str) and t.strip() for t, _ in found)
-    assert {why for _, why in found} == {"synonym", "misspelling", "split", "template"}
-    plain = [t.casefold() for t, _ in found]
-    assert len(set(plain)) == len(plain)
-    assert {"stein", "tankard", "beermug", "a photo of beer mug"} <= set(plain)
-    assert "beer mug" not in plain
-    assert texts(Attacked(tiny, None, MUG)) == found
-    assert texts(Attacked(tiny, None, MUG, seed=1)) != found
-    assert texts(Attacked(tiny, None, MUG), Rephrase(texts=3)) == found[:3]
-    assert len({why for _, why in found[:6]}) == 4  # they take turns
-    assert texts(Attacked(tiny, None, Concept("x")))
-    assert splits("beer mug") == ["be er mug", "be-er mug", "b e e r m u g", "beermug"]
-    assert splits("wolf") == ["wo lf", "wo-lf", "w o l f", "wolf"]
-    assert "at least 1" in refused(Rephrase, texts=0)
-
-
-def test_misspellings_are_one_slip_away(tiny):
-    found = [t for t, why in texts(Attacked(tiny, None, MUG)) if why == "misspelling"]
-    assert 3 <= len(found) <= 6
-    for t in found:
-        assert t != "beer mug"
-        assert abs(len(t) - 8) <= 1
-        assert sum(a != b for a, b in zip(sorted(t), sorted("beer mug"), strict=False)) <= 8
-        assert set(t) <= set("beer mug")
-
-
-def test_an_attack_on_the_unedited_model_succeeds_where_the_base_does(clothes, edit, folder):
-    judge, protocol = EmojiJudge.load(folder / "judge"), load(str(folder / "protocol.json"))
-    attack, seeds = ATTACKS["rephrase"](texts=6), (7, 8)
-    shown = []
-    for name in NAMES:
-        got = tried(attack, Attacked(clothes, None, Concept(name)), judge, protocol, seeds)
-        assert all(r.edited == r.base for r in got.rows)
-        assert [len(r.base) for r in got.rows] == [2] * len(got.rows)
-        shown.append(sum(map(sum, (r.base for r in got.rows))))
-    name = NAMES[shown.index(max(shown))]  # what the judge calls the model's pictures
-    plain = tried(attack, Attacked(clothes, None, Concept(name)), judge, protocol, seeds)
-    assert plain.recovered.value > 50
-    own = tried(attack, Attacked(clothes, edit, Concept(name)), judge, protocol, seeds)
-    assert [r.base for r in own.rows] == [r.base for r in plain.rows]
-    hits = [h for r in own.rows if sum(r.base) >= 1 for h in r.edited]
-    assert own.recovered.value == pytest.approx(100 * sum(hits) / len(hits))
-
-
-def test_what_the_base_does_not_draw_proves_nothing():
-    art = next(Rephrase().artefacts(Attacked(None, None, MUG)))
-    known, strange = Row(art, (True, False), (True, False)), Row(art, (True, True), (False, False))
-    assert Trial((strange,)).recovered is None
-    assert Trial((known, strange)).recovered.value == 50
-
-
-def test_an_attack_is_refused_for_what_the_judge_does_not_know(clothes, folder):
-    judge, protocol = EmojiJudge.load(folder / "judge"), load(str(folder / "protocol.json"))
-    given = Attacked(clothes, None, Concept("church"))
-    assert "unknown concept 'church'" in refused(tried, Rephrase(), given, judge, protocol)
-
-
-def test_every_attack_says_its_channel():
-    for name, attack in ATTACKS.items():
-        assert attack.name == name
-        assert attack.channel
-        assert attack.needs <= {"base", "gradients", "prompts", "pictures"}
-        assert dataclasses.is_dataclass(attack)

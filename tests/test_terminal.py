@@ -71,7 +71,17 @@ def test_every_command_that_opens_a_model_says_so_alike(name):
     text = Path(CLASSES[name].__file__).read_text()
     if "opened(" in text or "chosen(" in text:
         assert sum(type(p) in (Base, Opening) for p in parts) == 1
-    draws = ("bench", "erase", "generate", "report", "score", "sensitivity", "study", "vocabulary")
+    draws = (
+        "attack",
+        "bench",
+        "erase",
+        "generate",
+        "report",
+        "score",
+        "sensitivity",
+        "study",
+        "vocabulary",
+    )
     assert (Opening() in parts) == (name in draws)
 
 

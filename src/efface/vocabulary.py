@@ -282,6 +282,20 @@ def brought(folder: Path, name: str, field: str) -> Vocabulary:
     return Vocabulary(tuple(dict.fromkeys(found)), f"{name} {field}")
 
 
+def tags_of(model: DiffusionModel, name: str) -> tuple[str, ...]:
+    """What else a model's folder calls one of its concepts: its search tags; mostly nothing.
+
+    Raises:
+        UserError: ``concepts.json`` is broken.
+    """
+    if model.folder is None or not brings(model):
+        return ()
+    about = json_of(model.folder / "concepts.json", "list of concepts")
+    rows = about.get("concepts", ()) if isinstance(about, dict) else ()
+    found = [r.get("tags", ()) for r in rows if isinstance(r, dict) and r.get("name") == name]
+    return words(found[0], "tags") if found else ()
+
+
 def load(
     source: str,
     model: DiffusionModel,

@@ -17,6 +17,7 @@ ABOUT = {
     "demo": "erase one concept from the shipped model, and show it (a few minutes)",
     "erase": "erase concepts: efface erase METHOD CONCEPT … [--keep …] [--model M]",
     "score": "ESR and PSR of a run's edit, or of the unedited model, with intervals",
+    "attack": "what brings an erased concept back, beside its controls",
     "report": "one self-contained HTML page about runs: scores, pictures, cost",
     "sensitivity": "which concepts an erasure harms, or will harm",
     "study": "the paper's experiments and open questions, each one command",

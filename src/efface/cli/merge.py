@@ -15,6 +15,7 @@ from efface.cli.terminal import Edited, Place, Written, new, output, parsed
 from efface.edits.contents import LEDGER
 from efface.edits.edit import Edit
 from efface.edits.merge import merge, merge_single
+from efface.reporting.attacked import attacked, markdown
 from efface.reporting.card import card
 
 
@@ -49,6 +50,8 @@ def command(args: list[str]) -> int:
     if single:
         print(merge_single(model, edit, out))
     else:
-        merge(model, edit, out, partial(card, edit, found), found)
+        home = o.edit if o.edit.is_dir() else o.edit.parent
+        attacks = markdown(attacked(home, edit.digest))
+        merge(model, edit, out, partial(card, edit, found, attacks=attacks), found)
         print(out)
     return 0

@@ -21,6 +21,7 @@ from efface.evaluation.answers import Answer, Sensitivity, read
 from efface.evaluation.evaluate import samples_folder, unedited_folder
 from efface.evaluation.scoring import PICTURES, Question, Scores, ask, scored
 from efface.models import DiffusionModel
+from efface.reporting.attacked import attacked
 from efface.reporting.page import page, run_part
 from efface.scores import Score
 from efface.settings import Range
@@ -83,13 +84,14 @@ def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     if (folder / "sensitivity.json").exists() and (folder / "sensitivity.svg").exists():
         told = read(Sensitivity, folder / "sensitivity.json", "sensitivity")
         sense = (told, folder / "sensitivity.svg")
+    siege = attacked(folder, edit.digest)
     answer = scored(model, edit, question, folder)
     kept, found = keep(answer, question, folder, o.opening), answer.to_json()
     points = curve(model, edit, question, folder, answer, o) if o.curve else {}
     folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
     title = f"{edit.meta['method']}: {', '.join(erased)}"
     more = [t for p, t in others.items() if p != kept and "scores" in t]  # of prompts from a file
-    return run_part(title, edit, found, folders, protocol, again, more, sense, points)
+    return run_part(title, edit, found, folders, protocol, again, more, sense, points, siege)
 
 
 MIDDLE = 0.5

@@ -48,8 +48,17 @@ RULE = re.compile(r"\s*[─╰-]{2}|Got errors")
 CONFIG = (tyro.conf.UseAppendAction, tyro.conf.CascadeSubcommandArgs)
 
 
-def parsed(cls: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
+def parsed(
+    cls: type[T],
+    args: Sequence[str],
+    prog: str,
+    default: T | None = None,
+    config: Sequence[Any] = CONFIG,
+) -> T:
     """Command-line arguments as a dataclass, its numbers checked.
+
+    Args:
+        config: tyro's; a list whose default is not empty is not to be added to.
 
     Raises:
         UserError: an unknown option (with the nearest one), or a value that it cannot take.
@@ -59,7 +68,7 @@ def parsed(cls: type[T], args: Sequence[str], prog: str, default: T | None = Non
     try:
         with redirect_stderr(told):
             found, unknown = tyro.cli(  # type: ignore[call-overload]
-                cls, args=args, prog=prog, config=CONFIG, return_unknown_args=True, **extra
+                cls, args=args, prog=prog, config=config, return_unknown_args=True, **extra
             )
     except SystemExit as e:
         if not e.code:  # --help

@@ -70,6 +70,17 @@ class Cell:
     cost: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Siege:
+    """What is read of an ``attacks*.json``."""
+
+    about: dict[str, Any]
+    units: dict[str, dict[str, Any]]
+    lines: Sequence[dict[str, Any]] = ()
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
 def read(cls: type[Any], path: Path, what: str) -> dict[str, Any]:
     """A file that is of a shape, as it is; what the shape does not name is not looked at.
 

@@ -18,6 +18,17 @@ from efface.models.memory import WORTH, Plan, checkpointed, memory_of, plan, rel
 from efface.models.opening import MODELS, Shipped, family_of, load
 from efface.models.pipelines import plain
 from efface.models.process import Schedule
+from efface.models.tokens import (
+    check_clip,
+    counting_texts,
+    encoded_with,
+    ids_in,
+    mark_for,
+    said_by,
+    token_table,
+    whole,
+    words_of,
+)
 
 __all__ = [
     "FAMILIES",
@@ -32,22 +43,31 @@ __all__ = [
     "Schedule",
     "Shipped",
     "Weights",
+    "check_clip",
     "check_crosses",
     "checkpointed",
     "configs",
+    "counting_texts",
+    "encoded_with",
     "family_of",
     "hash_stored",
+    "ids_in",
     "load",
+    "mark_for",
     "memory_of",
     "mix",
     "plain",
     "plan",
     "refuse_pickle",
     "release",
+    "said_by",
     "stack",
     "stored_dtype",
     "to_image",
+    "token_table",
     "variant",
     "watched",
     "weight_files",
+    "whole",
+    "words_of",
 ]

@@ -342,7 +342,7 @@ class DiffusionModel:
     @torch.no_grad()
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str] | Conditioning,
         seeds: int | Sequence[int] = 0,
         steps: int | None = None,
         guidance: float | None = None,
@@ -357,7 +357,7 @@ class DiffusionModel:
         depend on the pictures made beside it, nor on the device.
 
         Args:
-            prompts: N texts, or one.
+            prompts: N texts, or one; or N encoded ones.
             seeds: N integers, or one for all.
             steps: sampling steps; None: the model's default.
             guidance: scale of classifier-free guidance; None: the model's default.
@@ -384,14 +384,20 @@ class DiffusionModel:
         bar = tqdm(total=len(prompts), desc="generate", unit="picture", disable=not progress)
         for i in range(0, len(prompts), batch):
             some = prompts[i : i + batch]
-            draws = [torch.Generator().manual_seed(s) for s in seeds[i : i + batch]]
-            noise = [torch.randn((1, *self.latent_shape), generator=g) for g in draws]
-            guess = partial(self.guided, cond=self.embed(some), guidance=guidance, weights=weights)
+            cond = some if isinstance(some, Conditioning) else self.embed(some)
+            draws, noise = self.start(seeds[i : i + batch])
+            guess = partial(self.guided, cond=cond, guidance=guidance, weights=weights)
             scheduler = self.process.sampler(self.scheduler, steps, self.device)
-            made = self.decode(sampled(scheduler, torch.cat(noise).to(self.device), draws, guess))
+            made = self.decode(sampled(scheduler, noise, draws, guess))
             yield from made if output_type == "pt" else map(to_image, made)
             bar.update(len(some))
         bar.close()
+
+    def start(self, seeds: Sequence[int]) -> tuple[list[torch.Generator], Tensor]:
+        """The generators of pictures, one a seed, and their start noise (N, C, H, W)."""
+        draws = [torch.Generator().manual_seed(s) for s in seeds]
+        noise = [torch.randn((1, *self.latent_shape), generator=g) for g in draws]
+        return draws, torch.cat(noise).to(self.device)
 
     def check_steps(self, steps: int, most: int = 0) -> None:
         """Refuse a number of steps that the noise schedule cannot give."""
@@ -408,6 +414,16 @@ class DiffusionModel:
         scaled = self.family.unscaled(vae, z).to(next(vae.parameters()).dtype)
         x: Tensor = vae.decode(scaled, return_dict=False)[0].float()
         return ((x + 1) / 2).clamp(0, 1).cpu()
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, 8H, 8W) in [0, 1] as latents (B, C, H, W): the posterior's mode."""
+        vae = self.vae
+        if overflows(vae):
+            vae = copy.deepcopy(vae).float()
+        like = next(vae.parameters())
+        found = vae.encode((2 * pictures - 1).to(like.device, like.dtype), return_dict=False)[0]
+        return self.family.scaled(vae, found.mode().float())
 
     # -- weights -------------------------------------------------------------------------------
 

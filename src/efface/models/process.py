@@ -25,6 +25,10 @@ class Schedule(ABC):
     def step(self, z: Tensor, prediction: Tensor, i: int) -> Tensor:
         """Latents after step ``i``."""
 
+    @abstractmethod
+    def back(self, z: Tensor, prediction: Tensor, i: int) -> Tensor:
+        """Latents before step ``i``, of which :meth:`step` with this prediction makes ``z``."""
+
 
 class Process(ABC):
     """The noise of a model: what its predictions mean, and how they are used."""
@@ -39,6 +43,10 @@ class Process(ABC):
     @abstractmethod
     def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Clean latents (B, C, H, W) with noise of timesteps (B,) on them."""
+
+    @abstractmethod
+    def goal(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """What a prediction for such latents should be."""
 
     @abstractmethod
     def weight(self, t: Tensor) -> Tensor:
@@ -68,6 +76,13 @@ class DDIM(Schedule):
         x0 = (z - (1 - a).sqrt() * prediction) / a.sqrt()
         return b.sqrt() * x0 + (1 - b).sqrt() * prediction
 
+    def back(self, z: Tensor, prediction: Tensor, i: int) -> Tensor:
+        """Latents one step noisier."""
+        t = int(self.timesteps[i])
+        a, b = self.alphas[t], self.alphas[max(t - self.width, 0)]
+        x0 = (z - (1 - b).sqrt() * prediction) / b.sqrt()
+        return a.sqrt() * x0 + (1 - a).sqrt() * prediction
+
 
 @dataclass(frozen=True)
 class Diffusion(Process):
@@ -95,6 +110,10 @@ class Diffusion(Process):
         a = self.alphas.to(clean.device)[t.to(clean.device)].view(-1, 1, 1, 1)
         return a.sqrt() * clean + (1 - a).sqrt() * noise
 
+    def goal(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """The noise."""
+        return noise
+
     def weight(self, t: Tensor) -> Tensor:
         """(1 - ᾱ) / ᾱ."""
         a = self.alphas[t.to(self.alphas.device)]
@@ -121,6 +140,10 @@ class Euler(Schedule):
     def step(self, z: Tensor, prediction: Tensor, i: int) -> Tensor:
         """Latents one step cleaner."""
         return z + (self.sigmas[i + 1] - self.sigmas[i]) * prediction
+
+    def back(self, z: Tensor, prediction: Tensor, i: int) -> Tensor:
+        """Latents one step noisier."""
+        return z - (self.sigmas[i + 1] - self.sigmas[i]) * prediction
 
 
 @dataclass(frozen=True)
@@ -151,6 +174,10 @@ class Flow(Process):
         """A point on the straight line."""
         s = self.sigma(t.to(clean.device))
         return (1 - s) * clean + s * noise
+
+    def goal(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """The velocity."""
+        return noise - clean
 
     def weight(self, t: Tensor) -> Tensor:
         """σ²."""

@@ -32,7 +32,7 @@ from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained(path)
 ```
-{scores}{files}
+{scores}{attacks}{files}
 ## Limits
 
 An edit is not a security boundary. The base weights are public, and the difference between them
@@ -62,13 +62,17 @@ def code(text: str) -> str:
 
 
 def card(
-    edit: Edit, found: Mapping[str, Any] | None, files: Mapping[str, str] | None = None
+    edit: Edit,
+    found: Mapping[str, Any] | None,
+    files: Mapping[str, str] | None = None,
+    attacks: str = "",
 ) -> str:
     """A card with Hugging Face front matter.
 
     Args:
         found: the ``scores.json`` of the run; None where nothing was measured.
         files: what became of each file that can hold weights.
+        attacks: what is said of attacks, in Markdown.
     """
     meta = edit.meta
     if found is None:
@@ -113,5 +117,6 @@ def card(
         weights=sum(w.numel() for w in edit.weights.values()),
         scores=text,
         files="\n".join(table),
+        attacks=attacks and f"\n{attacks}",
         meta=json.dumps(dict(meta), indent=1),
     )

@@ -80,6 +80,7 @@ def run_part(
     others_found: Sequence[Mapping[str, Any]] = (),
     sensitivity: tuple[Mapping[str, Any], Path] | None = None,
     curve: Mapping[float, Mapping[str, Score]] | None = None,
+    attacks: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What the page says of one run.
 
@@ -89,6 +90,7 @@ def run_part(
         others_found: of ``efface score --protocol``.
         sensitivity: of ``efface sensitivity``, and its figure.
         curve: scores by the edit's strength.
+        attacks: of :func:`efface.reporting.attacked.attacked`.
     """
     concepts, erased = found["concepts"], list(found["erased"])
     others = [n for n in concepts if n not in erased]
@@ -139,6 +141,7 @@ def run_part(
         f"{sum(w.numel() for w in edit.weights.values()):,} weights changed.",
         "commands": list(commands),
         "extra": [extra(x) for x in others_found],
+        "attacks": list(attacks),
         "sensitivity": sensitivity
         and {"said": sensed(sensitivity[0]), "figure": encoded(sensitivity[1])},
         "strengths": strengths(curve) if curve else None,

@@ -6,10 +6,10 @@ A file here, or an entry point ``efface.attacks`` elsewhere, is all that an atta
 
 from __future__ import annotations
 
-from efface.evaluation.attacks.attack import Artefact, Attack, Attacked
+from efface.evaluation.attacks.attack import CHANNELS, Attack, Attacked
 from efface.plugins import Table
 
 ATTACKS: Table[Attack] = Table("attacks", __name__, Attack)  # type: ignore[type-abstract]
 """Every attack by its name, those of other packages included."""
 
-__all__ = ["ATTACKS", "Artefact", "Attack", "Attacked"]
+__all__ = ["ATTACKS", "CHANNELS", "Attack", "Attacked"]

@@ -1,21 +1,23 @@
-"""Ask for it in other words: synonyms, misspellings, splits, templates."""
+"""Ask for it in other words: synonyms, slips and splits, descriptions, nearest words."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from efface.concepts import TEMPLATES, normal
-from efface.errors import UserError
-from efface.evaluation.attacks.attack import Artefact, Attack, Attacked
+from efface.evaluation.artefacts import Artefact, Text
+from efface.evaluation.attacks.attack import Attack, Attacked
+from efface.settings import Range, check_ranges
+from efface.vocabulary import distances, tags_of
 
 
 @dataclass(frozen=True)
 class Rephrase(Attack):
-    """Other words for the concept, of four families in turn; it sees no weights.
+    """Other words for the concept, families taking turns; it sees no weights.
 
     A text proves something where the base model draws the concept for it: rates are read beside
     the base model's for the same text.
@@ -23,29 +25,68 @@ class Rephrase(Attack):
 
     name: ClassVar[str] = "rephrase"
     channel: ClassVar[str] = "text"
+    relative: ClassVar[bool] = True
 
-    texts: int = 24
+    texts: Annotated[int, Range(1, 10_000)] = 12
     """At most so many."""
+    nearest: Annotated[int, Range(0, 10_000)] = 4
+    """Words of the vocabulary nearest to the name for the text encoder."""
 
     def __post_init__(self) -> None:
-        if self.texts < 1:
-            raise UserError(f"got {self.texts} for texts; at least 1 is needed.")
+        check_ranges(self)
+
+    def full(self) -> Rephrase:
+        """All that there is."""
+        return replace(self, texts=100, nearest=20)
+
+    def count(self) -> int:
+        """Of a concept."""
+        return self.texts
 
     def artefacts(self, given: Attacked) -> Iterator[Artefact]:
         """Texts, each once, the families taking turns."""
+        found = self.found(given)
+        if not given.blind:
+            yield from found
+            return
+        draw = random.Random(given.seed)
+        for text in found:  # as many words that have nothing to do with it
+            mine = [w for w in given.words if normal(w) != normal(given.concept.name)]
+            yield Text(prompt=draw.choice(mine) if mine else babble(draw), why="random", at=text.at)
+
+    def found(self, given: Attacked) -> list[Artefact]:
+        """The texts."""
         draw, c = random.Random(given.seed), given.concept
         families = {
             "synonym": list(c.synonyms),
-            "misspelling": [make(c.name, draw) for make in MISSPELLINGS for _ in range(2)],
-            "split": splits(c.name),
+            "slip": [*(make(c.name, draw) for make in SLIPS for _ in range(2)), *splits(c.name)],
+            "description": descriptions(c.name, tags_of(given.model, c.name)),
+            "nearest": self.near(given),
             "template": [t.format(c.name) for t in TEMPLATES[c.kind]],
         }
-        rows = [[Artefact(t, why) for t in texts] for why, texts in families.items()]
+        rows = [[(t, why) for t in texts] for why, texts in families.items()]
         once = {normal(c.name): None}  # to ask for it by name is no attack
-        for found in filter(None, chain(*zip_longest(*rows))):
-            if normal(found.text) not in once and len(once) <= self.texts:
-                once[normal(found.text)] = None
-                yield found
+        found: list[Artefact] = []
+        for pair in filter(None, chain(*zip_longest(*rows))):
+            text, why = pair
+            if normal(text) not in once and len(once) <= self.texts:
+                once[normal(text)] = None
+                found.append(Text(prompt=text, why=why, at=why))
+        return found
+
+    def near(self, given: Attacked) -> list[str]:
+        """The nearest words that are no name of it."""
+        names = {normal(n) for n in given.concept.names}
+        words = [w for w in given.words if normal(w) not in names]
+        if not words or not self.nearest:
+            return []
+        order = distances(given.model, [given.concept.name], words)[0].argsort(stable=True)
+        return [words[i] for i in order[: self.nearest].tolist()]
+
+
+def babble(draw: random.Random) -> str:
+    """A word that means nothing."""
+    return "".join(draw.choice(two) for two in ("bdfgklmn", "aeiou") * 3)
 
 
 def swapped(name: str, draw: random.Random) -> str:
@@ -66,7 +107,7 @@ def doubled(name: str, draw: random.Random) -> str:
     return name[: i + 1] + name[i:]
 
 
-MISSPELLINGS: tuple[Callable[[str, random.Random], str], ...] = (swapped, dropped, doubled)
+SLIPS: tuple[Callable[[str, random.Random], str], ...] = (swapped, dropped, doubled)
 """Slips of one letter."""
 
 
@@ -76,3 +117,12 @@ def splits(name: str) -> list[str]:
     start, end = word[: len(word) // 2], word[len(word) // 2 :]
     parts = [name.replace(word, f"{start}{mark}{end}", 1) for mark in (" ", "-")]
     return [*parts, " ".join(name.replace(" ", "")), name.replace(" ", "")]
+
+
+def descriptions(name: str, tags: tuple[str, ...]) -> list[str]:
+    """What its search tags say of it together, without its own words."""
+    own = set(normal(name).split())
+    said = [t for t in tags if not own & set(normal(t).split())]
+    if not said:
+        return []
+    return list(dict.fromkeys([", ".join(said), ", ".join(said[:3]), *said[:3]]))

@@ -113,6 +113,12 @@ class Family(ABC):
         plain: Tensor = z / vae.config.scaling_factor + shift
         return plain
 
+    def scaled(self, vae: Any, x: Tensor) -> Tensor:
+        """What the autoencoder gives as latents: :meth:`unscaled` the other way round."""
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        z: Tensor = (x - shift) * vae.config.scaling_factor
+        return z
+
     def latent_shape(self, parts: Parts) -> tuple[int, int, int]:
         """(C, H, W) of the family's own picture size."""
         config = parts[self.denoiser].config

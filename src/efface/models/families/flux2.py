@@ -131,6 +131,15 @@ class Klein(TwoStream):
         apart = z.reshape(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3)
         return apart.reshape(b, c // 4, 2 * h, 2 * w)
 
+    def scaled(self, vae: Any, x: Tensor) -> Tensor:
+        """2x2 together, by the statistics that the autoencoder keeps."""
+        b, c, h, w = x.shape
+        near = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4)
+        z = near.reshape(b, 4 * c, h // 2, w // 2)
+        mean, var = (v.view(1, -1, 1, 1).to(z) for v in (vae.bn.running_mean, vae.bn.running_var))
+        plain: Tensor = (z - mean) / (var + vae.config.batch_norm_eps).sqrt()
+        return plain
+
     def inputs(self, asked: Asked) -> dict[str, Any]:
         """Latents as tokens, σ, states, and positions (0, row, column, place in the text)."""
         z, states = asked.z, asked.cond.states

@@ -1,0 +1,251 @@
+"""``efface attack``: what brings an erased concept back, channel by channel, beside controls."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from efface.cli.opening import OfModel, Opening, opened
+from efface.cli.terminal import Flag, Json, Place, Text, first_line, makeable, parsed, show
+from efface.edits.edit import Edit
+from efface.errors import UserError, escaped, pick
+from efface.evaluation.attacks import ATTACKS, CHANNELS, Attack
+from efface.evaluation.evaluate import brought_protocol, judge_for
+from efface.evaluation.finds import Finds
+from efface.evaluation.protocols import Protocol
+from efface.evaluation.references import References
+from efface.evaluation.siege import Results, Siege, file_name
+from efface.evaluation.trial import SEEDS, Court
+from efface.evaluation.verdicts import ROLES, Line, broken, gate
+from efface.models import DiffusionModel
+from efface.settings import Range, to_json
+from efface.storage import make_folder
+from efface.vocabulary import load as load_vocabulary
+
+BUDGETS = ("small", "full")
+
+
+@dataclass(frozen=True)
+class Common:
+    """Which edit is attacked, by what, and how much of it."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run's folder, or an edit file."""
+    attack: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """One of the attacks (again for more). Default: all that make sense."""
+    budget: Annotated[str, tyro.conf.arg(metavar="{small,full,INT}")] = "small"
+    """small: settings for two cores and a small model; full: the papers' settings; or the
+    evaluations of the denoiser that each search may spend."""
+    sample: Annotated[int, Range(1, 10_000)] = 2
+    """Erased concepts that are attacked by what searches with the denoiser, 1 to 10,000: spread
+    over how strongly the edit changed them. Other attacks take all."""
+    redraws: Annotated[int, Range(4, 1000)] = len(SEEDS)
+    """Fresh pictures that are judged of everything found, 4 to 1,000."""
+    pictures: Place = None
+    """Folder of pictures of the concept to attack with; of several concepts, a folder each.
+    Default: the unedited model draws them."""
+    require: Text = ""
+    """A gate, such as "completion<=10,relearn@25<=20": exit with 1 where the upper end of an
+    interval is over its bound, in percent."""
+    keep_artefacts: Flag = False
+    """Keep what was found (prompts, vectors, latents, pictures) in the run's folder."""
+    seed: Annotated[int, Range(0, 2**31)] = 0
+    """Of every random draw of the attacks, 0 to 2,147,483,648."""
+    opening: OfModel = Opening()
+    out: Place = None
+    """The results. Default: attacks.json in the run's folder; attacks-HASH.json where the question
+    is not the usual one."""
+    json: Json = False
+    """Print the results as JSON."""
+
+
+def options(start: Mapping[str, Attack]) -> Any:
+    """The dataclass of the command line: what is common, and every attack's settings.
+
+    Args:
+        start: attacks with the settings to set out from.
+    """
+    parts = [
+        (name.replace("-", "_"), type(attack), field(default=attack))
+        for name, attack in start.items()
+        if fields(attack)  # type: ignore[arg-type]
+    ]
+    made = make_dataclass("Options", parts, bases=(Common,), frozen=True)
+    made.__doc__ = first_line(sys.modules[__name__])
+    return made
+
+
+Options = options({n: a() for n, a in ATTACKS.items()})
+"""What the command line takes."""
+
+
+def command(args: list[str]) -> int:
+    """``efface attack RUN``."""
+    start = settings_for(args)
+    config = (tyro.conf.CascadeSubcommandArgs,)  # a curve's points replace the usual ones
+    found: Any = parsed(options(start), args, "efface attack", config=config)
+    o: Common = found
+    bars = gate(o.require) if o.require else []
+    for name in o.attack:
+        pick(ATTACKS, name, "attack")
+    attacks = [
+        getattr(found, name.replace("-", "_"), made)
+        for name, made in start.items()
+        if name in (o.attack or start)
+    ]
+    siege, out = besieged(o, attacks)
+    refusals = siege.refused()
+    wanted = [a for a in attacks if a.name in o.attack]
+    for attack in wanted:
+        if attack.name in refusals:
+            raise UserError(f"the attack {attack.name!r} cannot be run: {refusals[attack.name]}")
+    siege = replace(siege, attacks=[a for a in attacks if a.name not in refusals])
+    finds = Finds(out.with_suffix(""))
+    results = siege.run(out, lambda u: finds.keeper(u.key) if o.keep_artefacts else None)
+    said = broken(bars, list(results.lines), results.headlines)
+    if o.json:
+        told = {**siege.about(), **results.to_json(), "refused": refusals, "broken": said}
+        print(json.dumps(told, indent=1))
+    else:
+        tell(results, refusals, siege)
+        print(f"\n{out}")
+    for line in said:
+        print(f"efface: not let through: {escaped(line)}", file=sys.stderr)
+    return 1 if said else 0
+
+
+def settings_for(args: Sequence[str]) -> dict[str, Attack]:
+    """Every attack with the settings of the budget that is asked for.
+
+    Raises:
+        UserError: an unknown budget.
+    """
+    chosen = "small"
+    for a, following in zip(args, (*args[1:], ""), strict=False):
+        if a == "--budget":
+            chosen = following
+        elif a.startswith("--budget="):
+            chosen = a.partition("=")[2]
+    evaluations(chosen)
+    made = {name: attack() for name, attack in ATTACKS.items()}
+    return {n: a.full() for n, a in made.items()} if chosen == "full" else made
+
+
+def evaluations(budget: str) -> int | None:
+    """The evaluations that a budget allows each search; None: what the settings take.
+
+    Raises:
+        UserError: no budget.
+    """
+    if budget in BUDGETS:
+        return None
+    if not budget.isascii() or not budget.isdigit() or not 0 < int(budget) < 2**53:
+        raise UserError(
+            f"got {budget!r} for --budget; small, full, or a number of evaluations, 1 or more, is "
+            "needed."
+        )
+    return int(budget)
+
+
+def besieged(o: Common, attacks: Sequence[Attack]) -> tuple[Siege, Path]:
+    """What is attacked, and where the results go.
+
+    Raises:
+        UserError: no edit, one of another model, no pictures, or a place that cannot be written.
+    """
+    edit = Edit.load(o.run)
+    home = o.run if o.run.is_dir() else o.run.parent
+    makeable((o.out or home / "attacks.json").absolute().parent)
+    model = opened(o.opening, edit)
+    edit.check(model)
+    court = court_for(model, o.redraws)
+    words = load_vocabulary("auto", model).words
+    references = References(model, edit, court, words, o.pictures, o.seed)
+    folder = {"pictures": str(o.pictures.absolute())} if o.pictures else {}
+    size = {"size": o.opening.size, "dtype": model.precision}
+    siege = Siege(
+        model,
+        edit,
+        court,
+        attacks,
+        references,
+        o.sample,
+        evaluations(o.budget),
+        o.seed,
+        {**folder, **size},
+    )
+    if o.pictures is not None:  # before anything is drawn
+        most = max((a.wanted() for a in attacks if "pictures" in a.needs), default=1)
+        for concept in siege.concepts:
+            references.files(concept, most)
+    out = o.out or home / file_name(question(siege, o), plain(siege, o))
+    make_folder(out.absolute().parent)
+    return siege, out
+
+
+def question(siege: Siege, o: Common) -> dict[str, Any]:
+    """All that is asked, without what it is asked of."""
+    settings = {a.name: json.loads(json.dumps(to_json(a))) for a in siege.attacks}
+    rest = {k: siege.about()[k] for k in ("redraws", "sample", "budget", "seed", *siege.options)}
+    return {"settings": settings, **rest}
+
+
+def plain(siege: Siege, o: Common) -> dict[str, Any]:
+    """The same, as it is by default."""
+    settings = {a.name: json.loads(json.dumps(to_json(type(a)()))) for a in siege.attacks}
+    rest = {"redraws": len(SEEDS), "sample": 2, "budget": None, "seed": 0}
+    return {"settings": settings, **rest, "size": 0, "dtype": "float32"}
+
+
+def court_for(model: DiffusionModel, redraws: int) -> Court:
+    """The model's own judge and protocol; without one nobody, which is said."""
+    seeds = range(SEEDS[0], SEEDS[0] + redraws)
+    protocol = brought_protocol(model)
+    if protocol is not None and protocol.judge and not protocol.source:
+        return Court(judge_for(model, protocol), protocol, seeds)
+    print(
+        f"efface: {model.name!r} brings no judge: only attacks run of which something can be said "
+        "without one, and that is no verdict.",
+        file=sys.stderr,
+    )
+    return Court(None, Protocol("none"), seeds)
+
+
+def tell(results: Results, refusals: Mapping[str, str], siege: Siege) -> None:
+    """The table on stdout."""
+    judged = siege.court.judge is not None
+    order = {c: i for i, c in enumerate(CHANNELS)}
+    some = sorted(results.lines, key=lambda x: order.get(x.channel, len(order)))
+    rows = [row(x) for x in some]
+    unit = "% shown" if judged else "% of the way back"
+    controls = [r for r in ROLES if r != "edited"]
+    show(rows, ["channel", "attack", f"{unit} [95 %]", *controls, "evaluations", "verdict"])
+    for name, found in results.curves().items():
+        told = ", ".join(f"{k} {v:.1f}" for k, v in found.items())
+        print(f"{name}: {told}")
+    for line in some:
+        if line.measured:
+            told = ", ".join(f"{k} {v:.3g}" for k, v in line.measured.items())
+            print(f"{line.key}: {told}")
+    for name, why in refusals.items():
+        print(f"{name}: not run: {escaped(why)}")
+
+
+def row(x: Line) -> list[str]:
+    """A line as cells."""
+    controls = []
+    for role in ROLES:
+        s = x.rates.get(role)
+        said = "–" if s is None else f"{s.value:.0f}"
+        if role == "unrelated" and x.called:
+            said += f" ({x.called})"
+        controls.append(said)
+    edited = x.rates.get("edited")
+    spent = f"{x.forward + x.backward:,}"
+    return [x.channel, x.key, str(edited) if edited else "–", *controls[1:], spent, x.verdict]

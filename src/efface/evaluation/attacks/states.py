@@ -1,0 +1,124 @@
+"""Text states that read under the edit as the concept's own did before it, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from efface.errors import UserError
+from efface.evaluation.artefacts import Artefact, States
+from efface.evaluation.attacks.attack import Attack, Attacked, no_gates
+from efface.models import Conditioning, check_crosses
+from efface.settings import Range, check_ranges
+
+
+class Inverse(NamedTuple):
+    """Text states that are to read as others."""
+
+    states: Tensor
+    """(L, D), double."""
+    residual: float
+    """‖W'c' - Wc‖ / ‖Wc‖ over all maps and rows."""
+    growth: float
+    """‖c'‖ / ‖c‖."""
+
+
+@dataclass(frozen=True)
+class TextStates(Attack):
+    """Solve for states c' of which the edited maps W' read what the base maps W read of c.
+
+    c' = (λ I + Σ W'ᵀW')⁻¹ Σ W'ᵀW c, row by row, over every map that reads the text. No evaluation
+    of the denoiser. A residual that stays above zero however small λ is says that no states exist
+    that would do: the concept cannot be reached through these maps.
+
+    Source: the embedding of RECE (arXiv:2407.12383, section 3.2), used as an attack.
+    """
+
+    name: ClassVar[str] = "states"
+    channel: ClassVar[str] = "text states"
+    needs: ClassVar[frozenset[str]] = frozenset({"base", "weights"})
+    judged: ClassVar[bool] = False
+
+    ridges: Annotated[tuple[float, ...], Range(0, 1e6, open_low=True)] = (1e-5, 1e-2)
+    """λ, in units of the mean eigenvalue of Σ W'ᵀW': the smaller, the nearer and the longer c'."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.ridges:
+            raise UserError("got no ridge for states; one or more above 0 are needed.")
+
+    @property
+    def headline(self) -> str:
+        """The smallest λ."""
+        return f"{min(self.ridges):g}"
+
+    def full(self) -> TextStates:
+        """Five orders of λ."""
+        return replace(self, ridges=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1))
+
+    def check(self, given: Attacked) -> None:
+        """Maps that read the text, and that the edit changes."""
+        check_crosses(given.model)
+        no_gates(given, self.name)
+        maps = set(given.model.text_maps())
+        if given.edit is not None and not maps & set(given.edit.weights):
+            raise UserError(
+                "the attack 'states' solves for what the edited maps read of the text, and this "
+                "edit changes none of them (keys and values of cross-attention)."
+            )
+
+    def count(self) -> int:
+        """Of a concept."""
+        return len(self.ridges)
+
+    def artefacts(self, given: Attacked) -> Iterator[Artefact]:
+        """One a λ and a prompt."""
+        own = given.model.parameters()
+        edited = given.victim.weights("") or {}
+        maps = [n for n in given.model.text_maps() if n in edited] or given.model.text_maps()
+        base = [own[n].detach().double() for n in maps]
+        after = [(edited.get(n, own[n])).detach().double() for n in maps]
+        for ridge in self.ridges:
+            for prompt in given.asked:
+                cond = given.model.embed([prompt])
+                found = inverse(base, after, cond.states[0].double(), ridge)
+                states = found.states
+                if given.blind:
+                    states = elsewhere(cond.states[0].double(), states, given.generator("blind"))
+                yield States(
+                    prompt=prompt,
+                    at=f"{ridge:g}",
+                    cond=Conditioning(states.to(cond.states)[None], cond.pooled, cond.mask),
+                    measured={"residual": found.residual, "growth": found.growth},
+                )
+
+
+def inverse(base: list[Tensor], edited: list[Tensor], c: Tensor, ridge: float) -> Inverse:
+    """The c' of :class:`TextStates`.
+
+    Args:
+        base: W of each map, (out, D), double.
+        edited: W' of each.
+        c: text states, (L, D), double.
+        ridge: λ in units of the mean eigenvalue.
+    """
+    left = torch.stack([w.T @ w for w in edited]).sum(0)
+    right = torch.stack([w.T @ v for w, v in zip(edited, base, strict=True)]).sum(0)
+    d = len(left)
+    size = left.diagonal().mean()
+    found = torch.linalg.solve(left + ridge * size * torch.eye(d).to(left), right @ c.T).T
+    want = torch.cat([c @ w.T for w in base], 1)
+    got = torch.cat([found @ w.T for w in edited], 1)
+    return Inverse(found, float((got - want).norm() / want.norm()), float(found.norm() / c.norm()))
+
+
+def elsewhere(c: Tensor, found: Tensor, g: torch.Generator) -> Tensor:
+    """States as far from ``c`` as ``found``, row by row, in random directions."""
+    away = torch.randn(c.shape, generator=g, dtype=torch.float64).to(c)
+    far = (found - c).norm(dim=1, keepdim=True)
+    moved: Tensor = c + away / away.norm(dim=1, keepdim=True) * far
+    return moved
