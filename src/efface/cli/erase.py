@@ -228,7 +228,7 @@ def tell_anchors(
     if method.anchor != AUTO:
         return
     for c in concepts:
-        print(f"{c.name} is to become: {c.anchor}", file=sys.stderr)
+        print(f"{escaped(c.name)} is to become: {escaped(c.anchor)}", file=sys.stderr)
     how = "another: --anchor WORD, or 'name -> anchor'"
     if out is not None:
         how += f"; {becomes(model, concepts, out / runfolder.ANCHORS)}"

@@ -13,7 +13,7 @@ from efface.concepts import Diversify
 from efface.errors import UserError, escaped, pick
 from efface.settings import Range
 from efface.training import Job, Made, Method
-from efface.training.closed_form import MAPS, erased_rows, maps_of, text_vectors
+from efface.training.closed_form import MAPS, erased_rows, maps_of, moved, text_vectors
 from efface.training.projection import change, check_leverage, left_free, reduced
 from efface.vocabulary import Vocabulary
 
@@ -40,8 +40,9 @@ class DP(Method):
     keep_anchors: bool = True
     """Anchors do not move, either."""
     vocabulary: str = ""
-    """Also preserve a vocabulary: auto, names, tags, tokens, or a word list file; the erased
-    concepts are left out. Text states have few directions to spare: see ``energy``."""
+    """Also preserve a vocabulary: auto, names, tags, nouns, styles, people, tokens, or a word list
+    file; the erased concepts are left out. Text states have few directions to spare: see
+    ``energy``."""
     exclude_parts: bool = False
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
     energy: Annotated[float, Range(0, 1)] = 0.99
@@ -82,8 +83,7 @@ class DP(Method):
         )
         c, a = reduced(rows.c, a, 0.99 if self.diversify else 1.0)
         far = change(c, a, free, exact[:0], 0.0, 0.0)
-        own = model.parameters()
-        return Made({n: moved(own[n], far) for n in maps})
+        return Made(moved(model, maps, far))
 
     def proxied(self, job: Job, c: Tensor, a: Tensor) -> Tensor:
         """The anchors, of concepts without one the nearest combination of the safe words.
@@ -107,9 +107,3 @@ class DP(Method):
     def presets(cls) -> Mapping[str, DP]:
         """``searched``: found on ``emoji`` (split 4)."""
         return {"searched": cls(vocabulary="auto", energy=0.98)}
-
-
-def moved(w: Tensor, far: Tensor) -> Tensor:
-    """A map after its change."""
-    w = w.cpu().double()
-    return (w + w @ far).float()

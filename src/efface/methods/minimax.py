@@ -12,7 +12,7 @@ from efface.concepts import Diversify
 from efface.errors import UserError, escaped, pick
 from efface.settings import Range
 from efface.training import Job, Made, Method
-from efface.training.closed_form import MAPS, ROWS, erased_rows, maps_of, text_vectors
+from efface.training.closed_form import MAPS, ROWS, erased_rows, maps_of, moved, text_vectors
 from efface.training.minimax import Least, least_harm, seen_by
 from efface.training.projection import check_leverage, left_free, reduced
 
@@ -50,8 +50,8 @@ class Minimax(Method):
     keep_anchors: bool = True
     """Anchors do not move, either."""
     vocabulary: str = "auto"
-    """Whose worst word counts: auto, names, tags, tokens, or a word list file; the erased concepts
-    are left out."""
+    """Whose worst word counts: auto, names, tags, nouns, styles, people, tokens, or a word list
+    file; the erased concepts are left out."""
     exclude_parts: bool = False
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
     rounds: Annotated[int, Range(1, 100_000)] = 1000
@@ -96,8 +96,7 @@ class Minimax(Method):
         )
         self.note(job, found, words)
         far = self.strength * (a - c).T @ found.y.T
-        moved = {n: own[n].cpu().double() for n in maps}
-        return Made({n: (w + w @ far).float() for n, w in moved.items()})
+        return Made(moved(model, maps, far))
 
     def note(self, job: Job, found: Least, words: tuple[str, ...]) -> None:
         """Keep the certificate."""

@@ -137,3 +137,14 @@ def solve(
         b = b + s_p * keep.T @ keep
     q: Tensor = eye + s_e * (anchor - erased).T @ torch.linalg.solve(b, erased.T).T
     return q
+
+
+def moved(model: DiffusionModel, maps: Sequence[str], far: Tensor) -> dict[str, Tensor]:
+    """The maps after one change of what they read, ``W' = W + W far``; fp32, on the CPU.
+
+    Args:
+        far: (D, D), double.
+    """
+    own = model.parameters()
+    before = {n: own[n].cpu().double() for n in maps}
+    return {n: (w + w @ far).float() for n, w in before.items()}

@@ -106,6 +106,18 @@ class Attacked:
             raise UserError(f"there are no pictures of {self.concept.name!r} to attack with.")
         return self.pictures
 
+    def starts(self) -> Tensor:
+        """Pictures to set out from: the concept's; blind, as many of nothing in particular.
+
+        Raises:
+            UserError: there are none.
+        """
+        pictures = self.shown()
+        if not self.blind:
+            return pictures
+        seeds = torch.randint(2**31, (len(pictures),), generator=self.generator("blind"))
+        return self.base.pictures("", seeds.tolist())
+
 
 class Attack(ABC):
     """A way of getting an erased concept back: one file, a frozen dataclass of its settings.

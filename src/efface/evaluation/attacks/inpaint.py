@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
-import torch
-
 from efface.errors import UserError
 from efface.evaluation.artefacts import Artefact, Picture
 from efface.evaluation.attacks.attack import Attack, Attacked
@@ -52,10 +50,7 @@ class Inpaint(Attack):
 
     def artefacts(self, given: Attacked) -> Iterator[Artefact]:
         """One a hole."""
-        pictures = given.shown()
-        if given.blind:  # of nothing in particular
-            seeds = torch.randint(2**31, (len(pictures),), generator=given.generator("blind"))
-            pictures = given.base.pictures("", seeds.tolist())
+        pictures = given.starts()
         for hole in self.holes:
             yield Picture(
                 prompt=given.asked[0],
