@@ -6,7 +6,6 @@ The weights are random; the sizes are real. Writes ``bench/sensitivity.json``.
 from __future__ import annotations
 
 import json
-import resource
 import tempfile
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from efface.concepts import Concept
 from efface.edits.edit import Edit
+from efface.evaluation.bench import peak_memory
 from efface.evaluation.sensitivity import closed_form, prediction, text_states
 from efface.methods.uce import UCE
 from efface.models import DiffusionModel, StableDiffusion, load
@@ -82,7 +82,7 @@ def ranked() -> dict[str, float | int]:
         "layers": len(found.draws),
         "text_states_seconds": round(states, 1),
         "rank_seconds": round(perf_counter() - began, 1),
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_memory_gb": round((peak_memory(torch.device("cpu")) or 0) / 1024, 2),
     }
 
 

@@ -319,15 +319,22 @@ def run_cell(cell: Cell, out: Path, work: Path, progress: bool = True) -> dict[s
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The largest memory so far, in MB: of the GPU, or of this process; None where unknown."""
+    """The largest memory so far, in MB: of the GPU, or of this process; None where unknown.
+
+    Linux' ``ru_maxrss`` is not asked: a new program begins there with the peak of the process that
+    started it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) >> 20
-    if sys.platform == "win32":
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) >> 10
+    if sys.platform != "darwin":
         return None
     from resource import RUSAGE_SELF, getrusage
 
-    most = getrusage(RUSAGE_SELF).ru_maxrss
-    return most >> 20 if sys.platform == "darwin" else most >> 10
+    return getrusage(RUSAGE_SELF).ru_maxrss >> 20
 
 
 @dataclass(frozen=True)
