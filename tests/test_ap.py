@@ -16,7 +16,7 @@ from efface.methods.esd import ESD
 from efface.models import load, mix
 from efface.seeds import generator
 from efface.training import Bank, Rollout, Run, Student
-from efface.training.latents import Banked, Batch, RolledOut
+from efface.training.latents import Banked, RolledOut
 from efface.training.search import Exact, Gumbel, Pools, Random, Setting
 from efface.vocabulary import Vocabulary, kmeans_1d
 from efface.vocabulary import load as load_vocabulary
@@ -204,10 +204,9 @@ def test_comparing_pictures_is_comparing_noise_times_the_weight():
     x0 = [(z - (1 - a).sqrt() * eps) / a.sqrt() for eps in (one, two)]
     pictures = (x0[0] - x0[1]).square().mean((1, 2, 3))
     noise = (one - two).square().mean((1, 2, 3))
-    batch = Batch(z, None, None, None, None, None, (1 - abar) / abar)
-    weight = AP(x0_weighting=True)._weighting(batch)
+    weight = AP(x0_weighting=True)._weighted((1 - abar) / abar)
     torch.testing.assert_close(weight * noise, pictures, rtol=1e-10, atol=0)
-    assert torch.equal(AP()._weighting(batch), torch.ones(50, dtype=torch.float64))
+    assert torch.equal(AP()._weighted(abar), torch.ones(50, dtype=torch.float64))
 
 
 def counts(tiny, method):

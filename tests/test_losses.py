@@ -22,7 +22,7 @@ from efface.models import Conditioning, watched
 from efface.seeds import generator
 from efface.training import Bank, Pictures, Rollout, Run, Student
 from efface.training.pictures import Noised
-from efface.training.search import Exact, Gumbel
+from efface.training.search import Exact, Gumbel, Online, Random, Setting
 
 CHURCH = Concept("church", pool=("moon",))
 HOUND = replace(DOG, pool=("small river",))  # dog -> cat, with a synonym
@@ -233,6 +233,80 @@ def test_ap_preserves_what_is_harmed_most(tiny, caught):
         caught[0].loss(student, draws())
         ((_, _, cond),) = student.asked
         assert said(tiny, cond, ["church", *pool]) == ["church"] * 2 + [worst] * 3
+
+
+@pytest.mark.parametrize("x0", [False, True])
+def test_ap_holds_words_on_latents_of_their_own(tiny, caught, x0):
+    """Each preserved row is one of the word's few pairs of latent and goal."""
+    pool = ("moon", "small river", "blue sun")
+    method = AP(
+        eta=1.5, preserve=0.7, preserve_batch=5, batch=2, reuse=2, x0_weighting=x0,
+        search=Random(), latents=SMALL,
+    )  # fmt: skip
+    job = job_of(tiny, [Concept("church", pool=pool)], method)
+    before = tiny.counter.copy()
+    method.make(job)
+    bank = 2 * 2 * 3 + 2 * 3 * 0  # guided steps of two trajectories; the null prompt's is there
+    assert tiny.counter.since(before).forward == bank + 2 * len(pool)
+    student = student_of(tiny)
+    before = tiny.counter.copy()
+    value = caught[0].loss(student, draws())
+    assert tiny.counter.since(before).forward == 7  # the student's, and none of the frozen model
+    ((z, t, cond),) = student.asked
+    words = said(tiny, cond, ["church", *pool])
+    assert words[:2] == ["church"] * 2
+    places = {w: set() for w in pool}
+    for seed in range(40):
+        student.asked.clear()
+        caught[0].loss(student, draws(seed))
+        ((zs, ts, conds),) = student.asked
+        for w, one, when in zip(said(tiny, conds, ["church", *pool]), zs, ts, strict=True):
+            if w != "church":
+                places[w].add((float(one.sum()), int(when)))
+    assert all(1 <= len(p) <= 2 for p in places.values())
+    assert max(len(p) for p in places.values()) == 2
+    w = x0_weight(tiny, t) if x0 else torch.ones(len(t))
+    rows = list(zip(z, t, words, strict=True))
+    erased = mean(
+        w[i] * squared(eps(tiny, *r, student.weights), pushed(tiny, *r, 1.5))
+        for i, r in enumerate(rows[:2])
+    )
+    harm = mean(w[i] * changed(tiny, student, *r) for i, r in enumerate(rows) if i >= 2)
+    agree(value, erased + 0.7 * harm, student)
+
+
+def test_words_are_drawn_as_often_as_they_were_seen_harmed(tiny, caught):
+    pool = ("moon", "small river", "blue sun", "big cow")
+    search = Online(memory=0.25, any=0.2)
+    method = AP(preserve_batch=3, batch=2, search=search, latents=SMALL)
+    job = job_of(tiny, [Concept("church", pool=pool)], method)
+    method.make(job)
+    student, at_work = student_of(tiny), caught[0].stateful[0]
+    assert at_work.odds.tolist() == [1.0] * 4
+    known = {}
+    for update in range(3):
+        at_work.begin(student, 2, draws(1))
+        seen = {}
+        student.asked.clear()
+        caught[0].loss(student, draws(update))
+        ((z, t, cond),) = student.asked
+        for w, one, when in list(zip(said(tiny, cond, ["church", *pool]), z, t, strict=True))[2:]:
+            seen.setdefault(w, []).append(changed(tiny, student, one, when, w).item())
+        for w, harms in seen.items():
+            fresh = sum(harms) / len(harms)
+            known[w] = 0.25 * known[w] + 0.75 * fresh if w in known else fresh
+    state = {k: v.clone() for k, v in at_work.state().items()}
+    at_work.begin(student, 2, draws(1))
+    typical = sum(known.values()) / len(known)
+    harm = torch.tensor([known.get(w, typical) for w in pool])
+    odds = 0.8 * harm / harm.mean() + 0.2
+    torch.testing.assert_close(at_work.odds, odds, rtol=1e-3, atol=1e-5)
+    again = search.start(Setting(job, at_work.pools, None, None))
+    again.restore(state)
+    again.begin(student, 2, draws(1))
+    assert torch.equal(again.odds, at_work.odds)
+    drawn = at_work.draw(torch.zeros(4000, dtype=torch.long), 4000, draws(2)).chosen.bincount()
+    torch.testing.assert_close(drawn / 4000, odds / odds.sum(), rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize("teacher", [False, True])

@@ -22,7 +22,7 @@ from efface.settings import from_json, ranges, to_json
 from efface.training import EDIT, Bank, Pictures, Rollout, Run, Tuning
 from efface.training.checkpoints import Checkpoint, adam_of
 from efface.training.closed_form import text_vectors
-from efface.training.search import Exact, Gumbel, Random
+from efface.training.search import Exact, Gumbel, Online, Random
 
 CASES = {name: (name, method()) for name, method in METHODS.items()} | {
     f"{name} {preset}": (name, config)
@@ -343,7 +343,9 @@ def test_settings_of_a_training_out_of_range_are_refused(change, message):
 
 def numbers():
     """Every numeric field of every method, and of the parts that it is made of."""
-    parts = {type(m) for m in (Exact(), Gumbel(), Random(), Bank(), Rollout(), Pictures())}
+    parts = {
+        type(m) for m in (Exact(), Gumbel(), Online(), Random(), Bank(), Rollout(), Pictures())
+    }
     for cls in (*METHODS.values(), *sorted(parts, key=lambda c: c.__name__)):
         for field in dataclasses.fields(cls):
             if type(field.default) in (int, float):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from efface.models import MODELS, DiffusionModel
     from efface.scores import Score
     from efface.training import Bank, Job, Latents, Made, Method, Pictures, Rollout, Run, Tuning
-    from efface.training.search import Exact, Gumbel, Random, Search
+    from efface.training.search import Exact, Gumbel, Online, Random, Search
     from efface.vocabulary import Vocabulary
 
 _HOME = {
@@ -63,7 +63,7 @@ _HOME = {
         "Run",
         "Tuning",
     ),
-    "training.search": ("Exact", "Gumbel", "Random", "Search"),
+    "training.search": ("Exact", "Gumbel", "Online", "Random", "Search"),
     "vocabulary": ("Vocabulary",),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}

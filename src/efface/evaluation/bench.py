@@ -123,7 +123,7 @@ def shown(method: Method, protocol: Protocol, split: str) -> Method:
     return replace(method, **changes)
 
 
-BEFORE = {"anchor": "", "decay": 0.0, "diversify": 0, "invariants": True}
+BEFORE = {"anchor": "", "decay": 0.0, "diversify": 0, "invariants": True, "reuse": 0}
 """Settings that came later, at what older results were made with."""
 
 

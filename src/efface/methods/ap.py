@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -25,8 +25,10 @@ from efface.training import (
     Tuning,
     Words,
 )
-from efface.training.latents import Source
+from efface.training.held import Held, HeldWords
+from efface.training.latents import Banked, Source
 from efface.training.search import (
+    Drawn,
     Exact,
     Gumbel,
     Objective,
@@ -71,6 +73,10 @@ class AP(Method, Tuning):
     """λ, weight of the preservation term."""
     preserve_batch: Annotated[int, Range(0, 4096)] = 8
     """Preserved concepts in an update; 0: as many as erased ones."""
+    reuse: Annotated[int, Range(0, 10**6)] = 0
+    """Latents of a bank on which each preserved word is held, chosen once, so that the frozen model
+    is asked once for each and not at every update; 0: on those of the update, anew. Only where that
+    saves evaluations, and words are drawn whole."""
     keep: tuple[str, ...] = ()
     """Words that are preserved at every update, whatever else is; ``""`` is the null prompt."""
     keep_weight: Annotated[float, Range(0)] = 1.0
@@ -120,31 +126,58 @@ class AP(Method, Tuning):
 
     def build(self, job: Job) -> Built:
         """Candidates, latents, search, and the loss that ties them together."""
-        model, source, keeping = job.model, self.latents.open(job), job.keeping()
+        source, keeping = self.latents.open(job), job.keeping()
         candidates = self.candidates(job)
         search = self.search.start(Setting(job, candidates, source, self._objective(job)))
 
+        rows = self._rows(job, candidates, source, search)
+
         def loss(student: Student, g: torch.Generator) -> Tensor:
-            n = self.preserve_batch or self.batch
-
-            def choose(which: Tensor) -> Conditioning:
-                return search.draw(which, n, g).cond
-
-            b, words = source.draw_beside(g, self.batch, student.weights, choose)
-            with torch.no_grad():
-                goal = model.predict(words.z, words.t, words.cond)
+            b, chosen, words = rows(student, g)
             guess = student(
                 torch.cat([b.z, words.z]),
                 torch.cat([b.t, words.t]),
                 stack([b.concept, words.cond]),
             )
             erased = (guess[: len(b.z)] - b.goal(self.eta)).square().mean((1, 2, 3))
-            harm = (guess[len(b.z) :] - goal).square().mean((1, 2, 3))
-            w = self._weighting(b)
-            value = (w * erased).mean() + self.preserve * (w[words.rows] * harm).mean()
+            harm = (guess[len(b.z) :] - words.goal).square().mean((1, 2, 3))
+            search.learn(chosen, harm)
+            value = (self._weighted(b.weight) * erased).mean()
+            value = value + self.preserve * (self._weighted(words.weight) * harm).mean()
             return value + keeping.term(student, b.z, b.t, g)
 
         return Built(candidates, source, search, loss)
+
+    def _rows(
+        self, job: Job, candidates: Pools, source: Source, search: Searching
+    ) -> Callable[[Student, torch.Generator], tuple[Batch, Tensor, HeldWords]]:
+        """What draws an update's rows: a batch, which words are preserved beside it, and they."""
+        n, model, fixed = self.preserve_batch or self.batch, job.model, None
+        asked = self.updates * self.accumulate * n
+        whole = not isinstance(self.search, Gumbel)
+        if whole and isinstance(source, Banked) and 0 < self.reuse * len(candidates.words) < asked:
+            fixed = Held(job, candidates, source, self.reuse)
+
+        def held(student: Student, g: torch.Generator) -> tuple[Batch, Tensor, HeldWords]:
+            assert fixed is not None
+            b = source.draw(g, self.batch, student.weights)
+            found = search.draw(b.which, n, g)
+            return b, found.chosen, fixed.beside(found, g)
+
+        def anew(student: Student, g: torch.Generator) -> tuple[Batch, Tensor, HeldWords]:
+            found: list[Drawn] = []
+
+            def choose(which: Tensor) -> Conditioning:
+                found.append(search.draw(which, n, g))
+                return found[0].cond
+
+            b, words = source.draw_beside(g, self.batch, student.weights, choose)
+            with torch.no_grad():
+                goal = model.predict(words.z, words.t, words.cond)
+            weight = b.weight[words.rows]
+            return b, found[0].chosen, HeldWords(words.cond, words.z, words.t, goal, weight)
+
+        return anew if fixed is None else held
 
     def candidates(self, job: Job) -> Pools:
         """The pool of every erased concept."""
@@ -163,12 +196,12 @@ class AP(Method, Tuning):
             with torch.set_grad_enabled(through):
                 goal = job.model.predict(words.z, words.t, words.cond)
             change = (student(words.z, words.t, words.cond) - goal).square().mean((1, 2, 3))
-            return (self._weighting(b) * change).mean()
+            return (self._weighted(b.weight) * change).mean()
 
         return harm
 
-    def _weighting(self, b: Batch) -> Tensor:
-        return b.weight if self.x0_weighting else torch.ones_like(b.weight)
+    def _weighted(self, weight: Tensor) -> Tensor:
+        return weight if self.x0_weighting else torch.ones_like(weight)
 
     @classmethod
     def presets(cls) -> Mapping[str, AP]:

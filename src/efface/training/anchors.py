@@ -23,8 +23,9 @@ AUTO = "auto"
 STEPS, AT = 25, 15
 """Candidates are compared where a trajectory of so many steps has made so many of them: there the
 prediction depends most on the word (earlier on the noise, later on the picture)."""
-LATENTS = 4
-"""Pictures of the concept on which they are compared."""
+LATENTS, BEST = 2, 16
+"""Pictures of the concept on which they are compared; on all but the first, only so many that are
+best on the first."""
 MOST, AMONG = 200, 1000
 """Of a larger vocabulary so many are compared, evenly chosen among so many nearest by text."""
 
@@ -42,22 +43,28 @@ class Compared(NamedTuple):
 
 
 @torch.no_grad()
-def compare(
-    model: DiffusionModel, name: str, words: Sequence[str], n: int, g: torch.Generator
-) -> Compared:
+def half_made(model: DiffusionModel, name: str, n: int, g: torch.Generator) -> Tensor:
+    """Latents of a concept where candidates are compared, (n, C, H, W); ``2 n`` evaluations a step.
+
+    Args:
+        n: latents.
+    """
+    cond = model.embed([name]).repeat(n)
+    return model.rollout(model.noise(n, g), cond, model.schedule(STEPS), range(AT), 3.0)
+
+
+@torch.no_grad()
+def compare(model: DiffusionModel, name: str, words: Sequence[str], z: Tensor) -> Compared:
     """Compare candidates with a concept by what the frozen model predicts.
 
-    Costs ``(K + 2) n`` evaluations, and ``2 n`` for each step up to where they are compared.
+    Costs ``(K + 2) n`` evaluations.
 
     Args:
         words: K candidates.
-        n: latents.
+        z: half-made pictures of the concept, (n, C, H, W).
     """
-    schedule = model.schedule(STEPS)
-    concept = model.embed([name])
-    z = model.rollout(model.noise(n, g), concept.repeat(n), schedule, range(AT), 3.0)
-    t = schedule.timesteps[AT].to(model.device)
-    rows = stack([model.null(1), concept, model.embed(words, null=True)])
+    t = model.schedule(STEPS).timesteps[AT].to(model.device)
+    rows = stack([model.null(1), model.embed([name]), model.embed(words, null=True)])
     found = []
     for one in z:
         parts = [
@@ -138,5 +145,8 @@ def searched(
     """A concept with the anchor that is predicted most nearly as it is, on its own pictures."""
     words = candidates(model, concept, erased, source).words
     g = generator(seed, "anchor", concept.name)
-    found = compare(model, concept.name, words, LATENTS, g)
-    return replace(concept, anchor=words[int(found.far.argmin())])
+    z = half_made(model, concept.name, LATENTS, g)
+    first = compare(model, concept.name, words, z[:1])
+    best = tuple(words[int(i)] for i in first.far.argsort()[:BEST])
+    found = compare(model, concept.name, best, z)
+    return replace(concept, anchor=best[int(found.far.argmin())])

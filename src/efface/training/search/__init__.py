@@ -1,9 +1,10 @@
-"""How preserved words are chosen while erasing: random, exact, gumbel; one file each."""
+"""How preserved words are chosen while erasing: random, online, exact, gumbel; one file each."""
 
 from __future__ import annotations
 
 from efface.training.search.exact import Exact
 from efface.training.search.gumbel import Gumbel
+from efface.training.search.online import Online
 from efface.training.search.pools import Drawn, Objective, Pools, Searching, Setting, pools
 from efface.training.search.random import Random
 
@@ -12,6 +13,7 @@ __all__ = [
     "Exact",
     "Gumbel",
     "Objective",
+    "Online",
     "Pools",
     "Random",
     "Search",
@@ -20,5 +22,5 @@ __all__ = [
     "pools",
 ]
 
-Search = Exact | Gumbel | Random
+Search = Exact | Gumbel | Online | Random
 """How preserved words are chosen: each kind has its own settings."""

@@ -117,6 +117,9 @@ class GumbelSearch:
         cond, index = self._sampled(which, n, g)
         return Drawn(cond.detach(), index)
 
+    def learn(self, chosen: Tensor, harm: Tensor) -> None:
+        """Nothing."""
+
     def state(self) -> dict[str, Tensor]:
         """Logits, their Adam moments, and how often it was asked."""
         found = {f"logits{i}": x for i, x in enumerate(self.logits)}

@@ -82,6 +82,10 @@ class Searching(Stateful, Protocol):
         """``n`` candidates, row i for the erased concept ``which[i]`` (over again)."""
         ...
 
+    def learn(self, chosen: Tensor, harm: Tensor) -> None:
+        """Told how much the candidates that were drawn are harmed, (N,) each."""
+        ...
+
 
 Objective = Callable[[Student, Batch, Words], Tensor]
 """What the logits climb: of a still student, a batch and a candidate for each of its rows."""
