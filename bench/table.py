@@ -12,20 +12,25 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 DOCS = HERE.parent / "docs" / "benchmark.md"
 RESULTS = HERE / "results"
-MARKS = ("<!-- bench -->\n", "<!-- /bench -->")
-PLACES: dict[Path, tuple[str, Callable[[Path, str], str]]] = {
-    README: ("emoji-objects-2", held_out.markdown),
-    DOCS: ("emoji-objects", tables.markdown),
+PLACES: dict[Path, dict[str, tuple[str, Callable[[Path, str], str]]]] = {
+    README: {"bench": ("emoji-objects-2", held_out.short)},
+    DOCS: {
+        "bench 2": ("emoji-objects-2", held_out.markdown),
+        "bench 1": ("emoji-objects", tables.markdown),
+    },
 }
-"""Which protocol's table stands where."""
+"""Which protocol's table stands where: in which page, between which marks."""
 
 
 def written(text: str, path: Path = README) -> str:
-    """A page with its table as the results are now."""
-    protocol, table = PLACES[path]
-    head, _, rest = text.partition(MARKS[0])
-    _, _, tail = rest.partition(MARKS[1])
-    return head + MARKS[0] + table(RESULTS, protocol) + "\n" + MARKS[1] + tail
+    """A page with its tables as the results are now."""
+    for mark, (protocol, table) in PLACES[path].items():
+        start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+        if start not in text or end not in text:
+            raise ValueError(f"{path.name} has no place {mark!r}.")
+        head, _, rest = text.partition(start)
+        text = head + start + table(RESULTS, protocol) + "\n" + end + rest.partition(end)[2]
+    return text
 
 
 if __name__ == "__main__":

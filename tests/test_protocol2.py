@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +13,7 @@ from efface.evaluation.bench import Cell, lineup
 from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.metrics import perceived, worst_tenth, worst_tenth_score
 from efface.evaluation.protocols import load
+from efface.reporting.held_out import FRONT, short
 from efface.vocabulary import INLINE
 
 PROTOCOL = "emoji-objects-2"
@@ -116,3 +121,32 @@ def test_no_method_is_shown_a_held_out_name(name, split):
         assert len(shown) > 100
         assert not shown & set(protocol.held_out)
     assert not set(method.keep) & set(protocol.held_out)
+
+
+def test_the_short_table_is_the_mean_of_the_splits(tmp_path):
+    """Of what is committed, the long way; a method that lacks a split is left out."""
+    kept = Path(__file__).parents[1] / "bench" / "results"
+    for method in ("unedited", "esd", "uce"):
+        for split in (1, 2):
+            shutil.copy(kept / f"{PROTOCOL}-{split}-{method}-0.json", tmp_path)
+    shutil.copy(kept / f"{PROTOCOL}-1-age-0.json", tmp_path)
+    lines = short(tmp_path, PROTOCOL).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:5]] == [
+        "| unedited",
+        "| ESD",
+        "| UCE, with a keep list",
+    ]
+    assert lines[5] == ""
+    held = set(load(PROTOCOL).held_out)
+    gone, psr, forward = [], [], []
+    for split in (1, 2):
+        row = json.loads((kept / f"{PROTOCOL}-{split}-esd-0.json").read_text())
+        five = [h for c in row["erased"] for h in row["hits"][c][1]]
+        first = [h for c, (one, _) in row["hits"].items() if c in held for h in one]
+        gone.append(100 - 100 * sum(five) / len(five))
+        psr.append(100 * sum(first) / len(first))
+        forward.append(row["cost"]["forward"] / 1000)
+    said = [f"{sum(x) / 2:.1f} [{min(x):.1f}, {max(x):.1f}]" for x in (gone, psr)]
+    assert lines[3].startswith(f"| ESD | 1 + 1 | {said[0]} | {said[1]} | ")
+    assert f" | {sum(forward) / 2:.1f} + " in lines[3]
+    assert len(FRONT) <= 8

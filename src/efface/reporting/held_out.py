@@ -187,6 +187,76 @@ def ranking(
     }
 
 
+FRONT = ("unedited", "ap", "ap-random", "age", "esd", "uce", "speed", "mace")
+"""The lines of the short table."""
+
+FRONT_HEAD = (
+    "method",
+    "seeds",
+    "erased: ESR-5",
+    "kept, held-out names: PSR-1",
+    "their worst tenth",
+    "minutes",
+    "evaluations",
+)
+
+
+def short(out: Path, protocol: str) -> str:
+    """A few methods in a few numbers, each the mean of the splits, in Markdown.
+
+    The ends are the lowest and highest of its cells: no interval, which a table of each split has.
+    A method without a cell of every split is left out.
+
+    Raises:
+        UserError: no finished cells, or cells that do not belong together.
+    """
+    found, p = read(out, protocol), load(protocol)
+    lines = [f"| {' | '.join(FRONT_HEAD)} |", "|" + " --- |" * len(FRONT_HEAD)]
+    apart = [of_split(found, s) for s in splits(found)]
+    for name in (n for n in FRONT if all(n in some for some in apart)):
+        parts = [some[name] for some in apart]
+        gone, kept, worst = ([] for _ in range(3))
+        for rows in parts:
+            held = halves(rows, p)[1]
+            gone.append(100 * (1 - cellwise(rows, list(rows[0]["erased"]), k=1)).mean((1, 2)))
+            values = 100 * cellwise(rows, held)
+            kept.append(values.mean((1, 2)))
+            worst.append(torch.tensor([worst_tenth(v) for v in values], dtype=torch.float64))
+        cells = [named(name), " + ".join(str(len(rows)) for rows in parts)]
+        cells += ["–" if name == UNEDITED else spread(gone), spread(kept), spread(worst)]
+        lines.append(f"| {' | '.join([*cells, *totals([r for rows in parts for r in rows])])} |")
+    return "\n".join([*lines, "", FRONT_CAPTION])
+
+
+FRONT_CAPTION = (
+    "In percent, the mean of both splits; in brackets the lowest and the highest of the cells, "
+    "which are no interval (those are in docs/benchmark.md). Seeds of the first and second split. "
+    "Evaluations: of the denoiser, forward + backward, in thousands."
+)
+
+
+def spread(cells: Sequence[Tensor]) -> str:
+    """The mean of the splits' means, with the ends of all cells.
+
+    Args:
+        cells: of each split, (cells,).
+    """
+    value = float(torch.stack([c.mean() for c in cells]).mean())
+    every = torch.cat(list(cells))
+    low, high = f"{float(every.min()):.1f}", f"{float(every.max()):.1f}"
+    return f"{value:.1f}" if low == high else f"{value:.1f} [{low}, {high}]"
+
+
+def totals(rows: Sequence[Row]) -> list[str]:
+    """Minutes and evaluations of a whole erasure, means of the cells."""
+    spent = [r["cost"] for r in rows if r.get("cost")]
+    if not spent:
+        return ["–", "–"]
+    minutes = sum(c["seconds"] for c in spent) / len(spent) / 60
+    f, b = (sum(c[k] for c in spent) / len(spent) / 1000 for k in ("forward", "backward"))
+    return [f"{minutes:.1f}", f"{f:.1f} + {b:.1f}" if f else "none"]
+
+
 def markdown(out: Path, protocol: str) -> str:
     """A table for each split, in Markdown.
 
