@@ -20,9 +20,9 @@ from efface.evaluation.protocols import load as load_protocol
 from efface.methods.ap import AP
 from efface.models import DiffusionModel
 from efface.seeds import generator
-from efface.training import Bank, Method
+from efface.training import Method
 from efface.training.anchors import compare, half_made
-from efface.training.search import Online, Random
+from efface.training.search import Random
 
 HERE = Path(__file__).parent
 PROTOCOL = HERE / "anchors-protocol.json"
@@ -32,13 +32,12 @@ OUT, WORK = HERE / "anchors", HERE.parent / "runs" / "anchors"
 
 def ap(eta: float = 1.0, **options: Any) -> AP:
     """AP with some of its settings changed; the trial brings the anchors."""
-    return AP(anchor="", eta=eta, **options)
+    return replace(AP.presets()["away"], eta=eta, **options)
 
 
 def lean(**options: Any) -> AP:
     """AP at about the cost of ESD: what the frozen model predicts is kept, the search is free."""
-    given = {"search": Online(), "reuse": 4, "latents": Bank(trajectories=2), **options}
-    return ap(**given)
+    return replace(AP(anchor=""), **{"eta": 1.0, **options})
 
 
 WEAK = 0.25
@@ -59,6 +58,9 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
     "lean-3-5-random": (lean(batch=3, preserve_batch=5, search=Random()), "far", 0),
     "lean-3-5-eta1.5": (lean(batch=3, preserve_batch=5, eta=1.5), "far", 0),
     "lean-3-5-eta2": (lean(batch=3, preserve_batch=5, eta=2.0), "far", 0),
+    "lean-2-6-eta1.5": (lean(batch=2, preserve_batch=6, eta=1.5), "far", 0),
+    "lean-2-6-eta2": (lean(batch=2, preserve_batch=6, eta=2.0), "far", 0),
+    "lean-2-6-eta2-random": (lean(batch=2, preserve_batch=6, eta=2.0, search=Random()), "far", 0),
     "lean-3-5-heavy": (lean(batch=3, preserve_batch=5, preserve=2.0), "far", 0),
     "cosine-3-200": (ap(updates=200, decay=1.0, lr=6e-4), "cosine", 3),
 }

@@ -62,11 +62,7 @@ def worst(top: int) -> Exact:
 
 def ap(eta: float, preserve: float = 1.0, search: Any = None) -> AP:
     """AP as it was searched: its guidance, λ, and which words it draws."""
-    return AP(
-        eta=eta,
-        preserve=preserve,
-        search=search,
-    )
+    return replace(AP.presets()["away"], eta=eta, preserve=preserve, search=search)
 
 
 BETWEEN = (

@@ -263,9 +263,18 @@ def test_esd_on_the_bank_costs_one_forward_and_backward_a_latent(tiny, words):
 
 
 def test_exact_search_costs_a_scoring_every_refresh(tiny, words):
-    found = counts(tiny, quick(AP(), words, updates=6))  # scored at updates 0, 2, 4
+    exact = AP.presets()["exact"]
+    found = counts(tiny, quick(exact, words, updates=6))  # scored at updates 0, 2, 4
     plain = 8 + 2 + 8  # goals of 8 preserved; student on 2 erased and 8 preserved
     assert [c.forward for c in found] == [plain + len(WORDS) * (u % 2 == 0) for u in range(1, 6)]
+
+
+def test_ours_costs_what_is_trained_once_the_held_words_are_asked(tiny, words):
+    """No more of the frozen model: 4 latents of each word come before the first update."""
+    method = dataclasses.replace(quick(AP(), words, updates=6), preserve_batch=20)
+    assert [c.forward for c in counts(tiny, method)] == [2 + 20] * 5
+    few = dataclasses.replace(method, preserve_batch=6)  # asked for fewer words than there are
+    assert [c.forward for c in counts(tiny, few)] == [6 + 2 + 6] * 5
 
 
 def test_official_updates_equal_the_pseudo_code(tiny, words):

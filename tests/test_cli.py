@@ -39,7 +39,7 @@ def tiny_args(tiny_folder):
 def small(words):
     """The flags that make a method's run short."""
     return {
-        "ap": (*SMALL, "--vocabulary", str(words), "--search.probes", "2"),
+        "ap": (*SMALL, "--vocabulary", str(words), "--search.any", "0.5"),
         "esd": SMALL,
         "uce": (),
         "ca": (*SMALL[:6], *PICTURES),

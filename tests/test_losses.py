@@ -196,6 +196,7 @@ def test_ap_erases_preserves_and_keeps(tiny, caught, x0, preserved):
         eta=1.5,
         preserve=0.7,
         preserve_batch=preserved,
+        reuse=0,
         batch=4,
         keep=("blue sun",),
         keep_weight=2.0,

@@ -101,7 +101,7 @@ def test_every_number_says_its_range_in_the_help(name):
     [
         (["generate", "--promt", "x"], "unknown option '--promt'; did you mean '--prompt'?"),
         (["erase", "ap", "--concpt", "x"], "unknown option '--concpt'; did you mean '--concept'?"),
-        (["erase", "ap", "--search.refesh", "3"], "did you mean '--search.refresh'?"),
+        (["erase", "ap", "--search.memry", "0.3"], "did you mean '--search.memory'?"),
         (["erase", "ap", "search:gumbel", "--search.tua", "3"], "did you mean '--search.tau'?"),
         (["erase", "ap", "--updats=3", "church"], "did you mean '--updates'?"),
         (["models", "--foo"], "unknown option '--foo'; efface models --help lists"),

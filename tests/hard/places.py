@@ -20,7 +20,7 @@ SMALL = (
 PICTURES = ("--pictures.n", "2", "--pictures.ddim-steps", "3")
 SETTINGS = {
     "esd": SMALL,
-    "ap": (*SMALL, "--vocabulary", "names", "--search.probes", "2", "--search.refresh", "2"),
+    "ap": (*SMALL, "--vocabulary", "names", "--search.any", "0.5"),
     "age": (*SMALL, "--vocabulary", "names"),
     "ca": (*SMALL[:8], *PICTURES),
     "spm": SMALL,

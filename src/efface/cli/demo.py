@@ -6,19 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from efface.cli import runfolder
 from efface.cli.erase import Erase, run_erase
 from efface.cli.opening import DEFAULT, Opening
 from efface.cli.score import print_scores
 from efface.cli.terminal import parsed
 from efface.edits.edit import Edit
-from efface.evaluation.evaluate import OBJECTS
 from efface.evaluation.protocols import load as load_protocol
 from efface.evaluation.scoring import ask, scored
 from efface.methods.ap import AP
 from efface.models import load
+from efface.reporting.grid import PICTURE
 from efface.settings import Range
 from efface.storage import ASSETS
 from efface.vocabulary import brought
+
+HELD_OUT = "emoji-objects-2"
+"""The protocol that is asked."""
+SPREAD = 30
+"""Every so manieth of the model's names is looked at as well."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +44,26 @@ class Options:
 def command(args: list[str]) -> int:
     """Erase with adversarial preservation, score, and say where the picture is."""
     o = parsed(Options, args, "efface demo")
-    near = load_protocol(OBJECTS).near([o.concept])
+    near = load_protocol(HELD_OUT).near([o.concept])
     method = AP(updates=o.updates)
     print(f"Erasing {o.concept!r} from the shipped model with adversarial preservation …\n")
     erase = Erase(concepts=(o.concept,), out=o.out, opening=Opening(model=DEFAULT))
     run_erase(method, erase, ["efface", "demo", *args])
     edit, model = Edit.load(o.out), load(DEFAULT)
     names = brought(ASSETS / "emoji", "emoji", "names").words
-    others = dict.fromkeys([*near, *[n for n in names[::8] if n != o.concept]])
-    question = ask(model, pictures=o.pictures, concepts=tuple(others))
+    hurt = list(runfolder.record(o.out)["moved_most"])
+    others = dict.fromkeys([*near, *hurt, *[n for n in names[::SPREAD] if n != o.concept]])
+    question = ask(model, protocol=HELD_OUT, pictures=o.pictures, concepts=tuple(others))
     found = scored(model, edit, question, o.out)
     print(
-        "\nESR: pictures without the erased concept. "
-        "PSR: pictures that still show what they should."
+        f"\nOf {o.pictures} pictures of {o.concept!r} and of {len(others)} other concepts: its "
+        "neighbours, those that the edit\nmoved most, and a few of all. ESR: pictures without the "
+        "erased concept. PSR: pictures that still\nshow what they should; worst tenth: of the "
+        "concepts that suffer most. Perceived: how far pictures moved."
     )
     print_scores(found.to_json())
-    print(f"\nLook at {o.out / 'before-after.png'} (above: before, below: after, same seeds).")
+    print(
+        f"\nMoved most: {', '.join(hurt)}.\n"
+        f"Look at {o.out / PICTURE} (above: before, below: after, same seeds)."
+    )
     return 0

@@ -32,6 +32,7 @@ from efface.training.search import (
     Exact,
     Gumbel,
     Objective,
+    Online,
     Pools,
     Random,
     Search,
@@ -61,19 +62,19 @@ class AP(Method, Tuning):
     name: ClassVar[str] = "ap"
     label: ClassVar[str] = "AP, ours"
 
-    batch: Annotated[int, Range(1, 4096)] = 4
+    batch: Annotated[int, Range(1, 4096)] = 2
     """Latents of erased concepts in an update."""
     anchor: str = "auto"
     """What concepts without an anchor of their own are steered to: a word, auto (searched for in
     the vocabulary, for each concept), or nothing, the null prompt."""
-    eta: Annotated[float, Range(0)] = 1.0
+    eta: Annotated[float, Range(0)] = 1.5
     """Strength of the negative guidance away from the erased concept; 0 maps it onto its anchor
     (the paper)."""
     preserve: Annotated[float, Range(0)] = 1.0
     """λ, weight of the preservation term."""
-    preserve_batch: Annotated[int, Range(0, 4096)] = 8
+    preserve_batch: Annotated[int, Range(0, 4096)] = 6
     """Preserved concepts in an update; 0: as many as erased ones."""
-    reuse: Annotated[int, Range(0, 10**6)] = 0
+    reuse: Annotated[int, Range(0, 10**6)] = 4
     """Latents of a bank on which each preserved word is held, chosen once, so that the frozen model
     is asked once for each and not at every update; 0: on those of the update, anew. Only where that
     saves evaluations, and words are drawn whole."""
@@ -98,9 +99,9 @@ class AP(Method, Tuning):
     """Keep the erased concepts, their case variants, tokens and synonyms out of the candidates."""
     x0_weighting: bool = False
     """Compare predicted pictures instead of noise: every term times (1 - ᾱ)/ᾱ."""
-    search: Search = Exact(refresh=60, probes=2, top=0)
+    search: Search = Online()
     """How preserved words are chosen."""
-    latents: Latents = Bank(trajectories=4)
+    latents: Latents = Bank(trajectories=2)
     """Where noisy latents come from."""
 
     @property
@@ -207,13 +208,16 @@ class AP(Method, Tuning):
     def presets(cls) -> Mapping[str, AP]:
         """``ours``; ``paper``: its formulas; ``official``: the authors' code, quirks included.
 
-        ``away`` steers to the null prompt and pushes far beyond it, as ours did before it searched
-        for anchors. Both forms have the paper's 1,000 updates; ``paper-short`` and
-        ``official-short`` are the same with the 400 that all methods have in the benchmark.
+        ``exact`` scores every candidate, and has more latents and more of them in an update, at
+        nearly three times the evaluations; ``away`` is the same steered to the null prompt and far
+        beyond it, as ours was before it searched for anchors. Both forms have the paper's 1,000
+        updates; ``paper-short`` and ``official-short`` are the same with the 400 that all methods
+        have in the benchmark.
         """
         paper: dict[str, Any] = {
             "anchor": "",
             "preserve_batch": 0,
+            "reuse": 0,
             "pool_size": 100,
             "nearest": 1000,
             "spread": "kmeans",
@@ -232,7 +236,19 @@ class AP(Method, Tuning):
             ),
         }
         short = {f"{n}-short": replace(form, updates=400) for n, form in forms.items()}
-        return {"ours": cls(), "away": cls(anchor="", eta=4.0), **forms, **short}
+        large: dict[str, Any] = {
+            "batch": 4,
+            "preserve_batch": 8,
+            "reuse": 0,
+            "search": Exact(refresh=60, probes=2, top=0),
+            "latents": Bank(trajectories=4),
+        }
+        own = {
+            "ours": cls(),
+            "exact": cls(eta=1.0, **large),
+            "away": cls(anchor="", eta=4.0, **large),
+        }
+        return {**own, **forms, **short}
 
     @classmethod
     def lineup(cls) -> Mapping[str, Entry]:
@@ -241,6 +257,7 @@ class AP(Method, Tuning):
         return {
             "ap-random": Entry("AP, random words instead of the search", cls(search=Random())),
             "ap": Entry(cls.label, known["ours"]),
+            "ap-exact": Entry("AP, every candidate scored", known["exact"]),
             "ap-away": Entry("AP, away from the null prompt", known["away"]),
             "ap-paper": Entry("AP, the paper's formulas", known["paper-short"]),
             "ap-official": Entry("AP, as the authors' code", known["official-short"]),

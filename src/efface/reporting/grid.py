@@ -127,6 +127,7 @@ def grid(
     split: int,
     span: int,
     labels: Sequence[str] = ("before", "after"),
+    kept: str = "preserved, worst hurt first",
 ) -> Image.Image:
     """Rows of pictures under their columns' names.
 
@@ -134,6 +135,7 @@ def grid(
 
     Args:
         labels: what stands before each row.
+        kept: what stands over the columns after the gap.
     """
     top, left, gap = 62, 70, 24
     width = left + CELL * len(names) + gap + 10
@@ -141,9 +143,7 @@ def grid(
     draw, font, bold = ImageDraw.Draw(sheet), ImageFont.load_default(13), ImageFont.load_default(15)
     draw.text((left, 6), "erased", font=bold, fill="#b00020")
     if split < len(names):
-        draw.text(
-            (left + CELL * split + gap, 6), "preserved, worst hurt first", font=bold, fill="#1a6b2f"
-        )
+        draw.text((left + CELL * split + gap, 6), kept, font=bold, fill="#1a6b2f")
     for k, name in enumerate(names):
         x = left + CELL * k + (gap if k >= split else 0)
         if k % span == 0:

@@ -23,7 +23,7 @@ AUTO = "auto"
 STEPS, AT = 25, 15
 """Candidates are compared where a trajectory of so many steps has made so many of them: there the
 prediction depends most on the word (earlier on the noise, later on the picture)."""
-LATENTS, BEST = 2, 16
+LATENTS, BEST = 2, 8
 """Pictures of the concept on which they are compared; on all but the first, only so many that are
 best on the first."""
 MOST, AMONG = 200, 1000
