@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from efface.concepts import Concept
@@ -49,6 +50,7 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
     "far-0": (ap(), "far", 0),
     "far-3": (ap(), "far", 3),
     "far-10": (ap(), "far", 10),
+    "clear-3": (ap(), "clear", 3),
     "cosine-0-random": (ap(search=Random()), "cosine", 0),
     "clear-0": (ap(), "clear", 0),
     "clear-0-200": (ap(updates=200, decay=1.0, lr=6e-4), "clear", 0),
@@ -113,23 +115,26 @@ SHOWN = {
 
 
 def table() -> str:
-    """All trials, in Markdown; the chosen order is the first that is nearest by prediction."""
-    lines = ["| trial | anchors | " + " | ".join(SHOWN.values()) + " | evaluations |"]
-    lines.append("|" + " --- |" * (len(SHOWN) + 3))
+    """All trials, in Markdown, means over their seeds."""
+    lines = ["| trial | anchors | seeds | " + " | ".join(SHOWN.values()) + " | evaluations |"]
+    lines.append("|" + " --- |" * (len(SHOWN) + 4))
     for name, (method, order, rank) in TRIALS.items():
-        path = OUT / f"{PROTOCOL.stem}-4-{name}-0.json"
-        if path.exists():
-            row = json.loads(path.read_text())
+        paths = sorted(OUT.glob(f"{PROTOCOL.stem}-4-{name}-[0-9].json"))
+        rows = [json.loads(path.read_text()) for path in paths]
+        if rows:
             what = f"{order}, place {rank + 1}" if order else "null prompt"
-            values = [f"{row['scores'][k]['value']:.1f}" for k in SHOWN]
-            cost = f"{row['cost']['forward']} F + {row['cost']['backward']} B"
-            lines.append(f"| {said(method)} | {what} | {' | '.join(values)} | {cost} |")
+            values = [f"{mean(row['scores'][k]['value'] for row in rows):.1f}" for k in SHOWN]
+            cost = f"{rows[0]['cost']['forward']} F + {rows[0]['cost']['backward']} B"
+            cells = [said(method), what, str(len(rows)), *values, cost]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def said(method: Any) -> str:
     """What sets a trial's method apart."""
     more = [f"eta {method.eta:g}", f"{method.updates} updates"]
+    if method.reuse:
+        more.append(f"held words, {method.batch} erased and {method.preserve_batch} preserved rows")
     more += ["random words"] if isinstance(method.search, Random) else []
     more += [f"rate falling from {method.lr:g}"] if method.decay else []
     return ", ".join(more)
