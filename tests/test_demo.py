@@ -1,4 +1,4 @@
-"""What ``make demo`` shows: the concept is gone, and its neighbours and the worst hurt are there."""
+"""What ``make demo`` shows: the concept is gone, its neighbours and the worst hurt are there."""
 
 import json
 
