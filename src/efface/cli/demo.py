@@ -9,7 +9,7 @@ from typing import Annotated
 from efface.cli import runfolder
 from efface.cli.erase import Erase, run_erase
 from efface.cli.opening import DEFAULT, Opening
-from efface.cli.score import print_scores
+from efface.cli.score import keep, print_scores
 from efface.cli.terminal import parsed
 from efface.edits.edit import Edit
 from efface.evaluation.protocols import load as load_protocol
@@ -55,6 +55,7 @@ def command(args: list[str]) -> int:
     others = dict.fromkeys([*near, *hurt, *[n for n in names[::SPREAD] if n != o.concept]])
     question = ask(model, protocol=HELD_OUT, pictures=o.pictures, concepts=tuple(others))
     found = scored(model, edit, question, o.out)
+    keep(found, question, o.out, erase.opening)
     print(
         f"\nOf {o.pictures} pictures of {o.concept!r} and of {len(others)} other concepts: its "
         "neighbours, those that the edit\nmoved most, and a few of all. ESR: pictures without the "
