@@ -110,7 +110,7 @@ class AttackCell:
         names = self.sample(erased) if attack.searches else list(erased)
         if self.edited.method == UNEDITED:
             return [Unit(attack, "base", n) for n in names]
-        roles = CONTROLS if self.controlled else ()
+        roles: tuple[str, ...] = CONTROLS if self.controlled else ()
         if isinstance(attack, NoAttack):
             roles = tuple(r for r in roles if r == "unrelated")
         if isinstance(attack, SeedSearch):

@@ -172,9 +172,9 @@ def lines(
     if seeds:
         often = text(Column("", ("seed-search",), rate()), seeds, "edited", whole)
         rest = ["–"] * (len(columns) - 1 + len(KEPT))
-        names = dict.fromkeys(label(c["method"]) for c in seeds)
-        said = f"*control on {', '.join(names)}: four times as many seeds*"
-        yield f"| {' | '.join([said, str(len(seeds)), often, *rest])} |"
+        whose = ", ".join(dict.fromkeys(label(c["method"]) for c in seeds))
+        first = f"*control on {whose}: four times as many seeds*"
+        yield f"| {' | '.join([first, str(len(seeds)), often, *rest])} |"
 
 
 def markdown(out: Path, name: str) -> str:

@@ -94,8 +94,8 @@ def curve(what: str) -> Ask:
             return None
 
         def of(heights: Tensor) -> float:
-            told = along(list(zip(points, heights.tolist(), strict=True)), unedited)
-            return told.get(what, math.inf)
+            at: list[float] = heights.tolist()
+            return along(list(zip(points, at, strict=True)), unedited).get(what, math.inf)
 
         return resampled(torch.tensor(table, dtype=torch.float64), of)
 
@@ -109,7 +109,7 @@ def covers(own: Sequence[Trial], points: Sequence[float]) -> bool:
 
 def mean_at(own: Sequence[Trial], point: float) -> float:
     """Percent of a concept's pictures at a point."""
-    hits = [h for x in own if float(x.row["at"]) == point for h in x.row["hits"]]
+    hits: list[int] = [h for x in own if float(x.row["at"]) == point for h in x.row["hits"]]
     return 100 * sum(hits) / len(hits)
 
 
