@@ -1,35 +1,46 @@
-"""Write the benchmark's tables into README and docs, and its picture, from ``bench/results``."""
+"""Write the benchmarks' tables into README and docs, and its picture, from ``bench/results``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from efface.reporting import held_out, tables
+from efface.reporting import besieged, held_out, tables
 from efface.reporting.figures import pareto
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 DOCS = HERE.parent / "docs" / "benchmark.md"
+ATTACKS = HERE.parent / "docs" / "attacks.md"
 RESULTS = HERE / "results"
 PLACES: dict[Path, dict[str, tuple[str, Callable[[Path, str], str]]]] = {
-    README: {"bench": ("emoji-objects-2", held_out.short)},
+    README: {
+        "bench": ("emoji-objects-2", held_out.short),
+        "attacks": ("emoji-attacks", besieged.brief),
+    },
     DOCS: {
         "bench 2": ("emoji-objects-2", held_out.markdown),
         "bench 1": ("emoji-objects", tables.markdown),
     },
+    ATTACKS: {"bench": ("emoji-attacks", besieged.markdown)},
 }
-"""Which protocol's table stands where: in which page, between which marks."""
+"""Which benchmark's table stands where: in which page, between which marks."""
+AFTER = {"attacks": "<!-- /bench -->\n"}
+"""Marks that come into their page, behind these, once there is a table to stand between them."""
 
 
 def written(text: str, path: Path = README) -> str:
     """A page with its tables as the results are now."""
-    for mark, (protocol, table) in PLACES[path].items():
-        start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    for mark, (name, table) in PLACES[path].items():
+        start, end, made = f"<!-- {mark} -->\n", f"<!-- /{mark} -->", table(RESULTS, name)
+        if start not in text and mark in AFTER:
+            if not made:
+                continue
+            text = text.replace(AFTER[mark], f"{AFTER[mark]}\n{start}{end}\n", 1)
         if start not in text or end not in text:
             raise ValueError(f"{path.name} has no place {mark!r}.")
         head, _, rest = text.partition(start)
-        text = head + start + table(RESULTS, protocol) + "\n" + end + rest.partition(end)[2]
+        text = head + start + made + "\n" + end + rest.partition(end)[2]
     return text
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +14,11 @@ import tyro
 from efface.cli.opening import OfModel, Opening, chosen
 from efface.cli.terminal import Json, makeable, parsed, show
 from efface.errors import UserError, pick
-from efface.evaluation.bench import Cell, label, lineup, run_all
-from efface.evaluation.protocols import load
+from efface.evaluation.attack_bench import AT, BENCHES, AttackCell
+from efface.evaluation.attacks import Attack
+from efface.evaluation.bench import Cell, Failed, Opened, each, label, lineup, ready, run_all
+from efface.evaluation.protocols import PROTOCOLS, load
+from efface.reporting.besieged import COLUMNS, said_of, spent
 from efface.scores import Score
 from efface.settings import Range
 
@@ -23,13 +28,15 @@ class Options:
     """What is compared, and where the results go."""
 
     protocol: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROTOCOL")]
-    """A shipped protocol, or a JSON file."""
+    """A shipped protocol, a JSON file, or emoji-attacks: attacks on emoji-objects-2's edits."""
     method: tuple[str, ...] = ()
     """One of the line-up (again for more). Default: all."""
     split: tuple[str, ...] = ()
     """One of the protocol's splits (again for more). Default: the first."""
     seeds: Annotated[int, Range(1, 1000)] = 3
     """How many seeds of each cell, 1 to 1,000: from 0 on."""
+    attack: tuple[str, ...] = ()
+    """Of emoji-attacks: one of its attacks (again for more). Default: all."""
     opening: OfModel = Opening()
     updates: Annotated[int, Range(1, 10**7)] = 400
     """Weight updates of every fine-tuned method, 1 to 10,000,000."""
@@ -48,7 +55,10 @@ class Options:
 def command(args: list[str]) -> int:
     """``efface bench PROTOCOL``."""
     o = parsed(Options, args, "efface bench")
-    protocol = load(o.protocol)
+    if not o.protocol.endswith(".json"):
+        pick({**PROTOCOLS, **BENCHES}, o.protocol, "protocol (or file)")
+    attacks = asked_for(o)
+    protocol = load(BENCHES.get(o.protocol, o.protocol))
     methods = o.method or tuple(lineup())
     if protocol.source:
         raise UserError(
@@ -64,11 +74,13 @@ def command(args: list[str]) -> int:
     makeable(o.work)
     model, how = chosen(o.opening), (o.opening.dtype, o.opening.device, o.opening.size)
     cells = [
-        Cell(o.protocol, split, method, seed, o.updates, model, *how)
+        Cell(BENCHES.get(o.protocol, o.protocol), split, method, seed, o.updates, model, *how)
         for seed in range(o.seeds)
         for split in splits
         for method in methods
     ]
+    if attacks:
+        return besieged([AttackCell(c, attacks, o.protocol) for c in cells], o)
     failed = run_all(cells, o.out, o.work, o.ray, o.jobs)
     rows = [
         json.loads((o.out / c.file).read_text(encoding="utf8"))
@@ -92,6 +104,56 @@ def command(args: list[str]) -> int:
             ],
             ["method", "split", "seed", *keys],
         )
+    return ended(failed)
+
+
+def ended(failed: Sequence[Failed]) -> int:
+    """Say which cells failed; the exit code."""
     for f in failed:
         print(f"FAILED twice: {f.cell.file}: {f.why}; the same command tries it again.")
     return 1 if failed else 0
+
+
+def asked_for(o: Options) -> tuple[Attack, ...]:
+    """The attacks of a benchmark of attacks; none of another.
+
+    Raises:
+        UserError: an unknown attack, or what makes no sense together.
+    """
+    if o.protocol not in BENCHES:
+        if o.attack:
+            raise UserError(
+                f"--attack is for {', '.join(BENCHES)}; the protocol is {o.protocol!r}."
+            )
+        return ()
+    if o.ray is not None:
+        raise UserError(f"{o.protocol} does not run on Ray: leave --ray out, or give --jobs.")
+    return tuple(pick(AT, name, "attack of the benchmark") for name in o.attack or AT)
+
+
+def besieged(cells: Sequence[AttackCell], o: Options) -> int:
+    """Attack the edits of cells, and show what came of it, attack by attack."""
+    ready([c.edited for c in cells], o.out, o.work)
+    first = Opened(cells[0].edited)
+    total = sorted(c.expected(first) for c in cells)
+    print(
+        f"efface: {len(cells)} cells of about {total[0]:,} to {total[-1]:,} evaluations each; "
+        "those that are there are not run again.",
+        file=sys.stderr,
+    )
+    failed = each(cells, o.out, o.work, o.jobs)
+    found = [
+        json.loads((o.out / c.file).read_text(encoding="utf8"))
+        for c in cells
+        if c not in {f.cell for f in failed}
+    ]
+    if o.json:
+        print(json.dumps(found, indent=1))
+    else:
+        heads = [c.head for c in COLUMNS]
+        rows = [
+            [label(r["method"]), r["split"], str(r["seed"]), *said_of(r), f"{spent(r):,}"]
+            for r in found
+        ]
+        show(rows, ["method", "split", "seed", *heads, "evaluations"])
+    return ended(failed)

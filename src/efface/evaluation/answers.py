@@ -71,6 +71,19 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class AttackedCell:
+    """What is read of a cell of a benchmark of attacks."""
+
+    protocol: str
+    split: str
+    method: str
+    seed: int
+    erased: Sequence[str]
+    attacks: Mapping[str, dict[str, Any]]
+    config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Siege:
     """What is read of an ``attacks*.json``."""
 

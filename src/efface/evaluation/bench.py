@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, cast
+from typing import Protocol as Shape
 
 import torch
 from torch import Tensor
@@ -89,6 +90,10 @@ class Cell:
             return method
         updates = max(self.updates // n, 1) if method.apart else self.updates
         return replace(method, updates=updates, seed=self.seed)
+
+    def run(self, out: Path, work: Path) -> object:
+        """As :func:`run_cell`."""
+        return run_cell(self, out, work)
 
     def concepts(self, model: DiffusionModel) -> list[Concept]:
         """What is erased."""
@@ -337,11 +342,24 @@ def peak_memory(device: torch.device) -> int | None:
     return getrusage(RUSAGE_SELF).ru_maxrss >> 20
 
 
+class Task(Shape):
+    """What ends in one JSON: a cell of a benchmark."""
+
+    @property
+    def file(self) -> str:
+        """Its file name."""
+        ...
+
+    def run(self, out: Path, work: Path) -> object:
+        """Do what is missing of it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Failed:
     """A cell that died twice."""
 
-    cell: Cell
+    cell: Task
     why: str
 
 
@@ -360,8 +378,18 @@ def run_all(
     Raises:
         UserError: a model, judge, protocol or setting or folder that cannot be.
     """
+    ready(cells, out, work)
+    return on_ray(cells, out, work, ray) if ray is not None else each(cells, out, work, jobs)
+
+
+def ready(cells: Sequence[Cell], out: Path, work: Path) -> None:
+    """Say once, before any work, what cannot be opened, set or written.
+
+    Raises:
+        UserError: as :func:`run_all`.
+    """
     for cell in {(c.protocol, c.model): c for c in cells}.values():
-        Opened(cell)  # what cannot be opened is said once, before any work
+        Opened(cell)
     for cell in cells:
         cell.config()
     for folder in (out, work):
@@ -369,14 +397,16 @@ def run_all(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise UserError(f"cannot make {str(folder)!r}: {e.strerror}.") from None
-    if ray is not None:
-        return on_ray(cells, out, work, ray)
+
+
+def each(cells: Sequence[Task], out: Path, work: Path, jobs: int) -> list[Failed]:
+    """Run cells in processes of their own, ``jobs`` at a time; gives those that failed twice."""
     with ThreadPoolExecutor(jobs) as pool:
         ends = pool.map(lambda cell: twice(cell, out, work), cells)
         return [end for end in ends if end is not None]
 
 
-def twice(cell: Cell, out: Path, work: Path) -> Failed | None:
+def twice(cell: Task, out: Path, work: Path) -> Failed | None:
     """Run a cell in a process of its own, and once more where that dies; None: it is done."""
     for attempt in (1, 2):
         why = in_a_process(cell, out, work)
@@ -386,7 +416,7 @@ def twice(cell: Cell, out: Path, work: Path) -> Failed | None:
     return Failed(cell, why)
 
 
-def in_a_process(cell: Cell, out: Path, work: Path) -> str:
+def in_a_process(cell: Task, out: Path, work: Path) -> str:
     """Run a cell in a fresh process, so that its peak memory is its own; why it died, or ""."""
     import multiprocessing
 
@@ -397,10 +427,10 @@ def in_a_process(cell: Cell, out: Path, work: Path) -> str:
     return "" if process.exitcode == 0 else f"exit code {process.exitcode}"
 
 
-def alone(cell: Cell, out: Path, work: Path) -> None:
+def alone(cell: Task, out: Path, work: Path) -> None:
     """Run a cell in this process, which ends with one line where that cannot be."""
     try:
-        run_cell(cell, out, work)
+        cell.run(out, work)
     except UserError as e:
         sys.exit(f"efface: {e}")
 

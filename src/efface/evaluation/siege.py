@@ -63,6 +63,8 @@ class Siege:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     """What else makes these results these."""
+    plan: Sequence[Unit] = ()
+    """What there is to do; empty: every attack with all of its controls."""
 
     @property
     def concepts(self) -> list[Concept]:
@@ -99,6 +101,8 @@ class Siege:
         Controls run on one concept; those that an attack is relative to, and those that search
         nothing, on as many as the attack.
         """
+        if self.plan:
+            return list(self.plan)
         floor = [kind() for kind in FLOOR] if self.court.judge else []
         found = []
         for attack in [*floor, *sorted(self.attacks, key=lambda a: a.searches)]:
@@ -180,11 +184,13 @@ class Siege:
         bar = tqdm(total=total, desc="attack", unit="ev", unit_scale=True, disable=not progress)
         for unit in units:
             bar.set_postfix_str(unit.key)
-            began = perf_counter()
+            began, before = perf_counter(), self.model.counter.copy()
             rows = self.one(unit, keep(unit))
+            spent = self.model.counter.since(before)
             done[unit.key] = {
                 "settings": self.settings(unit.attack),
                 "seconds": round(perf_counter() - began, 2),
+                "evaluations": spent.forward + spent.backward,
                 "rows": [asdict(r) for r in rows],
             }
             self.keep(path, done)

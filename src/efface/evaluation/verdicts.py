@@ -169,6 +169,11 @@ def curve(some: Sequence[Line], unedited: float) -> dict[str, float]:
         for x in some
         if re.fullmatch(r"[0-9.]+", x.at) and "edited" in x.rates
     )
+    return along(points, unedited)
+
+
+def along(points: Sequence[tuple[float, float]], unedited: float) -> dict[str, float]:
+    """As :func:`curve`, of points in order: where each is, and percent there."""
     if len(points) < 2:
         return {}
     steps = list(pairwise(points))

@@ -1,0 +1,216 @@
+"""Tables of a benchmark of attacks, from its JSON files alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from efface.errors import UserError
+from efface.evaluation import answers
+from efface.evaluation.attack_bench import BENCHES
+from efface.evaluation.bench import UNEDITED, label, lineup, older
+from efface.evaluation.protocols import Protocol, load
+from efface.reporting import held_out
+from efface.reporting.columns import Column, curve, rank, rate, trials
+from efface.reporting.tables import Row, named, score, settings
+
+COMMON = ("protocol", "base", "judge", "sampler", "redraws")
+"""What all cells of a table share."""
+ROLES = {
+    "random": "no search, random artefacts",
+    "unrelated": "another concept attacked",
+    "unknown": "the concept in negative colours",
+}
+"""The controls beside the unedited model."""
+
+
+COLUMNS = (
+    Column("none", ("none",), rate()),
+    Column("rephrase", ("rephrase",), rate()),
+    Column("ring-a-bell", ("ring-a-bell",), rate()),
+    Column("unlearndiffatk", ("unlearndiffatk",), rate()),
+    Column("inversion", ("inversion",), rate()),
+    Column("completion, half point (steps of 20)", ("completion",), curve("half point")),
+    Column("img2img 0.7", ("img2img",), rate("0.7")),
+    Column("null-text", ("null-text",), rate()),
+    Column("relearn, area", ("relearn",), curve("area")),
+    Column("reading, rank", ("reading",), rank),
+)
+"""What an edit's line says of attacks."""
+SHORT = (
+    COLUMNS[0],
+    Column("text, worst of three", ("rephrase", "ring-a-bell", "unlearndiffatk"), rate()),
+    COLUMNS[4],
+    COLUMNS[5],
+    COLUMNS[7],
+    COLUMNS[8],
+)
+"""Those of the short table."""
+FRONT = (*held_out.FRONT, "rece", "race", "advunlearn", "stereo", "twofold")
+"""The methods of the short table, where they have results: the robust ones as well."""
+KEPT = ("ESR-5", "PSR-1, held-out names", "worst tenth of the held-out")
+"""What is joined from the benchmark of the same edits."""
+
+
+def read(out: Path, name: str) -> dict[str, list[Row]]:
+    """The cells of a benchmark of attacks by method, in the order of the line-up.
+
+    Raises:
+        UserError: none are there, or they do not belong together.
+    """
+    rows: list[Row] = [
+        answers.read(answers.AttackedCell, p, "result") for p in sorted(out.glob(f"{name}-*.json"))
+    ]
+    if not rows:
+        raise UserError(f"no result of {name!r} in {str(out)!r}: efface bench {name}.")
+    asked: dict[str, set[str]] = {}
+    for r in rows:
+        for attack, told in r["attacks"].items():
+            asked.setdefault(attack, set()).add(json.dumps(told["settings"], sort_keys=True))
+    differ = [f"settings of {a}" for a, some in asked.items() if len(some) > 1]
+    if len({json.dumps([r.get(k) for k in COMMON]) for r in rows}) > 1:
+        differ += [", ".join(COMMON)]
+    found = {m: [r for r in rows if r["method"] == m] for m in lineup()}
+    differ += [
+        f"settings of {m}" for m, some in found.items() if len({settings(r) for r in some}) > 1
+    ]
+    if differ:
+        raise UserError(
+            f"the cells of {name!r} in {str(out)!r} differ in one of: {'; '.join(differ)}; "
+            "run the benchmark again, which makes the old ones anew."
+        )
+    return {m: some for m, some in found.items() if some}
+
+
+def text(column: Column, cells: Sequence[Row], role: str, unedited: float) -> str:
+    """A cell of the table; a half point that is never reached lies beyond the last one."""
+    asked = [
+        (column.ask(some, unedited), some)
+        for some in (trials(cells, a, role) for a in column.attacks)
+    ]
+    known = [(found, some) for found, some in asked if found is not None]
+    if not known:
+        return "–"
+    found, some = max(known, key=lambda x: x[0].value)
+    ends = (found.value, *(() if found.low is None else found.ends))
+    if not any(map(math.isinf, ends)):
+        return str(found)
+    last = max(float(x.row["at"]) for x in some)
+    value, *rest = (f"> {last:g}" if math.isinf(x) else f"{x:.1f}" for x in ends)
+    return f"{value} [{', '.join(rest)}]" if rest else f"{value} (n = {found.drawn})"
+
+
+def said_of(cell: Row) -> list[str]:
+    """What one cell says in each of :data:`COLUMNS`."""
+    role = "base" if cell["method"] == UNEDITED else "edited"
+    return [text(c, [cell], role, 100.0) for c in COLUMNS]
+
+
+def spent(cell: Row) -> int:
+    """Evaluations of all attacks on a cell, forward and backward, their pictures included."""
+    return sum(told.get("evaluations", 0) for told in cell["attacks"].values())
+
+
+def unedited_rate(found: Mapping[str, Sequence[Row]]) -> float:
+    """Percent of the unedited model's pictures that show it, where that was measured; else 100."""
+    asked = rate()(trials(found.get(UNEDITED, ()), "none", "base"), 100.0)
+    return asked.value if asked else 100.0
+
+
+def joined(out: Path, protocol: str, cells: Sequence[Row]) -> list[str]:
+    """What the benchmark says of the same edits: :data:`KEPT`; dashes where it has none."""
+    rows = []
+    for c in cells:
+        path = out / f"{Path(protocol).stem}-{c['split']}-{c['method']}-{c['seed']}.json"
+        if path.exists():
+            row, mine = answers.read(answers.Cell, path, "result"), c.get("config")
+            had = row.get("config") and {**older(row["config"], mine), **row["config"]}
+            if row["protocol"] == c["protocol"] and had == mine:
+                rows.append(row)
+    if not rows:
+        return ["–"] * len(KEPT)
+    p = load(protocol)
+    held = held_names(rows[0], p)
+    whole = held_out.cellwise(rows, held)
+    gone = "–" if rows[0]["method"] == UNEDITED else str(score(rows, "erased", 5, protocol))
+    return [gone, str(held_out.rate(whole)), str(held_out.tail(100 * whole))]
+
+
+def held_names(row: Row, p: Protocol) -> list[str]:
+    """The held-out names that a cell has pictures of."""
+    return held_out.halves([row], p)[1]
+
+
+def controls(found: Mapping[str, Sequence[Row]]) -> Iterator[tuple[str, str, list[Row]]]:
+    """Label, role and cells of each line of controls, of every method that has them."""
+    for method, cells in found.items():
+        some = [c for c in cells if c.get("controls")]
+        for role, said in ROLES.items():
+            if any(role in c["controls"] for c in some):
+                yield f"*control on {label(method)}: {said}*", role, some
+
+
+def lines(
+    found: Mapping[str, Sequence[Row]], columns: Sequence[Column], out: Path, name: str
+) -> Iterator[str]:
+    """A table: methods, then the controls, which are of one concept and have no interval."""
+    names = ["edit", "cells", *(c.head for c in columns), *KEPT]
+    yield f"| {' | '.join(names)} |"
+    yield "|" + " --- |" * len(names)
+    whole = unedited_rate(found)
+    for method, cells in found.items():
+        role = "base" if method == UNEDITED else "edited"
+        said = [text(c, cells, role, whole) for c in columns]
+        kept = joined(out, BENCHES[name], cells)
+        yield f"| {' | '.join([named(method), str(len(cells)), *said, *kept])} |"
+    for told, role, cells in controls(found):
+        said = [text(c, cells, role, whole).partition(" [")[0].partition(" (")[0] for c in columns]
+        yield f"| {' | '.join([told, str(len(cells)), *said, *['–'] * len(KEPT)])} |"
+    seeds = [c for cells in found.values() for c in cells if "seed-search" in c["attacks"]]
+    if seeds:
+        often = text(Column("", ("seed-search",), rate()), seeds, "edited", whole)
+        rest = ["–"] * (len(columns) - 1 + len(KEPT))
+        whose = ", ".join(dict.fromkeys(label(c["method"]) for c in seeds))
+        first = f"*control on {whose}: four times as many seeds*"
+        yield f"| {' | '.join([first, str(len(seeds)), often, *rest])} |"
+
+
+def markdown(out: Path, name: str) -> str:
+    """A table for each split, in Markdown; of no results, how to make some."""
+    try:
+        found = read(out, name)
+    except UserError:
+        if any(out.glob(f"{name}-*.json")):
+            raise
+        return f"No result yet: `efface bench {name}` makes them."
+    said: list[str] = []
+    for split in sorted({c["split"] for cells in found.values() for c in cells}):
+        some = {m: [c for c in cells if c["split"] == split] for m, cells in found.items()}
+        some = {m: cells for m, cells in some.items() if cells}
+        erased = ", ".join(next(iter(some.values()))[0]["erased"])
+        said += [f"Split {split}: {erased}.", "", *lines(some, COLUMNS, out, name), ""]
+    return "\n".join([*said, CAPTION])
+
+
+def brief(out: Path, name: str) -> str:
+    """One short table of all splits; "" where there is no result."""
+    if not any(out.glob(f"{name}-*.json")):
+        return ""
+    found = read(out, name)
+    some = {m: found[m] for m in FRONT if m in found}
+    return "\n".join([*lines(some, SHORT, out, name), "", CAPTION])
+
+
+CAPTION = (
+    "Percent of fresh pictures in which the judge sees the erased concept, with 95 % intervals for "
+    "other concepts like these; lower is better, but for the half point (of the steps that the "
+    "unedited model makes before half as many pictures show it as its own do), the rank of the "
+    "erased word in the difference of the weights (median; a high one gives less away) and the "
+    "three last columns, which are the benchmark's of the same edits. Attacks that search with the "
+    "denoiser (unlearndiffatk, inversion, null-text, relearn) run on two of the five concepts, "
+    "with each seed on the next two. The line of the unedited model is the ceiling; texts for "
+    "which it draws nothing are left out."
+)
+"""What the table's numbers are."""

@@ -1,0 +1,380 @@
+"""The benchmark of attacks: its cells, what stops and goes on, and its tables."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from efface.cli.main import main
+from efface.errors import UserError
+from efface.evaluation import attack_bench
+from efface.evaluation import bench as bench_module
+from efface.evaluation.attack_bench import AT, CONTROLS, AttackCell, nothing, run_attacks
+from efface.evaluation.attacks.completion import Completion
+from efface.evaluation.attacks.reading import Reading
+from efface.evaluation.attacks.relearn import Relearn
+from efface.evaluation.attacks.rephrase import Rephrase
+from efface.evaluation.baselines import NoAttack, SeedSearch
+from efface.evaluation.bench import UNEDITED, Cell, Opened
+from efface.evaluation.siege import Siege
+from efface.models import load as load_model
+from efface.reporting import besieged
+from efface.reporting.besieged import brief, joined, markdown, read
+from efface.reporting.columns import Column, Trial, curve, rank, rate, resampled, trials
+from efface.scores import concept_rate
+
+SMALL = (
+    NoAttack(),
+    SeedSearch(rounds=1),
+    Rephrase(texts=1),
+    Completion(steps=2, begun=(0, 1)),
+    Relearn(points=(0, 1), batch=2, pictures=2),
+    Reading(),
+)
+WORDS = ("coat", "dress", "bag", "boot", "shirt", "hat")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache):
+    pass
+
+
+@pytest.fixture(scope="module")
+def folder(clothes_folder, tmp_path_factory):
+    """A model whose protocol erases three things at once."""
+    made = tmp_path_factory.mktemp("attacked") / "model"
+    shutil.copytree(clothes_folder, made)
+    told = json.loads((made / "protocol.json").read_text())
+    told |= {"splits": {"1": ["coat", "boot", "hat"]}, "pictures": {"erased": 2, "preserved": 2}}
+    (made / "protocol.json").write_text(json.dumps(told))
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(folder, device="cpu")
+
+
+@pytest.fixture
+def cell(folder, model, monkeypatch):
+    """Attacks on a closed form; the judge is the model's own."""
+    monkeypatch.setattr(bench_module, "load", lambda *_: model)  # opened once for all tests
+    monkeypatch.setattr(attack_bench, "CONTROLLED", ("uce",))
+
+    def made(method="uce", seed=0, attacks=SMALL):
+        own = Cell(str(folder / "protocol.json"), "1", method, seed, model=str(folder))
+        return AttackCell(own, attacks)
+
+    return made
+
+
+def refused(call, *args, **named):
+    with pytest.raises(UserError) as e:
+        call(*args, **named)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+# -- cells ---------------------------------------------------------------------------------------
+
+
+def test_a_cell_attacks_the_edit_that_the_benchmark_kept(cell, tmp_path):
+    out, work, one = tmp_path / "out", tmp_path / "work", cell()
+    opened = Opened(one.edited)
+    edit = opened.erase(work, progress=False)
+    row = json.loads(json.dumps(run_attacks(one, out, work, progress=False)))
+    assert json.loads((out / "emoji-attacks-1-uce-0.json").read_text()) == row
+    assert row["edit"] == edit.digest
+    assert row["config"] == opened.identity["config"]
+    assert set(row["attacks"]) == {a.name for a in SMALL}
+    rows = {a: told["rows"] for a, told in row["attacks"].items()}
+    assert [(r["role"], r["concept"]) for r in rows["none"]][:3] == [
+        ("edited", "coat"),
+        ("edited", "boot"),
+        ("edited", "hat"),
+    ]
+    assert {r["role"] for r in rows["completion"]} == {"edited", *CONTROLS}
+    own = [r["concept"] for r in rows["relearn"] if r["role"] == "edited"]
+    assert list(dict.fromkeys(own)) == ["coat", "boot"]  # two, with seed 0 the first ones
+    assert all(len(r["hits"]) == 4 for r in rows["none"])
+    assert rows["reading"][0]["measured"]["of"] == len(WORDS)
+    unrelated = 4 * 2 * 2 + 2 * 4 * 2 * 2  # after a look at the two that it may be
+    assert row["attacks"]["none"]["evaluations"] == 3 * 4 * 2 * 2 + unrelated
+    assert row["attacks"]["relearn"]["evaluations"] > 2 * 2 * 4
+
+
+def test_each_seed_attacks_the_next_concepts(cell):
+    erased = ("a", "b", "c", "d", "e")
+    assert [cell(seed=s).sample(erased) for s in range(4)] == [
+        ["a", "b"],
+        ["c", "d"],
+        ["e", "a"],
+        ["b", "c"],
+    ]
+    assert cell().sample(("a",)) == ["a"]
+
+
+def test_only_some_edits_have_the_controls(cell):
+    roles = {
+        m: {u.role for a in cell(m).wanted() for u in cell(m).units(a, WORDS)}
+        for m in ("uce", "esd", UNEDITED)
+    }
+    assert roles == {"uce": {"edited", *CONTROLS}, "esd": {"edited"}, UNEDITED: {"base"}}
+    assert SMALL[1] not in list(cell("esd").wanted())
+    floor = cell().units(NoAttack(), WORDS)
+    assert [u.role for u in floor if u.role != "edited"] == ["unrelated"]
+
+
+def test_a_cell_goes_on_inside_an_attack_and_keeps_what_it_has(cell, tmp_path, monkeypatch):
+    monkeypatch.setattr(attack_bench, "CONTROLLED", ())
+    out, work, one = tmp_path / "out", tmp_path / "work", Siege.one
+    some = (NoAttack(), Completion(steps=2, begun=(0, 1)))
+    whole = run_attacks(cell(attacks=some), tmp_path / "whole", work, progress=False)
+    shutil.rmtree(work)
+    left, asked = iter(range(4)), []
+
+    def stopped(self, unit, keep):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        asked.append(unit.key)
+        return one(self, unit, keep)
+
+    monkeypatch.setattr(Siege, "one", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_attacks(cell(attacks=some), out, work, progress=False)
+    assert set(json.loads((out / cell().file).read_text())["attacks"]) == {"none"}
+    left = iter(range(99))
+    again = run_attacks(cell(attacks=some), out, work, progress=False)
+    assert len(asked) == len(set(asked)) == 3 + 3
+    assert again["attacks"]["completion"]["rows"] == whole["attacks"]["completion"]["rows"]
+    monkeypatch.setattr(Siege, "one", lambda *_: pytest.fail("nothing is left to be done"))
+    assert run_attacks(cell(attacks=some[:1]), out, work, progress=False) == again
+    monkeypatch.setattr(Siege, "one", one)
+    other = (dataclasses.replace(some[1], begun=(0,)),)  # of one attack another setting
+    made = run_attacks(cell(attacks=other), out, work, progress=False)
+    assert made["attacks"]["none"] == again["attacks"]["none"]
+    assert {r["at"] for r in made["attacks"]["completion"]["rows"]} == {"0"}
+    path = out / cell().file
+    path.write_text(json.dumps(made | {"redraws": 99}))  # of other settings: all of it anew
+    anew = run_attacks(cell(attacks=some[:1]), out, work, progress=False)
+    assert set(anew["attacks"]) == {"none"}
+
+
+def test_the_unedited_model_is_attacked_as_the_ceiling(cell, tmp_path):
+    one = cell(UNEDITED, attacks=(*SMALL[:1], Reading(), SMALL[4]))
+    row = run_attacks(one, tmp_path / "out", tmp_path / "work", progress=False)
+    rows = row["attacks"]["none"]["rows"]
+    assert [r["role"] for r in rows] == ["base"] * 3
+    opened = Opened(one.edited)
+    p, goal = opened.protocol, opened.judge.index("coat")
+    prompt = p.prompts("coat")
+    seen = opened.model.generate(
+        prompt * 4, range(1_000_000, 1_000_004), p.steps, p.guidance, None, output_type="pt"
+    )
+    slow = opened.judge.classify(torch.stack(list(seen))).concepts[:, 0] == goal
+    assert list(rows[0]["hits"]) == slow.int().tolist()
+    assert row["attacks"]["reading"]["rows"] == []  # no difference, nothing to be read
+    assert [r["at"] for r in row["attacks"]["relearn"]["rows"]] == ["0", "1"] * 2
+
+
+def test_what_makes_no_sense_on_an_edit_is_kept_with_its_reason(cell, tmp_path, monkeypatch):
+    def gated(self, given):
+        raise UserError("this edit has gates.")
+
+    monkeypatch.setattr(Relearn, "check", gated)
+    row = run_attacks(cell(attacks=SMALL[4:5]), tmp_path / "out", tmp_path / "work", progress=False)
+    assert row["attacks"]["relearn"]["refused"] == "this edit has gates."
+    assert "rows" not in row["attacks"]["relearn"]
+
+
+def test_the_evaluations_are_told_beforehand(cell):
+    one = cell(attacks=SMALL[:1])
+    opened = Opened(one.edited)
+    assert one.expected(opened) == 4 * 4 * 2 * 2
+    assert cell("esd", attacks=SMALL[:1]).expected(opened) == 3 * 4 * 2 * 2
+    assert nothing(one.edited, opened).weights == {}
+
+
+def test_the_command_refuses_what_makes_no_sense_before_any_work(capsys, tmp_path):
+    for args, message in (
+        (["emoji-attack"], "did you mean 'emoji-attacks'?"),
+        (["emoji-attacks", "--attack", "relern"], "unknown attack of the benchmark 'relern'"),
+        (["emoji-attacks", "--ray", "local"], "does not run on Ray"),
+        (["emoji-objects-2", "--attack", "relearn"], "--attack is for emoji-attacks"),
+        (["emoji-attacks", "--method", "esdd"], "unknown method of the benchmark 'esdd'"),
+        (["emoji-attacks", "--split", "9"], "unknown split '9'"),
+    ):
+        assert main(["bench", *args, "--out", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_column_is_of_an_attack_that_runs():
+    for column in besieged.COLUMNS:
+        assert set(column.attacks) <= set(AT)
+    assert AT["img2img"].headline == "0.7"
+
+
+# -- columns -------------------------------------------------------------------------------------
+
+
+def trial(concept, hits, split="1", seed=0, **more):
+    return Trial({"role": "edited", "concept": concept, "hits": hits, **more}, split, seed)
+
+
+def test_a_rate_leaves_out_what_the_unedited_model_does_not_draw():
+    some = [
+        trial("a", [1, 1], base=[1, 1]),
+        trial("a", [0, 0], base=[0, 1]),
+        trial("b", [1, 1], base=[0, 0]),
+        trial("b", [1, 0], base=[1, 1]),
+    ]
+    hits, concepts = torch.tensor([1, 1, 0, 0, 1, 0]), torch.tensor([0, 0, 0, 0, 1, 1])
+    runs = torch.zeros(6, 2, dtype=torch.long)
+    assert rate()(some, 100) == concept_rate(hits, concepts, runs)
+    assert rate()([trial("a", [1], base=[0])], 100) is None
+    points = [trial("a", [1, 1], at="0.7"), trial("a", [0, 0], at="0.7 unasked")]
+    assert rate("0.7")(points, 100).value == 100
+
+
+def test_seeds_that_attack_other_concepts_are_counted_with_them():
+    some = [trial("a", [1, 0]), trial("b", [0, 0], seed=1)]
+    assert rate()(some, 100).value == 25
+    alike = [trial("a", [1, 0]), trial("a", [0, 0], seed=1)]
+    assert rate()(alike, 100).n == 1
+
+
+def test_a_half_point_is_of_the_mean_curve_and_its_interval_draws_concepts():
+    def points(concept, heights):
+        return [
+            trial(concept, [1] * h + [0] * (10 - h), at=str(k))
+            for k, h in zip((0, 10, 20), heights, strict=True)
+        ]
+
+    some = [*points("a", (0, 2, 10)), *points("b", (0, 6, 10)), *points("c", (0, 4, 10))]
+    found = curve("half point")(some, 100)
+    assert found.value == pytest.approx(10 + 10 * (50 - 40) / 60)
+    assert found.low < found.value < found.high
+    assert curve("area")(some, 100).value == pytest.approx((5 * 40 + 5 * 140) / 20)
+    flat = [*points("a", (0, 0, 0)), *points("b", (0, 9, 10))]
+    column = Column("", ("completion",), curve("half point"))
+    cells = [{"split": "1", "seed": 0, "attacks": {"completion": {"rows": [x.row for x in flat]}}}]
+    assert besieged.text(column, cells, "edited", 100) == "20.0 [5.6, > 20]"
+    assert besieged.text(column, cells, "random", 100) == "–"
+    assert curve("area")(points("a", (0, 1, 2))[:1], 100) is None
+
+
+def test_ranks_have_a_median():
+    some = [trial(c, [0], measured={"rank": r}) for c, r in zip("abc", (1, 2, 90), strict=True)]
+    assert rank(some, 100).value == 2
+    assert rank([], 100) is None
+
+
+def test_a_draw_is_of_one_concept_fewer():
+    table = torch.arange(5, dtype=torch.float64)[:, None]
+    found = resampled(table, float)
+    assert found.value == 2
+    spread = ((found.high - found.low) / 2 / 1.96) ** 2
+    assert spread == pytest.approx(2.5 / 5, rel=0.25)
+    assert resampled(table[:1], float).low is None
+
+
+# -- tables --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Cells of attacks on three edits, and of the benchmark on one of them, made up."""
+    common = {"protocol": "emoji-objects-2 1", "base": "b", "judge": "j", "sampler": "s"}
+    for method, gone in ((UNEDITED, 1), ("ap", 0), ("esd", 1)):
+        role = "base" if method == UNEDITED else "edited"
+        rows = [
+            {"role": role, "concept": c, "hits": [1, 1] if method == UNEDITED else [gone, 0]}
+            for c in ("church", "wolf")
+        ]
+        more = [{**r, "role": "random"} for r in rows[:1]] if method == "ap" else []
+        attacks = {
+            "none": {"settings": {}, "rows": rows, "evaluations": 1200},
+            "inversion": {"settings": {"updates": 3}, "rows": rows + more},
+            "rephrase": {"settings": {}, "refused": "no"},
+        }
+        row = {**common, "split": "1", "method": method, "seed": 0, "erased": ["church", "wolf"]}
+        row |= {"config": None if method == UNEDITED else {"eta": 1.0}, "redraws": 2}
+        row |= {"attacks": attacks, "controls": ["random"] if method == "ap" else []}
+        (tmp_path / f"emoji-attacks-1-{method}-0.json").write_text(json.dumps(row))
+    held = besieged.load("emoji-objects-2").held_out[:20]
+    hits = {c: [[0, 0, 0, 1], [0, 1, 1, 1]] for c in ("church", "wolf")}
+    hits |= {c: [[1, 1, 1, i % 2], [1] * 4] for i, c in enumerate(held)}
+    own = {**common, "split": "1", "method": "ap", "seed": 0, "erased": ["church", "wolf"]}
+    own |= {"hits": hits, "config": {"eta": 1.0}, "scores": {}, "updates": 400}
+    (tmp_path / "emoji-objects-2-1-ap-0.json").write_text(json.dumps(own))
+    return tmp_path
+
+
+def test_the_table_is_what_the_files_hold(results):
+    found = read(results, "emoji-attacks")
+    assert list(found) == [UNEDITED, "ap", "esd"]
+    said = markdown(results, "emoji-attacks")
+    assert said.startswith("Split 1: church, wolf.")
+    lines = {x.split(" | ")[0].strip("| *"): x.split(" | ") for x in said.splitlines()}
+    half = str(rate()(trials(found["esd"], "none", "edited"), 100))
+    assert lines["ESD"][2] == half
+    assert lines["ESD"][3] == "–"  # refused
+    assert lines["AP, ours"][6] == str(rate()(trials(found["ap"], "inversion", "edited"), 100))
+    control = next(x for k, x in lines.items() if k.startswith("control on AP, ours: no search"))
+    assert (control[2], control[6]) == ("–", "0.0")
+    kept = joined(results, "emoji-objects-2", found["ap"])
+    assert kept[0].startswith("25.0 [")  # it is among five guesses in three of four pictures
+    assert kept[1].startswith("87.5 [")
+    assert [x.strip(" |") for x in lines["AP, ours"][-3:]] == kept
+    assert joined(results, "emoji-objects-2", found["esd"]) == ["–"] * 3
+    short = brief(results, "emoji-attacks")
+    assert "text, worst of three" in short
+    assert len(short) < len(said)
+
+
+def test_what_was_made_with_other_settings_is_not_joined(results):
+    path = results / "emoji-objects-2-1-ap-0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": {"eta": 4.0}}))
+    found = read(results, "emoji-attacks")
+    assert joined(results, "emoji-objects-2", found["ap"]) == ["–"] * 3
+
+
+def test_cells_that_do_not_belong_together_are_refused(results):
+    path = results / "emoji-attacks-1-esd-0.json"
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps(row | {"redraws": 8}))
+    assert "differ in one of: protocol, base, judge" in refused(read, results, "emoji-attacks")
+    row["attacks"]["inversion"]["settings"] = {"updates": 4}
+    path.write_text(json.dumps(row))
+    assert "settings of inversion" in refused(markdown, results, "emoji-attacks")
+
+
+def test_no_result_is_said(tmp_path):
+    assert "efface bench emoji-attacks" in refused(read, tmp_path, "emoji-attacks")
+    assert "No result yet" in markdown(tmp_path, "emoji-attacks")
+    assert brief(tmp_path, "emoji-attacks") == ""
+
+
+def test_the_pages_get_their_marks_by_the_script_alone(results, monkeypatch):
+    import sys
+
+    from test_docs import ROOT, script
+
+    table = script(Path(ROOT) / "bench" / "table.py")
+    sys.modules.pop("table", None)
+    page = "a\n<!-- bench -->\nold\n<!-- /bench -->\nb\n"
+    only = {table.README: {"attacks": table.PLACES[table.README]["attacks"]}}
+    monkeypatch.setattr(table, "PLACES", only)
+    monkeypatch.setattr(table, "RESULTS", results)
+    once = table.written(page)
+    assert once.startswith("a\n<!-- bench -->\nold\n<!-- /bench -->\n\n<!-- attacks -->\n| edit |")
+    assert once.endswith("<!-- /attacks -->\nb\n")
+    assert table.written(once) == once
+    monkeypatch.setattr(table, "RESULTS", results / "none")
+    assert table.written(page) == page
