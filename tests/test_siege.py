@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import shaken, unchanged
 
+from efface.cli.attack import shared_out
 from efface.cli.main import main
 from efface.concepts import Concept
 from efface.edits.edit import Edit
@@ -24,7 +25,7 @@ from efface.evaluation.attacks.rephrase import Rephrase
 from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.protocols import Protocol, load
 from efface.evaluation.references import References
-from efface.evaluation.siege import Siege
+from efface.evaluation.siege import Siege, Unit
 from efface.evaluation.trial import Court, Row, Spent, flat, tried, way_back
 from efface.evaluation.verdicts import Line, broken, curve, gate, lines, scored, verdict
 from efface.models import load as load_model
@@ -275,7 +276,7 @@ def test_the_sample_is_spread_over_how_much_was_changed(siege, clothes):
 
 
 def test_a_siege_goes_on_where_it_was_stopped(siege, tmp_path, monkeypatch):
-    whole = siege.run(tmp_path / "whole.json", lambda u: None, progress=False)
+    whole = siege.run(tmp_path / "whole.json", siege.here(), progress=False)
     path, left = tmp_path / "attacks.json", iter(range(7))
     one = Siege.one
 
@@ -286,22 +287,22 @@ def test_a_siege_goes_on_where_it_was_stopped(siege, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Siege, "one", stopped)
     with pytest.raises(KeyboardInterrupt):
-        siege.run(path, lambda u: None, progress=False)
+        siege.run(path, siege.here(), progress=False)
     monkeypatch.undo()
     assert len(json.loads(path.read_text())["units"]) == 7
     again = replace(siege, references=replace(siege.references, kept={}))
-    found = again.run(path, lambda u: None, progress=False)
+    found = again.run(path, again.here(), progress=False)
     assert [x.to_json() for x in found.lines] == [x.to_json() for x in whole.lines]
     told = json.loads(path.read_text())
     assert set(told["units"]) == {u.key for u in siege.units()}
     assert told["verdicts"].keys() == {"none", "seed-search", "completion", "relearn", "reading"}
     monkeypatch.setattr(Siege, "one", lambda *_: pytest.fail("nothing is left to be done"))
-    again.run(path, lambda u: None, progress=False)
+    again.run(path, again.here(), progress=False)
     other = replace(siege, attacks=[replace(SMALL[1], batch=3)])
     assert "with other settings" in refused(other.run, path, lambda u: None, False)
     assert "another seed" in refused(replace(siege, seed=1).run, path, lambda u: None, False)
     path.write_text('{"about": {}}')
-    assert "no field 'units'" in refused(siege.run, path, lambda u: None, False)
+    assert "no field 'units'" in refused(siege.run, path, siege.here(), False)
 
 
 def test_memory_that_runs_out_is_one_line_and_loses_nothing(siege, tmp_path, monkeypatch):
@@ -313,7 +314,7 @@ def test_memory_that_runs_out_is_one_line_and_loses_nothing(siege, tmp_path, mon
         return [row()]
 
     monkeypatch.setattr(siege_module, "tried", short)
-    said = refused(siege.run, tmp_path / "attacks.json", lambda u: None, False)
+    said = refused(siege.run, tmp_path / "attacks.json", siege.here(), False)
     assert "out of memory" in said
     assert len(json.loads((tmp_path / "attacks.json").read_text())["units"]) == 3
 
@@ -394,6 +395,27 @@ def test_artefacts_are_kept_where_they_are_asked_for(run, capsys):
     home = path.with_suffix("")
     assert json.loads((home / "reading-edited-coat-0.json").read_text())["prompt"] == "coat"
     assert (home / "none-edited-boot-0.png").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_find_what_one_does(run, capsys, tmp_path):
+    args = ["--attack", "reading", "--attack", "completion", "--completion.begun", "1"]
+    args += ["--completion.steps", "2", "--keep-artefacts"]
+    found = {}
+    for jobs in (1, 2):
+        out = tmp_path / f"{jobs}.json"
+        assert attack(run, *args, "--jobs", str(jobs), "--out", str(out)) == 0
+        told = json.loads(out.read_text())
+        units = {k: {**u, "seconds": 0, "evaluations": 0} for k, u in told["units"].items()}
+        made = {p.name: p.read_bytes() for p in out.with_suffix("").iterdir()}
+        lines = [{k: v for k, v in x.items() if k != "seconds"} for x in told["lines"]]
+        found[jobs] = (list(units.items()), lines, told["verdicts"], told["about"], made)
+    assert len(found[1][0]) > 8
+    assert found[1] == found[2]
+    capsys.readouterr()
+    units = [Unit(Reading(), "edited", "coat")]
+    with pytest.raises(UserError, match="a process of the attack died"):
+        list(shared_out(["nowhere"], 1, units))
 
 
 def test_the_gate_ends_with_1(run, capsys):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import multiprocessing
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, fields, make_dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import torch
 import tyro
 
 from efface.cli.opening import OfModel, Opening, opened
@@ -20,7 +27,7 @@ from efface.evaluation.evaluate import brought_protocol, judge_for
 from efface.evaluation.finds import Finds
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.references import References
-from efface.evaluation.siege import Results, Siege, file_name
+from efface.evaluation.siege import Results, Siege, Unit, file_name
 from efface.evaluation.trial import SEEDS, Court
 from efface.evaluation.verdicts import ROLES, Line, broken, gate
 from efface.models import DiffusionModel
@@ -57,6 +64,9 @@ class Common:
     """Keep what was found (prompts, vectors, latents, pictures) in the run's folder."""
     seed: Annotated[int, Range(0, 2**31)] = 0
     """Of every random draw of the attacks, 0 to 2,147,483,648."""
+    jobs: Annotated[int, Range(1, 256)] = 1
+    """Processes that share the attacks out, 1 to 256, each with the model in its memory; the
+    results are the same."""
     opening: OfModel = Opening()
     out: Place = None
     """The results. Default: attacks.json in the run's folder; attacks-HASH.json where the question
@@ -87,27 +97,11 @@ Options = options({n: a() for n, a in ATTACKS.items()})
 
 def command(args: list[str]) -> int:
     """``efface attack RUN``."""
-    start = settings_for(args)
-    config = (tyro.conf.CascadeSubcommandArgs,)  # a curve's points replace the usual ones
-    found: Any = parsed(options(start), args, "efface attack", config=config)
-    o: Common = found
+    o, siege, out, refusals = prepared(args)
     bars = gate(o.require) if o.require else []
-    for name in o.attack:
-        pick(ATTACKS, name, "attack")
-    attacks = [
-        getattr(found, name.replace("-", "_"), made)
-        for name, made in start.items()
-        if name in (o.attack or start)
-    ]
-    siege, out = besieged(o, attacks)
-    refusals = siege.refused()
-    wanted = [a for a in attacks if a.name in o.attack]
-    for attack in wanted:
-        if attack.name in refusals:
-            raise UserError(f"the attack {attack.name!r} cannot be run: {refusals[attack.name]}")
-    siege = replace(siege, attacks=[a for a in attacks if a.name not in refusals])
     finds = Finds(out.with_suffix(""))
-    results = siege.run(out, lambda u: finds.keeper(u.key) if o.keep_artefacts else None)
+    here = siege.here(lambda u: finds.keeper(u.key) if o.keep_artefacts else None)
+    results = siege.run(out, here if o.jobs == 1 else partial(shared_out, args, o.jobs))
     said = broken(bars, list(results.lines), results.headlines)
     if o.json:
         told = {**siege.about(), **results.to_json(), "refused": refusals, "broken": said}
@@ -118,6 +112,86 @@ def command(args: list[str]) -> int:
     for line in said:
         print(f"efface: not let through: {escaped(line)}", file=sys.stderr)
     return 1 if said else 0
+
+
+class Prepared(NamedTuple):
+    """What an attack sets out with."""
+
+    options: Common
+    siege: Siege
+    out: Path
+    refusals: Mapping[str, str]
+
+
+def prepared(args: list[str]) -> Prepared:
+    """Everything up to the first attack.
+
+    Raises:
+        UserError: what cannot be, and an attack that was asked for and makes no sense.
+    """
+    start = settings_for(args)
+    config = (tyro.conf.CascadeSubcommandArgs,)  # a curve's points replace the usual ones
+    found: Any = parsed(options(start), args, "efface attack", config=config)
+    o: Common = found
+    if o.require:
+        gate(o.require)
+    for name in o.attack:
+        pick(ATTACKS, name, "attack")
+    attacks = [
+        getattr(found, name.replace("-", "_"), made)
+        for name, made in start.items()
+        if name in (o.attack or start)
+    ]
+    siege, out = besieged(o, attacks)
+    refusals = siege.refused()
+    for attack in attacks:
+        if attack.name in o.attack and attack.name in refusals:
+            raise UserError(f"the attack {attack.name!r} cannot be run: {refusals[attack.name]}")
+    siege = replace(siege, attacks=[a for a in attacks if a.name not in refusals])
+    return Prepared(o, siege, out, refusals)
+
+
+def shared_out(
+    args: list[str], jobs: int, units: Sequence[Unit]
+) -> Iterator[tuple[Unit, dict[str, Any]]]:
+    """Units done by several processes, each of which opens the model once.
+
+    Raises:
+        UserError: a process died.
+    """
+    by_key = {u.key: u for u in units}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, begin, (args, jobs)) as pool:
+        waiting = {pool.submit(done_apart, key): key for key in by_key}
+        try:
+            for end in as_completed(waiting):
+                yield by_key[waiting[end]], end.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a process of the attack died, perhaps for want of memory: give fewer --jobs; what "
+                "is done is kept, and the same command goes on."
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+AT_WORK: list[Prepared] = []
+"""In a process of several: what it opened."""
+
+
+def begin(args: list[str], jobs: int) -> None:
+    """Open what the command line names, in a process of several."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    with redirect_stderr(io.StringIO()):  # said once already
+        AT_WORK[:] = [prepared(args)]
+
+
+def done_apart(key: str) -> dict[str, Any]:
+    """One unit, in a process of several."""
+    o, siege, out, _ = AT_WORK[0]
+    unit = next(u for u in siege.units() if u.key == key)
+    finds = Finds(out.with_suffix("")) if o.keep_artefacts else None
+    return siege.whole(unit, finds.keeper(key) if finds else None)
 
 
 def settings_for(args: Sequence[str]) -> dict[str, Attack]:

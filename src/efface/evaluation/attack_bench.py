@@ -217,7 +217,7 @@ def attacked(
     asked = json.dumps([siege.about(), told, [u.key for u in plan]], sort_keys=True)
     own = hashlib.sha256(asked.encode()).hexdigest()[:8]
     path = opened.folder(work) / f"attack-{attack.name}-{own}.json"
-    siege.run(path, lambda _: None, progress)
+    siege.run(path, siege.here(), progress)
     units = read_json(path, "results of attacks")["units"]
     return {
         **told,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -44,6 +44,10 @@ class Unit(NamedTuple):
     def key(self) -> str:
         """Its name in the file."""
         return f"{self.attack.name}/{self.role}/{self.concept}"
+
+
+Work = Callable[[Sequence[Unit]], Iterable[tuple[Unit, dict[str, Any]]]]
+"""Does some units, and gives each once it has ended."""
 
 
 @dataclass
@@ -170,33 +174,58 @@ class Siege:
                 found[attack.name] = str(e)
         return found
 
-    def run(
-        self, path: Path, keep: Callable[[Unit], Keep | None], progress: bool = True
-    ) -> Results:
+    def run(self, path: Path, work: Work, progress: bool = True) -> Results:
         """Do what is not done yet; each unit is in the file once it has ended.
+
+        Args:
+            work: does some units, here or elsewhere: :meth:`whole` of each, in any order.
 
         Raises:
             UserError: the file holds other results, or memory ran out; what is done is kept.
         """
         done = self.begun(path)
-        units = [u for u in self.units() if u.key not in done]
-        total = sum(self.effort(u) for u in units)
+        units = self.units()
+        rest = [u for u in units if u.key not in done]
+        total = sum(self.effort(u) for u in rest)
         bar = tqdm(total=total, desc="attack", unit="ev", unit_scale=True, disable=not progress)
-        for unit in units:
-            bar.set_postfix_str(unit.key)
-            began, before = perf_counter(), self.model.counter.copy()
-            rows = self.one(unit, keep(unit))
-            spent = self.model.counter.since(before)
-            done[unit.key] = {
-                "settings": self.settings(unit.attack),
-                "seconds": round(perf_counter() - began, 2),
-                "evaluations": spent.forward + spent.backward,
-                "rows": [asdict(r) for r in rows],
-            }
+        for unit, found in work(rest):
+            done[unit.key] = found
+            keys = [u.key for u in units if u.key in done]
+            done = {k: done[k] for k in dict.fromkeys([*(k for k in done if k not in keys), *keys])}
             self.keep(path, done)
+            bar.set_postfix_str(unit.key)
             bar.update(self.effort(unit))
         bar.close()
         return self.results(done)
+
+    def here(self, keep: Callable[[Unit], Keep | None] = lambda _: None) -> Work:
+        """Does units in this process, one after the other.
+
+        Args:
+            keep: what keeps what a unit finds.
+        """
+
+        def work(units: Sequence[Unit]) -> Iterator[tuple[Unit, dict[str, Any]]]:
+            for unit in units:
+                yield unit, self.whole(unit, keep(unit))
+
+        return work
+
+    def whole(self, unit: Unit, keep: Keep | None) -> dict[str, Any]:
+        """A unit with its rows and what it took, as the file holds it.
+
+        Raises:
+            UserError: memory ran out.
+        """
+        began, before = perf_counter(), self.model.counter.copy()
+        rows = self.one(unit, keep)
+        spent = self.model.counter.since(before)
+        return {
+            "settings": self.settings(unit.attack),
+            "seconds": round(perf_counter() - began, 2),
+            "evaluations": spent.forward + spent.backward,
+            "rows": [asdict(r) for r in rows],
+        }
 
     def one(self, unit: Unit, keep: Keep | None) -> list[Row]:
         """The rows of a unit.
