@@ -72,6 +72,7 @@ def quick(method, words, updates=2):
         "latents": {"ddim_steps": 3, "trajectories": 2},
         "search": {"refresh": 2, "probes": 2, "top": 3},
         "pictures": {"n": 2, "ddim_steps": 3},
+        "recall": {"refresh": 1, "batch": 2},
     }
     changes = {}
     for name, values in small.items():

@@ -24,11 +24,12 @@ from efface.evaluation.attacks.reading import Reading, changed, shuffled
 from efface.evaluation.attacks.relearn import Relearn
 from efface.evaluation.attacks.rephrase import Rephrase, descriptions, splits
 from efface.evaluation.attacks.ring_a_bell import RingABell, Task
-from efface.evaluation.attacks.states import TextStates, inverse
+from efface.evaluation.attacks.states import TextStates
 from efface.evaluation.attacks.unlearndiffatk import Hunt, UnlearnDiffAtk, simplex
 from efface.evaluation.lessons import Lessons
 from efface.models import FAMILIES, counting_texts, encoded_with, load, mark_for, token_table
 from efface.models.process import Euler
+from efface.training.inverse import inverse
 
 COAT = Concept("coat")
 MUG = Concept("beer mug", synonyms=("stein", "Tankard"))

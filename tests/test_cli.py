@@ -48,6 +48,10 @@ def small(words):
         "dp": (),
         "oce": ("--vocabulary", str(words)),
         "minimax": ("--vocabulary", str(words)),
+        "twofold": (*SMALL, "--vocabulary", str(words), "--search.probes", "2"),
+        "race": SMALL,
+        "stereo": (*SMALL, "--inversion", "2", "--inversion-batch", "2"),
+        "rece": (),
         "spm": SMALL,
         "mace": (*SMALL[:6], "--vocabulary", str(words), *PICTURES),
     }

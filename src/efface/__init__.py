@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from efface.methods.mace import MACE
     from efface.methods.minimax import Minimax
     from efface.methods.oce import OCE
+    from efface.methods.race import RACE
+    from efface.methods.rece import RECE
     from efface.methods.speed import SPEED
     from efface.methods.spm import SPM
+    from efface.methods.stereo import STEREO
+    from efface.methods.twofold import Twofold
     from efface.methods.uce import UCE
     from efface.models import MODELS, DiffusionModel
     from efface.scores import Score

@@ -127,6 +127,8 @@ def typed(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _one_of(args, value, where)
     if is_dataclass(hint) and isinstance(hint, type):
+        if hasattr(hint, "kind") and isinstance(value, Mapping):
+            return _one_of((hint,), value, where)
         return checked(typing.cast(type[Any], hint), value, where)
     if _of(hint, value):
         if origin is None or origin is Literal:

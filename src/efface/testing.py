@@ -38,6 +38,7 @@ SMALL: Mapping[str, Mapping[str, int]] = {
     "latents": {"ddim_steps": 3, "trajectories": 2},
     "search": {"refresh": 2, "probes": 2, "top": 3},
     "pictures": {"n": 2, "ddim_steps": 3},
+    "recall": {"refresh": 1, "batch": 2},
 }
 """What makes the parts of a method quick."""
 QUIET = Run(progress=False)

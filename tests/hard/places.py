@@ -30,6 +30,10 @@ SETTINGS = {
     "dp": (),
     "oce": ("--vocabulary", "names"),
     "minimax": ("--vocabulary", "names"),
+    "twofold": (*SMALL, "--vocabulary", "names", "--search.probes", "2", "--search.refresh", "2"),
+    "race": SMALL,
+    "stereo": (*SMALL, "--inversion", "2", "--inversion-batch", "2"),
+    "rece": (),
 }
 """Flags that make a method's run short."""
 

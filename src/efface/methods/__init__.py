@@ -12,7 +12,10 @@ from efface.training import Method
 METHODS: Table[Method] = Table("methods", __name__, Method)  # type: ignore[type-abstract]
 """Every method by its name, those of other packages included."""
 
-ORDER = ("ap", "esd", "uce", "ca", "age", "speed", "dp", "oce", "minimax", "spm", "mace")
+ORDER = (
+    *("ap", "esd", "uce", "ca", "age", "speed", "dp", "oce", "minimax", "spm", "mace"),
+    *("twofold", "race", "stereo", "rece"),
+)
 """How they are listed; others follow by name."""
 
 __all__ = ["METHODS", "ORDER"]

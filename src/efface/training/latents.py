@@ -226,13 +226,16 @@ class Banked:
             ]
         return torch.cat(parts).view_as(z)
 
-    def draw(self, g: torch.Generator, batch: int, weights: Weights | None = None) -> Batch:
-        """``batch`` latents, each of a random trajectory at a random step.
+    def pick(self, g: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        """Random trajectories and steps of theirs, (B,) each.
 
         Concepts are drawn equally, and the names of one equally.
         """
         path = drawn(self.odds, len(self.z), batch, g)
-        step = torch.randint(0, len(self.t), (batch,), generator=g)
+        return path, torch.randint(0, len(self.t), (batch,), generator=g)
+
+    def at(self, path: Tensor, step: Tensor) -> Batch:
+        """The latents of some trajectories at some steps."""
         row, to = self.row[path], self.model.device
         return Batch(
             self.z[path, step].to(to),
@@ -243,6 +246,10 @@ class Banked:
             self.e_anchor[path, step].to(to),
             self.weight[step].to(to),
         )
+
+    def draw(self, g: torch.Generator, batch: int, weights: Weights | None = None) -> Batch:
+        """``batch`` latents, each of a random trajectory at a random step."""
+        return self.at(*self.pick(g, batch))
 
     def draw_beside(
         self, g: torch.Generator, batch: int, weights: Weights | None, choose: Choose

@@ -50,3 +50,22 @@ class Stateful(Kept, Protocol):
     def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
         """Called once before an update's batches, the same in every process."""
         ...
+
+
+class Clock:
+    """Knows which update it is, from 0."""
+
+    def __init__(self) -> None:
+        self.update = -1
+
+    def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
+        """One later."""
+        self.update += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """The update."""
+        return {"update": torch.tensor(self.update)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take it back."""
+        self.update = int(state["update"])

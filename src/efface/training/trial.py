@@ -118,7 +118,7 @@ def hollow(model: DiffusionModel, trial: Trial) -> Iterator[None]:
         weights: Weights | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
-        ties = linked(cond, weights) if torch.is_grad_enabled() else []
+        ties = linked(z, cond, weights) if torch.is_grad_enabled() else []
         looked = any(m._forward_hooks for m in model.denoiser.modules())
         if looked and trial.counting:
             raise LookedAt
@@ -140,8 +140,8 @@ def hollow(model: DiffusionModel, trial: Trial) -> Iterator[None]:
         del patched.predict
 
 
-def linked(cond: Conditioning, weights: Weights | None) -> list[Tensor]:
+def linked(z: Tensor, cond: Conditioning, weights: Weights | None) -> list[Tensor]:
     """What a gradient of a prediction would reach, one weight for all."""
     trained = next((w for w in (weights or {}).values() if w.requires_grad), None)
-    some = (cond.states, cond.pooled, trained)
+    some = (z, cond.states, cond.pooled, trained)
     return [x for x in some if x is not None and x.requires_grad]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,17 +14,7 @@ from efface.evaluation.artefacts import Artefact, States
 from efface.evaluation.attacks.attack import Attack, Attacked, no_gates
 from efface.models import Conditioning, check_crosses
 from efface.settings import Range, check_ranges
-
-
-class Inverse(NamedTuple):
-    """Text states that are to read as others."""
-
-    states: Tensor
-    """(L, D), double."""
-    residual: float
-    """‖W'c' - Wc‖ / ‖Wc‖ over all maps and rows."""
-    growth: float
-    """‖c'‖ / ‖c‖."""
+from efface.training.inverse import inverse
 
 
 @dataclass(frozen=True)
@@ -95,25 +85,6 @@ class TextStates(Attack):
                     cond=Conditioning(states.to(cond.states)[None], cond.pooled, cond.mask),
                     measured={"residual": found.residual, "growth": found.growth},
                 )
-
-
-def inverse(base: list[Tensor], edited: list[Tensor], c: Tensor, ridge: float) -> Inverse:
-    """The c' of :class:`TextStates`.
-
-    Args:
-        base: W of each map, (out, D), double.
-        edited: W' of each.
-        c: text states, (L, D), double.
-        ridge: λ in units of the mean eigenvalue.
-    """
-    left = torch.stack([w.T @ w for w in edited]).sum(0)
-    right = torch.stack([w.T @ v for w, v in zip(edited, base, strict=True)]).sum(0)
-    d = len(left)
-    size = left.diagonal().mean()
-    found = torch.linalg.solve(left + ridge * size * torch.eye(d).to(left), right @ c.T).T
-    want = torch.cat([c @ w.T for w in base], 1)
-    got = torch.cat([found @ w.T for w in edited], 1)
-    return Inverse(found, float((got - want).norm() / want.norm()), float(found.norm() / c.norm()))
 
 
 def elsewhere(c: Tensor, found: Tensor, g: torch.Generator) -> Tensor:

@@ -55,6 +55,7 @@ class GumbelSearch:
     def __init__(self, config: Gumbel, setting: Setting) -> None:
         candidates, device = setting.candidates, setting.job.model.device
         self.pools, self.config, self.source = candidates, config, setting.source
+        assert setting.objective is not None
         self.objective = setting.objective
         start = [1.0 / len(m) if config.uniform_start else 0.0 for m in candidates.of]
         self.logits = [

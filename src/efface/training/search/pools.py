@@ -97,5 +97,5 @@ class Setting(NamedTuple):
     job: Job
     candidates: Pools
     source: Source
-    objective: Objective
-    """The harm that is looked for."""
+    objective: Objective | None = None
+    """The harm that is looked for, by a search that climbs."""
