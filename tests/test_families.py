@@ -269,6 +269,12 @@ def test_a_long_prompt_warns_once(family):
     assert len([w for w in said if "cut off" in str(w.message)]) == 1
 
 
+@pytest.mark.parametrize(("guidance", "tokens"), [(True, 512), (False, 256)])
+def test_flux_reads_as_many_tokens_as_it_was_made_for(guidance, tokens):
+    model = load(flux(guidance, longest=1000), size=8)
+    assert model.embed(["a cat"]).states.shape[1] == tokens
+
+
 def test_frozen_weights_in_four_bits(family, words):
     """Trained and read weights stay as they are; an edit made so lies on the model itself."""
     pytest.importorskip("bitsandbytes")
