@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 	$(BIN)/efface demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest -n auto --maxprocesses 8
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

@@ -13,6 +13,7 @@ from PIL import ImageChops
 
 import efface
 from efface import api
+from efface.training import anchors
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -23,6 +24,7 @@ def church(tmp_path_factory):
     small = {"latents": efface.Bank(ddim_steps=3, trajectories=1), "search": efface.Random()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "erase", partial(api.erase, **small))
+        patch.setattr(anchors, "MOST", 8)
         patch.setenv("EFFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("EFFACE_UPDATES", "2")
         patch.setenv("EFFACE_STEPS", "2")

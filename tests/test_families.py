@@ -8,7 +8,7 @@ import diffusers as D
 import pytest
 import torch
 from conftest import QUIET, WORDS, quick, same_weights, unchanged
-from families import TINY, build, flux
+from families import SIZES, TINY, build, flux, ours, stock
 from safetensors.torch import load_file, save_file
 
 from efface.concepts import Concept
@@ -37,11 +37,8 @@ from efface.models.process import Diffusion
 from efface.training import Bank, Tuning
 
 CAT = Concept("cat")
-SIZE = 8
-"""Pixels of FLUX's pictures here; the others say themselves."""
-PROMPTS = ["a cat", "a red house"]
-
-
+TOLD = Concept("cat", anchor="dog")
+"""The same where no anchor has to be searched for."""
 FAST = ("sdxl", "flux dev")
 """A UNet and a transformer; the others are slow tests."""
 
@@ -55,8 +52,7 @@ def family(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("family") / "model"
     pipeline = build(request.param)
     pipeline.save_pretrained(folder)
-    size = SIZE if "flux" in request.param or "z-image" in request.param else 0
-    model = load(folder, device="cpu", size=size)
+    model = load(folder, device="cpu", size=SIZES.get(request.param, 0))
     model.lr = 1e-2
     return request.param, pipeline, model
 
@@ -73,40 +69,12 @@ def unharmed(request):
     assert same_weights(model.parameters(), before)
 
 
-def stock(pipeline, steps=3, seeds=(3, 4), guidance=4.0):
-    """What the stock pipeline draws from our noise."""
-    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
-    channels = denoiser.config.in_channels // (4 if isinstance(pipeline, D.FluxPipeline) else 1)
-    side = 2 if isinstance(pipeline, D.Flux2KleinPipeline) else 4
-    draws = [torch.Generator().manual_seed(s) for s in seeds]
-    z = torch.cat([torch.randn((1, channels, side, side), generator=g) for g in draws])
-    if isinstance(pipeline, D.ZImagePipeline):
-        guidance -= 1  # it counts from 0
-    if isinstance(pipeline, D.FluxPipeline):
-        z = pipeline._pack_latents(z, len(z), channels, 4, 4)
-    elif isinstance(pipeline.scheduler, D.EulerDiscreteScheduler):
-        pipeline.scheduler.set_timesteps(steps)  # the pipeline scales by sigma itself
-    schnell = isinstance(pipeline, D.FluxPipeline) and not denoiser.config.guidance_embeds
-    options = {"max_sequence_length": 256} if schnell else {}
-    if isinstance(pipeline, D.Flux2KleinPipeline):
-        options["text_encoder_out_layers"] = (1, 2, 3)  # a quarter, a half, three of four
-    return pipeline(
-        **options,
-        prompt=list(PROMPTS),  # Z-Image writes into it
-        height=8,
-        width=8,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        latents=z,
-        output_type="pt",
-    ).images
-
-
-def ours(model, weights=None, steps=3, seeds=(3, 4), guidance=4.0):
-    drawn = model.generate(
-        PROMPTS, seeds, steps=steps, guidance=guidance, weights=weights, output_type="pt"
-    )
-    return torch.stack(list(drawn))
+@pytest.fixture(scope="session")
+def words(tmp_path_factory):
+    """A shorter word list: what is looked at here is the family."""
+    path = tmp_path_factory.mktemp("few") / "words.txt"
+    path.write_text("\n".join(WORDS[::3]))
+    return path
 
 
 def tiny_method(method, words):
@@ -169,8 +137,8 @@ def test_methods_erase_in_every_family(family, method, words, tmp_path):
 def test_checkpointing_changes_memory_and_nothing_else(family, words):
     _, _, model = family
     method = tiny_method(AP(), words)
-    kept = method.erase(model, [CAT], QUIET)
-    again = method.erase(model, [CAT], replace(QUIET, checkpointing=True))
+    kept = method.erase(model, [TOLD], QUIET)
+    again = method.erase(model, [TOLD], replace(QUIET, checkpointing=True))
     assert same_weights(dict(kept.weights), dict(again.weights))
     names = model.group("xattn")
     assert activations(model, names, 2, checkpointing=True) < activations(model, names, 2)
@@ -207,12 +175,12 @@ def test_activations_are_planned_as_they_are_kept(family):
 def test_text_encoders_and_autoencoder_leave_memory_while_training(family, words, monkeypatch):
     _, _, model = family
     method, parts = tiny_method(AP(), words), model.parts
-    before, kept = ours(model), method.erase(model, [CAT], QUIET)
+    before, kept = ours(model), method.erase(model, [TOLD], QUIET)
     monkeypatch.setattr(memory, "WORTH", 0)
     there = []
     watch = replace(QUIET, on_update=lambda *_: there.append(set(model.parts)))
     try:
-        again = method.erase(model, [CAT], watch)
+        again = method.erase(model, [TOLD], watch)
         assert there
         gone = {n for n in (*model.family.encoders, "vae") if n in parts}
         assert all(not gone & names for names in there)
@@ -299,6 +267,12 @@ def test_a_long_prompt_warns_once(family):
         warnings.simplefilter("always")
         model.embed(["house " * 200])
     assert len([w for w in said if "cut off" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize(("guidance", "tokens"), [(True, 512), (False, 256)])
+def test_flux_reads_as_many_tokens_as_it_was_made_for(guidance, tokens):
+    model = load(flux(guidance, longest=1000), size=8)
+    assert model.embed(["a cat"]).states.shape[1] == tokens
 
 
 def test_frozen_weights_in_four_bits(family, words):
@@ -587,12 +561,12 @@ def test_flux_is_read_back_at_its_own_width(tmp_path, cache):
     finally:
         torch.set_default_dtype(before)
     pipeline.save_pretrained(tmp_path / "model")
-    model = load(tmp_path / "model", dtype="bf16", device="cpu", size=SIZE)
+    model = load(tmp_path / "model", dtype="bf16", device="cpu", size=SIZES["flux dev"])
     own = model.parameters()
     edit = Edit({n: own[n].float() + 1 for n in model.group("kv")}, {"base": model.base})
     path = merge_single(model, edit, tmp_path / "one.safetensors")
     beside(model, path)
-    again = load(path, dtype="bf16", device="cpu", size=SIZE)
+    again = load(path, dtype="bf16", device="cpu", size=SIZES["flux dev"])
     wanted = {**model.denoiser.state_dict(), **{n: w.bfloat16() for n, w in edit.weights.items()}}
     assert same_weights(again.denoiser.state_dict(), wanted)
 

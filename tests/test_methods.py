@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -31,7 +32,9 @@ CASES = {name: (name, method()) for name, method in METHODS.items()} | {
     for preset, config in method.presets().items()
     if config != METHODS[name]()
 }
-TRAINED = [case for case, (_, method) in CASES.items() if isinstance(method, Tuning)]
+PLAIN = [c if c in METHODS else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+"""The same; a preset, which is a method with other numbers, is a slow test."""
+TRAINED = [p for p, (_, m) in zip(PLAIN, CASES.values(), strict=True) if isinstance(m, Tuning)]
 
 
 def seeded(seed=0):
@@ -48,14 +51,32 @@ class Made(NamedTuple):
     edit: Edit
 
 
-@pytest.fixture(scope="module", params=CASES)
-def made(request, tiny_folder, words):
+@pytest.fixture(scope="module")
+def making(tiny_folder, words):
+    """Erases with a case, once; all from one model, which they must leave alone."""
     model = load(tiny_folder, device="cpu")
     model.lr, model.steps = 1e-3, 4
     before = {k: p.clone() for k, p in model.parameters().items()}
-    name, method = CASES[request.param]
-    method = quick(method, words)
-    return Made(name, method, model, before, method.erase(model, [CHURCH, DOG], QUIET))
+
+    @cache
+    def make(case):
+        name, method = CASES[case]
+        method = quick(method, words)
+        return Made(name, method, model, before, method.erase(model, [CHURCH, DOG], QUIET))
+
+    return make
+
+
+@pytest.fixture(scope="module", params=CASES)
+def made(request, making):
+    """Of every method and preset: for what costs no second erasure, or must hold for all."""
+    return making(request.param)
+
+
+@pytest.fixture(scope="module", params=PLAIN)
+def plain(request, making):
+    """Of every method; of the presets as well among the slow tests."""
+    return making(request.param)
 
 
 def test_the_same_seed_gives_the_same_weights_whatever_the_global_one(made):
@@ -66,11 +87,11 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_global_one(made):
         assert made.edit.meta["cost"][what] == again.meta["cost"][what]
 
 
-def test_another_seed_gives_other_weights(made):
-    if not isinstance(made.method, Tuning):
+def test_another_seed_gives_other_weights(plain):
+    if not isinstance(plain.method, Tuning):
         pytest.skip("a closed form draws nothing")
-    other = dataclasses.replace(made.method, seed=1).erase(made.model, [CHURCH, DOG], QUIET)
-    assert made.edit.digest != other.digest
+    other = dataclasses.replace(plain.method, seed=1).erase(plain.model, [CHURCH, DOG], QUIET)
+    assert plain.edit.digest != other.digest
 
 
 def test_the_base_model_is_left_alone(made):
@@ -125,21 +146,21 @@ def test_the_config_comes_back_from_the_meta_of_a_file(made, tmp_path):
     assert (meta["model"], meta["base"]) == (made.model.name, made.model.base)
 
 
-def test_every_concept_counts(made):
-    one = made.method.erase(made.model, [CHURCH], QUIET)
-    assert set(one.weights) == set(made.edit.weights)
-    assert one.digest != made.edit.digest
+def test_every_concept_counts(plain):
+    one = plain.method.erase(plain.model, [CHURCH], QUIET)
+    assert set(one.weights) == set(plain.edit.weights)
+    assert one.digest != plain.edit.digest
 
 
-def test_the_anchor_counts(made):
+def test_the_anchor_counts(plain):
     other = dataclasses.replace(DOG, anchor="moon")
-    assert made.method.erase(made.model, [CHURCH, other], QUIET).digest != made.edit.digest
+    assert plain.method.erase(plain.model, [CHURCH, other], QUIET).digest != plain.edit.digest
 
 
-def test_a_keep_list_is_taken(made):
-    method = dataclasses.replace(made.method, keep=("moon", ""))
-    kept = method.erase(made.model, [CHURCH, DOG], QUIET)
-    assert kept.digest != made.edit.digest
+def test_a_keep_list_is_taken(plain):
+    method = dataclasses.replace(plain.method, keep=("moon", ""))
+    kept = method.erase(plain.model, [CHURCH, DOG], QUIET)
+    assert kept.digest != plain.edit.digest
     assert kept.meta["config"]["keep"] == ["moon", ""]
 
 
@@ -365,7 +386,13 @@ def test_every_number_has_a_range_and_is_held_to_it(cls, name, value):
         cls(**{name: value})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if m.closed_form or n == "esd" else pytest.param(n, marks=pytest.mark.slow)
+        for n, m in METHODS.items()
+    ],
+)
 def test_kept_words_move_less_the_more_the_more_they_weigh(tiny, words, name):
     """The one meaning of ``keep``, by its effect."""
     method = quick(METHODS[name](), words, updates=15)

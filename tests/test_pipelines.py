@@ -255,6 +255,7 @@ def test_group_offloading_and_caches_are_seen(pipe):
         load(pipe)
 
 
+@pytest.mark.slow  # the import of the compiler alone takes seconds
 @pytest.mark.parametrize("how", ["wrapped", "in place"])
 def test_a_compiled_pipeline_is_taken(pipe, how):
     plain = load(pipe)
@@ -282,6 +283,7 @@ def stock_sd(pipe):
     return pipe("church", latents=z, **options).images
 
 
+@pytest.mark.slow
 def test_a_part_that_is_compiled_is_refused_where_its_names_changed(pipe):
     pipe.unet.mid_block = torch.compile(pipe.unet.mid_block, backend="eager")
     with pytest.raises(UserError, match=r"compiled in parts.*pipe\.unet\.compile\(\)"):
@@ -364,7 +366,15 @@ def test_files_are_compared_once(tiny_folder, monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("form", ["variant", "shards", "variant shards", "fp16 variant beside"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param("variant", marks=pytest.mark.slow),
+        pytest.param("shards", marks=pytest.mark.slow),
+        "variant shards",
+        "fp16 variant beside",
+    ],
+)
 def test_a_pipeline_of_variants_and_shards_is_its_folders_model(tokenizer, form, tmp_path):
     pipe, folder = tiny_pipeline(tokenizer), tmp_path / "model"
     shards = {"max_shard_size": "20KB"} if "shards" in form else {}
