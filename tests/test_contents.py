@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from efface.cli.main import main
 from efface.edits.contents import contents
 from efface.edits.edit import Edit
-from efface.edits.ledger import Ledger, apply, checked, remove
+from efface.edits.in_place import apply, remove
+from efface.edits.ledger import Ledger, checked
 from efface.edits.merge import merge, merge_single
 from efface.errors import UserError
 from efface.models import load, weight_files

@@ -15,7 +15,8 @@ from efface.concepts import Concept
 from efface.edits import ledger as ledger_module
 from efface.edits.combine import changes, combine, diff, overlap, overlaps
 from efface.edits.edit import Edit
-from efface.edits.ledger import Ledger, apply, remove
+from efface.edits.in_place import apply, remove
+from efface.edits.ledger import Ledger
 from efface.errors import UserError
 from efface.methods import METHODS
 from efface.methods.speed import SPEED

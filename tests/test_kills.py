@@ -11,7 +11,8 @@ from hard.killing import contents, killed
 from safetensors.torch import load_file, save_file
 
 from efface.edits.edit import Edit
-from efface.edits.ledger import Ledger, apply, checked, remove
+from efface.edits.in_place import apply, remove
+from efface.edits.ledger import Ledger, checked
 from efface.edits.merge import merge
 from efface.errors import UserError
 from efface.evaluation.samples import Samples, Wanted, generate

@@ -15,7 +15,8 @@ from efface.cli.main import main
 from efface.edits.combine import combine
 from efface.edits.edit import Edit
 from efface.edits.gates import Gate
-from efface.edits.ledger import Ledger, apply, remove
+from efface.edits.in_place import apply, remove
+from efface.edits.ledger import Ledger
 from efface.edits.lora import factorise
 from efface.edits.merge import merge
 from efface.errors import UserError

@@ -12,7 +12,8 @@ import tyro
 from efface.cli.runfolder import scores_of
 from efface.cli.terminal import Edited, Json, Written, parsed, show
 from efface.edits.edit import Edit
-from efface.edits.ledger import Ledger, apply
+from efface.edits.in_place import apply
+from efface.edits.ledger import Ledger
 
 
 @dataclass(frozen=True)

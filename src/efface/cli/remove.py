@@ -10,7 +10,7 @@ import tyro
 
 from efface.cli.apply import told
 from efface.cli.terminal import Json, parsed
-from efface.edits.ledger import remove
+from efface.edits.in_place import remove
 
 
 @dataclass(frozen=True)
