@@ -18,7 +18,7 @@ from diffusers import StableDiffusionPipeline
 from efface.evaluation.samples import Wanted, generate
 from efface.models import MODELS, load
 from efface.storage import ASSETS
-from efface.vocabulary import brought
+from efface.vocabularies import brought
 
 
 def main() -> None:

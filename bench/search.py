@@ -36,7 +36,7 @@ from efface.models import load
 from efface.scores import Score
 from efface.training import Run
 from efface.training.search import Exact, Random
-from efface.vocabulary import INLINE
+from efface.vocabularies import INLINE
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "benchmark.md"

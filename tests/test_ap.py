@@ -18,8 +18,8 @@ from efface.seeds import generator
 from efface.training import Bank, Rollout, Run, Student
 from efface.training.latents import Banked, RolledOut
 from efface.training.search import Exact, Gumbel, Pools, Random, Setting
+from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary, kmeans_1d
-from efface.vocabulary import load as load_vocabulary
 
 
 def ratio(abar):

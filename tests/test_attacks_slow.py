@@ -10,7 +10,7 @@ from efface.evaluation.evaluate import judge_for, own_protocol
 from efface.evaluation.references import References
 from efface.evaluation.trial import Court, tried
 from efface.methods.uce import UCE
-from efface.vocabulary import load as load_vocabulary
+from efface.vocabularies import load as load_vocabulary
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.storage import ASSETS
 from efface.training import Run
-from efface.vocabulary import brought
+from efface.vocabularies import brought
 
 ERASED = "church"
 

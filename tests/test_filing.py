@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from efface.cli.main import main
 from efface.concepts import Concept
-from efface.edits import ledger as ledger_module
+from efface.edits import in_place
 from efface.edits.combine import changes, combine, diff, overlap, overlaps
 from efface.edits.edit import Edit
 from efface.edits.in_place import apply, remove
@@ -94,7 +94,7 @@ def test_a_change_that_was_killed_is_finished_by_the_next_command(tiny, folder, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
-        m.setattr(ledger_module, "settle", killed)
+        m.setattr(in_place, "settle", killed)
         with pytest.raises(KeyboardInterrupt):
             apply(folder, one)
     assert Ledger.read(folder).now == ""

@@ -14,7 +14,7 @@ from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.metrics import perceived, worst_tenth, worst_tenth_score
 from efface.evaluation.protocols import load
 from efface.reporting.held_out import FRONT, short
-from efface.vocabulary import INLINE
+from efface.vocabularies import INLINE
 
 PROTOCOL = "emoji-objects-2"
 

@@ -13,7 +13,7 @@ from efface.evaluation.judges import named
 from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.judges.second import SHIPPED, Backbone, SecondConfig, SecondJudge
 from efface.storage import ASSETS
-from efface.vocabulary import brought
+from efface.vocabularies import brought
 
 pytest.importorskip("efficientnet_lite_pytorch")
 

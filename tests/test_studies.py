@@ -34,7 +34,7 @@ from efface.studies import (
     vocabulary_size,
 )
 from efface.training import Bank
-from efface.vocabulary import load as load_vocabulary
+from efface.vocabularies import load as load_vocabulary
 
 DOCS = Path(__file__).parents[1] / "docs"
 DONE = sorted((DOCS / "studies").glob("*.json"))

@@ -11,7 +11,8 @@ from conftest import CHURCH
 from efface.concepts import Concept, normal
 from efface.errors import UserError
 from efface.names import key, keys
-from efface.vocabulary import Vocabulary, brought, from_file, stems_of
+from efface.vocabularies import brought, from_file
+from efface.vocabulary import Vocabulary, stems_of
 
 MUG = Concept("beer mug", synonyms=("stein",))
 

@@ -13,7 +13,8 @@ from efface.concepts import Concept
 from efface.errors import UserError
 from efface.methods.ap import AP
 from efface.names import clean, ids_of, normal
-from efface.vocabulary import MOST, Vocabulary, distances, from_tokenizer, load
+from efface.vocabularies import MOST, from_tokenizer, load
+from efface.vocabulary import Vocabulary, distances
 from efface.wordlists import NUDITY, SHIPPED, called, held, kinds, known, relatives, shipped
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "words"

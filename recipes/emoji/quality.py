@@ -11,7 +11,7 @@ from torch import Tensor
 from efface.evaluation.judges.emoji import EmojiJudge
 from efface.models import load
 from efface.scores import rate
-from efface.vocabulary import brought
+from efface.vocabularies import brought
 
 SEEDS = range(8)
 CARD = """---

@@ -33,7 +33,7 @@ from efface.evaluation.verdicts import ROLES, Line, broken, gate
 from efface.models import DiffusionModel
 from efface.settings import Range, to_json
 from efface.storage import make_folder
-from efface.vocabulary import load as load_vocabulary
+from efface.vocabularies import load as load_vocabulary
 
 BUDGETS = ("small", "full")
 

@@ -19,7 +19,7 @@ from efface.models import load
 from efface.reporting.grid import PICTURE
 from efface.settings import Range
 from efface.storage import ASSETS
-from efface.vocabulary import brought
+from efface.vocabularies import brought
 
 HELD_OUT = "emoji-objects-2"
 """The protocol that is asked."""

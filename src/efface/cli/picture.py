@@ -14,7 +14,7 @@ from efface.edits.edit import Edit
 from efface.evaluation.sensitivity import closed_form, prediction
 from efface.models import DiffusionModel
 from efface.reporting.grid import PICTURE, Preview, before_after
-from efface.vocabulary import load as load_vocabulary
+from efface.vocabularies import load as load_vocabulary
 
 
 def tell_preview(model: DiffusionModel, concepts: Sequence[Concept]) -> None:

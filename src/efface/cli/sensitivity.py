@@ -32,8 +32,8 @@ from efface.reporting.figures import sensitivity as figure
 from efface.scores import Score
 from efface.settings import Range, to_json
 from efface.storage import cache_folder, make_folder, write_text
+from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
-from efface.vocabulary import load as load_vocabulary
 
 MANY = 2000
 """Words above which nobody waits for the prediction instrument unasked."""

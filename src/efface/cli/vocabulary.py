@@ -13,7 +13,7 @@ from efface.cli.terminal import Json, parsed
 from efface.concepts import parse
 from efface.errors import escaped
 from efface.settings import Range
-from efface.vocabulary import load as load_vocabulary
+from efface.vocabularies import load as load_vocabulary
 
 
 @dataclass(frozen=True)

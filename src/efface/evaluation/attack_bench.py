@@ -32,7 +32,7 @@ from efface.evaluation.siege import Siege, Unit
 from efface.evaluation.trial import SEEDS, Court
 from efface.settings import read_json, to_json
 from efface.storage import VERSION, make_folder, write_text
-from efface.vocabulary import load as load_vocabulary
+from efface.vocabularies import load as load_vocabulary
 
 BENCHES: Mapping[str, str] = MappingProxyType({"emoji-attacks": "emoji-objects-2"})
 """Benchmarks of attacks by name, each with the protocol whose edits are attacked."""

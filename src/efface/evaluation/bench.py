@@ -36,7 +36,7 @@ from efface.scores import Score, grouped_mean
 from efface.settings import read_json, to_json
 from efface.storage import VERSION, write_text
 from efface.training import EDIT, Entry, Method, Run, Tuning
-from efface.vocabulary import INLINE
+from efface.vocabularies import INLINE
 
 SPENT = "spent.json"
 """What an edit took to make: no part of its file."""

@@ -15,7 +15,7 @@ from efface.evaluation import answers
 from efface.evaluation.bench import BEFORE, UNEDITED, label, lineup
 from efface.evaluation.protocols import load
 from efface.scores import Score, concept_rate, paired_difference
-from efface.vocabulary import INLINE
+from efface.vocabularies import INLINE
 
 Row = Mapping[str, Any]
 OURS = "ap"

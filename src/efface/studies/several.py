@@ -28,7 +28,7 @@ from efface.settings import read_json
 from efface.storage import write_text
 from efface.studies.lab import Lab
 from efface.training import Method, provenance
-from efface.vocabulary import INLINE
+from efface.vocabularies import INLINE
 
 TRIED: Mapping[str, Method] = {
     m.name: m.presets()["searched"] for m in (UCE, SPEED, DP, OCE, Minimax)

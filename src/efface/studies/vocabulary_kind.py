@@ -14,7 +14,7 @@ from efface.seeds import generator
 from efface.studies import grid
 from efface.studies.lab import Lab
 from efface.studies.similarity import cosines
-from efface.vocabulary import load as load_vocabulary
+from efface.vocabularies import load as load_vocabulary
 
 BASE = AP.presets()["away"]
 

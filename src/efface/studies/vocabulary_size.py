@@ -10,8 +10,8 @@ from efface.concepts import Concept
 from efface.methods.ap import AP
 from efface.studies import grid
 from efface.studies.lab import Lab
+from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
-from efface.vocabulary import load as load_vocabulary
 
 BASE = AP.presets()["away"]
 

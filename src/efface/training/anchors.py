@@ -15,7 +15,8 @@ from efface.errors import UserError
 from efface.models import DiffusionModel, stack
 from efface.names import normal
 from efface.seeds import generator
-from efface.vocabulary import Vocabulary, load, stems_of
+from efface.vocabularies import load
+from efface.vocabulary import Vocabulary, stems_of
 from efface.wordlists import broader, kinds
 
 AUTO = "auto"
@@ -93,7 +94,7 @@ def candidates(
 
     Args:
         erased: all that is erased, with ``concept``.
-        source: of :func:`efface.vocabulary.load`.
+        source: of :func:`efface.vocabularies.load`.
 
     Raises:
         UserError: none is left.

@@ -25,8 +25,8 @@ from efface.training.loop import finetune
 from efface.training.processes import add_up, join
 from efface.training.runs import EDIT, Run
 from efface.training.student import Loss, Stateful, Student
+from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
-from efface.vocabulary import load as load_vocabulary
 
 
 class Made(NamedTuple):
@@ -104,7 +104,7 @@ class Job:
         """What may be preserved, without whatever asks for an erased concept.
 
         Args:
-            source: of :func:`efface.vocabulary.load`.
+            source: of :func:`efface.vocabularies.load`.
             concept: one of :attr:`concepts`, whose own pool comes first.
             exclude: False: leave the erased ones in.
         """

@@ -12,7 +12,8 @@ from efface.concepts import TEMPLATES, normal
 from efface.evaluation.artefacts import Artefact, Text
 from efface.evaluation.attacks.attack import Attack, Attacked
 from efface.settings import Range, check_ranges
-from efface.vocabulary import distances, tags_of
+from efface.vocabularies import tags_of
+from efface.vocabulary import distances
 
 
 @dataclass(frozen=True)
