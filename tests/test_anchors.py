@@ -168,3 +168,9 @@ def test_a_decaying_rate_is_what_adam_is_given(tiny):
     moved = [float((b - a).abs().max()) for a, b in pairwise(steps)]
     assert moved[0] == pytest.approx(lr, rel=0.05)
     assert moved[1] == pytest.approx(lr / 2, rel=0.2)
+
+
+def test_a_run_says_among_which_words_anchors_are_searched(tiny, word_list):
+    method = dataclasses.replace(quick(ESD(), word_list), anchor="auto")
+    edit = method.erase(tiny, ["church"], dataclasses.replace(QUIET, words="words: big cow, sun"))
+    assert edit.meta["concepts"][0]["anchor"] in ("big cow", "sun")

@@ -20,6 +20,7 @@ from efface.evaluation.bench import (
     finished,
     label,
     lineup,
+    plain,
     run_all,
     run_cell,
 )
@@ -138,9 +139,33 @@ def test_the_line_up_has_the_same_updates_for_all(method):
     config = Cell("emoji-objects", "1", method, 2, updates=40).config()
     assert label(method)
     if isinstance(config, Tuning):
-        apart = method in ("spm", "mace")  # five adapters share them
+        apart = method.partition("@")[0] in ("spm", "mace")  # five adapters share them
         assert config.updates == (8 if apart else 40)
         assert config.seed == 2
+
+
+def test_peers_can_have_anchors_that_are_searched_for_among_what_they_may_see(
+    protocol, tmp_path, monkeypatch
+):
+    names = list(lineup())
+    assert names[names.index("esd") + 1] == "esd@auto"
+    assert label("esd@auto") == "ESD, anchors searched for"
+    assert not {"ap@auto", "age@auto", f"{UNEDITED}@auto"} & set(names)
+    assert not any("@" in n for n in plain())
+    plainly, steered = (Cell(protocol, "2", n, 1, updates=7).config() for n in ("esd", "esd@auto"))
+    assert dataclasses.replace(plainly, anchor="auto") == steered
+    told = json.loads((tmp_path / "small.json").read_text())
+    (tmp_path / "small.json").write_text(json.dumps({**told, "held_out": ["fox"]}))
+    asked = []
+
+    def erase(self, model, concepts, run):
+        asked.append(run.words)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(steered), "erase", erase)
+    with pytest.raises(KeyboardInterrupt):
+        Opened(Cell(protocol, "2", "esd@auto", 1)).erase(tmp_path / "work", progress=False)
+    assert asked == ["words: church, castle"]  # no fox, and nothing that is erased
 
 
 def test_a_cell_that_dies_is_tried_twice_then_reported(protocol, tmp_path, monkeypatch):

@@ -14,11 +14,12 @@ from efface.methods import METHODS
 from efface.settings import ranges, to_json
 from efface.training import Bank, Pictures, Rollout
 from efface.training.recall import Recall
-from efface.training.search import Exact, Gumbel, Online, Random
+from efface.training.search import Exact, Forecast, Gumbel, Online, Random
 
 PATH = Path(__file__).parent / "defaults.json"
 OWN = [n for n, m in METHODS.items() if m.__module__.startswith("efface.")]
-PARTS = {c.__name__: c for c in (Bank, Rollout, Pictures, Exact, Gumbel, Online, Random, Recall)}
+PARTS = {c.__name__: c for c in (Bank, Rollout, Pictures, Recall)}
+PARTS |= {c.__name__: c for c in (Exact, Forecast, Gumbel, Online, Random)}
 PARTS |= {f"attack {n}": a for n, a in ATTACKS.items() if a.__module__.startswith("efface.")}
 
 

@@ -24,7 +24,7 @@ from efface.training import EDIT, Bank, Pictures, Rollout, Run, Tuning
 from efface.training.checkpoints import Checkpoint, adam_of
 from efface.training.closed_form import text_vectors
 from efface.training.recall import Recall
-from efface.training.search import Exact, Gumbel, Online, Random
+from efface.training.search import Exact, Forecast, Gumbel, Online, Random
 
 CASES = {name: (name, method()) for name, method in METHODS.items()} | {
     f"{name} {preset}": (name, config)
@@ -367,10 +367,7 @@ def test_settings_of_a_training_out_of_range_are_refused(change, message):
 
 def numbers():
     """Every numeric field of every method, and of the parts that it is made of."""
-    parts = {
-        type(m)
-        for m in (Exact(), Gumbel(), Online(), Random(), Bank(), Rollout(), Pictures(), Recall())
-    }
+    parts = {Exact, Forecast, Gumbel, Online, Random, Bank, Rollout, Pictures, Recall}
     for cls in (*METHODS.values(), *sorted(parts, key=lambda c: c.__name__)):
         for field in dataclasses.fields(cls):
             if type(field.default) in (int, float):

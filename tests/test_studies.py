@@ -11,6 +11,7 @@ from conftest import WORDS, job_of, quick, shaken
 
 from efface.cli.main import main
 from efface.concepts import Concept
+from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.evaluation.judges.emoji import EmojiJudge, JudgeConfig
 from efface.methods.dp import DP
@@ -22,6 +23,8 @@ from efface.studies import (
     STUDIES,
     Lab,
     anchors,
+    coverage,
+    covered,
     grid,
     order,
     other_data,
@@ -303,6 +306,119 @@ def test_several_concepts_at_once_are_judged_on_names_that_no_method_saw(
     assert lab.model.counter == counted
     with pytest.raises(UserError, match="3 concepts are to be erased, and 3 names are not held"):
         several.run(lab, counts=(1, 3), methods=methods)
+
+
+def test_words_are_drawn_as_often_as_is_said_and_from_nearly_all_of_them():
+    words = [str(i) for i in range(150)]
+    for draws in (1.0, 3.0, 10.0):
+        pool, n = coverage.sized(words, draws, 100)
+        assert 100 * n / len(pool) == pytest.approx(draws, rel=0.01)
+        assert len(pool) >= 75
+        assert list(pool) == sorted(dict.fromkeys(pool), key=int)
+    assert coverage.sized(words, 0.3, 100) == ((), 0)  # less than a word an update
+    assert coverage.sized(words, 100.0, 100) == ((), 0)  # more than fit into one
+    pool, n = coverage.sized([str(i) for i in range(1900)], 3.0, 100)
+    assert (n, len(pool)) == (coverage.MOST, 1600)
+
+
+def test_a_gain_over_random_words_is_told_in_one_sentence():
+    def row(search, draws, value, low, high):
+        s = {"value": value, "low": low, "high": high, "n": 9}
+        return {"search": search, "draws": draws, "worst tenth": s}
+
+    some = [row("exact", 0.1, 9.0, 2.0, 15.0), row("exact", 1.0, 4.0, 1.0, 7.0)]
+    some += [row("online", 1.0, 2.0, 0.5, 3.0), row("exact", 3.0, 5.0, -1.0, 9.0)]
+    said = covered.answer({"differences": some})
+    assert said.startswith("Search pays up to 1 draws per word, where exact gains 4.0 [1.0, 7.0]")
+    assert said.endswith("above, at 3, random words do as well.")
+    assert "not tried" in covered.answer({"differences": some[:3]})
+    none = covered.answer({"differences": [*some[3:], row("online", 1.0, 2.0, -1.0, 3.0)]})
+    assert none.startswith("Search pays nowhere that was tried")
+    assert "5.0 [-1.0, 9.0]" in none
+
+
+def test_differences_are_of_the_same_names_and_trainings():
+    def row(search, draws, kind, hits):
+        told = {"search": search, "draws": draws, "vocabulary": kind, "seed": 0}
+        return {**told, "kept": hits, "cost": {"forward": 3, "backward": 1}}
+
+    rows = [
+        row("random", 1.0, "names", [1, 1, 0, 0]),
+        row("exact", 1.0, "names", [1, 1, 1, 0]),
+        row("exact", 1.0, "pairs", [0, 0, 0, 0]),  # no random words to compare with
+        row("exact", 3.0, "names", [1, 1, 1, 1]),
+    ]
+    (apart,) = coverage.summed(rows, kept=2, paired=True)
+    assert (apart["search"], apart["draws"], apart["cells"]) == ("exact", 1.0, 1)
+    assert apart["PSR-1"]["value"] == 25
+    assert apart["worst tenth"]["value"] == 75  # in one half of the pictures both are as good
+    assert apart["evaluations"] == 4
+    levels = {(x["search"], x["draws"]): x for x in coverage.summed(rows, kept=2, paired=False)}
+    assert levels["exact", 1.0]["cells"] == 2
+    assert levels["exact", 1.0]["PSR-1"]["value"] == 37.5
+    assert set(levels) == {("random", 1.0), ("exact", 1.0), ("exact", 3.0)}
+
+
+def test_searches_are_compared_on_names_that_no_vocabulary_holds(
+    clothes, tmp_path, cache, monkeypatch
+):
+    lab = Lab(tmp_path / "lab", str(clothes), progress=False)
+    small = dataclasses.replace(
+        coverage.BASE, updates=2, latents=Bank(ddim_steps=3, trajectories=1)
+    )
+    monkeypatch.setattr(coverage, "BASE", small)
+    few = {k: coverage.SEARCHES[k] for k in ("random", "nearest words", "forecast", "exact")}
+    monkeypatch.setattr(coverage, "SEARCHES", few)
+    options = {"kinds": ("names", "pairs"), "draws": (1.0,), "seeds": 1, "erased": ("coat",)}
+    options |= {"gone": 1, "kept": 2}
+    found = json.loads(json.dumps(coverage.run(lab, **options)))
+    assert len(found["rows"]) == 2 * len(few)
+    assert found["judged"] == 3
+    assert found["erased"]["coat"] in ("bag", "shirt")
+    held = {"dress", "boot", "hat"}
+    for path in tmp_path.glob("lab/ap-*/edit.safetensors"):
+        pools = [c["pool"] for c in Edit.load(path).meta["concepts"]]
+        assert pools
+        assert not any(held & set(w.split()) for pool in pools for w in pool)
+    row = found["rows"][0]
+    assert (row["words"], row["preserved"], len(row["kept"])) == (2, 1, 6)
+    assert row["words"] * row["draws"] == small.updates * row["preserved"]
+    said = coverage.words(found)
+    assert said.startswith("Search pays ")
+    assert "pairs (2)" in said
+    assert "</svg>" in coverage.figure(found)
+    counted = lab.model.counter.copy()
+    assert json.loads(json.dumps(coverage.run(lab, **options))) == found
+    assert lab.model.counter == counted
+    with pytest.raises(UserError, match="drawn so often"):
+        coverage.run(lab, **{**options, "draws": (0.001,)})
+
+
+def test_a_training_takes_about_as_many_evaluations_as_is_said(
+    clothes, tmp_path, cache, monkeypatch
+):
+    lab = Lab(tmp_path / "lab", str(clothes), progress=False)
+    monkeypatch.setattr(coverage, "BASE", dataclasses.replace(coverage.BASE, updates=12))
+    for name in ("random", "exact", "Gumbel"):
+        point = coverage.Point("names", name, 1.0, 0, ("bag", "shirt", "dress", "boot"), 3)
+        said = coverage.evaluations(point, 0)
+        method = dataclasses.replace(
+            coverage.method_of(point), latents=Bank(ddim_steps=3, trajectories=1)
+        )
+        cost = lab.edit(method, [Concept("coat", "hat", pool=point.pool)]).meta["cost"]
+        assert sum(cost.values()) == pytest.approx(
+            said, rel=0.3
+        )  # without the latents that it begins with
+
+
+def test_seeds_and_a_smaller_run_are_refused_where_there_are_none(capsys, tmp_path):
+    for args, message in (
+        (["relatives", "--quick"], "has no smaller run"),
+        (["relatives", "--seeds", "2"], "has no seeds"),
+        (["coverage", "--seeds", "0"], "got 0 for seeds"),
+    ):
+        assert main(["study", *args, "--work", str(tmp_path / "w"), "--out", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_the_judge_in_a_models_folder_is_the_protocols(clothes, cache, capsys):

@@ -16,7 +16,7 @@ from efface.cli.terminal import Json, makeable, parsed, show
 from efface.errors import UserError, pick
 from efface.evaluation.attack_bench import AT, BENCHES, AttackCell
 from efface.evaluation.attacks import Attack
-from efface.evaluation.bench import Cell, Failed, Opened, each, label, lineup, ready, run_all
+from efface.evaluation.bench import Cell, Failed, Opened, each, label, lineup, plain, ready, run_all
 from efface.evaluation.protocols import PROTOCOLS, load
 from efface.reporting.besieged import COLUMNS, said_of, spent
 from efface.scores import Score
@@ -30,7 +30,8 @@ class Options:
     protocol: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROTOCOL")]
     """A shipped protocol, a JSON file, or emoji-attacks: attacks on emoji-objects-2's edits."""
     method: tuple[str, ...] = ()
-    """One of the line-up (again for more). Default: all."""
+    """One of the line-up (again for more); with @auto (esd@auto) its concepts become what AP
+    searches for. Default: all without it."""
     split: tuple[str, ...] = ()
     """One of the protocol's splits (again for more). Default: the first."""
     seeds: Annotated[int, Range(1, 1000)] = 3
@@ -59,7 +60,7 @@ def command(args: list[str]) -> int:
         pick({**PROTOCOLS, **BENCHES}, o.protocol, "protocol (or file)")
     attacks = asked_for(o)
     protocol = load(BENCHES.get(o.protocol, o.protocol))
-    methods = o.method or tuple(lineup())
+    methods = o.method or plain()
     if protocol.source:
         raise UserError(
             f"the protocol {protocol.name!r} reads its prompts from a file: "

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from efface.cli.opening import OfModel, Opening, opened
-from efface.cli.terminal import Json, makeable, parsed, show
-from efface.errors import pick
+from efface.cli.terminal import Flag, Json, makeable, parsed, show
+from efface.errors import UserError, pick
+from efface.settings import Range
 from efface.storage import make_folder, write_text
-from efface.studies import STUDIES, Lab
+from efface.studies import STUDIES, Lab, Study
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Options:
     opening: OfModel = Opening()
     work: Path = Path("runs/studies")
     """Folder of edits and pictures; what is there is not made again."""
+    seeds: Annotated[int | None, Range(1, 1000), tyro.conf.arg(help_behavior_hint="")] = None
+    """How many training seeds, 1 to 1,000, where a study has them. Default: the study's own."""
+    quick: Flag = False
+    """A smaller run, where a study has one (coverage: about an hour on one core)."""
     json: Json = False
     """Print the result as JSON."""
 
@@ -48,10 +54,25 @@ def command(args: list[str]) -> int:
     chosen = pick(STUDIES, o.name, "study")
     makeable(o.out)
     makeable(o.work)
-    found = chosen.run(Lab(o.work, opened(o.opening)))
+    settings = settings_of(o, chosen)
+    found = chosen.run(Lab(o.work, opened(o.opening)), **settings)
     make_folder(o.out)
     text, svg = json.dumps(found) + "\n", chosen.figure(found)
     write_text(o.out / f"{o.name}.json", text)
     write_text(o.out / f"{o.name}.svg", svg)
     print(text if o.json else f"{chosen.words(found)}\n\n{o.out / f'{o.name}.svg'}")
     return 0
+
+
+def settings_of(o: Options, study: Study) -> dict[str, Any]:
+    """What is asked of a study beside its own settings.
+
+    Raises:
+        UserError: it has no seeds, or no smaller run.
+    """
+    if o.quick and not study.quick:
+        raise UserError(f"the study {o.name!r} has no smaller run: leave --quick out.")
+    if o.seeds is not None and "seeds" not in signature(study.run).parameters:
+        raise UserError(f"the study {o.name!r} has no seeds: leave --seeds out.")
+    quick = dict(study.quick) if o.quick else {}
+    return quick | ({} if o.seeds is None else {"seeds": o.seeds})

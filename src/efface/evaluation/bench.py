@@ -36,6 +36,7 @@ from efface.scores import Score, grouped_mean
 from efface.settings import read_json, to_json
 from efface.storage import VERSION, write_text
 from efface.training import EDIT, Entry, Method, Run, Tuning
+from efface.training.anchors import AUTO
 from efface.vocabularies import INLINE
 
 SPENT = "spent.json"
@@ -44,13 +45,30 @@ UNEDITED = "unedited"
 """What every method is compared to."""
 
 
+STEERED = "@auto"
+"""What the name of a line ends in that is the one before it with anchors that are searched for."""
+
+
 def lineup() -> dict[str, Entry | None]:
     """What is compared, by its name in tables: the unedited model, then what each method enters.
 
-    All fine-tuned ones get the same number of weight updates.
+    All fine-tuned ones get the same number of weight updates. What goes to the null prompt by
+    itself can be had with AP's searched anchors as well, since they are no property of AP:
+    ``esd@auto``.
     """
-    entered = {n: e for m in METHODS.values() for n, e in m.lineup().items()}
-    return {UNEDITED: None, **entered}
+    found: dict[str, Entry | None] = {UNEDITED: None}
+    for kind in METHODS.values():
+        for name, entry in kind.lineup().items():
+            found[name] = entry
+            if not entry.method.anchor and not kind.seeks:
+                method = replace(entry.method, anchor=AUTO)
+                found[name + STEERED] = Entry(f"{entry.label}, anchors searched for", method)
+    return found
+
+
+def plain() -> tuple[str, ...]:
+    """The lines as their methods enter them."""
+    return tuple(n for n in lineup() if not n.endswith(STEERED))
 
 
 def label(name: str) -> str:
@@ -122,10 +140,16 @@ def shown(method: Method, protocol: Protocol, split: str) -> Method:
     """The method with a vocabulary of what the protocol lets it see, where some is held out."""
     if not protocol.held_out or not getattr(method, "vocabulary", ""):
         return method
-    known = protocol.preserved or judge_named(protocol.judge).concept_names
-    words = protocol.usable(protocol.erased(split), known)
-    changes: dict[str, Any] = {"vocabulary": f"{INLINE} {', '.join(words)}"}
+    changes: dict[str, Any] = {"vocabulary": usable(protocol, split)}
     return replace(method, **changes)
+
+
+def usable(protocol: Protocol, split: str) -> str:
+    """What the protocol lets a method see, as a vocabulary; "": no names are held out."""
+    if not protocol.held_out:
+        return ""
+    known = protocol.preserved or judge_named(protocol.judge).concept_names
+    return f"{INLINE} {', '.join(protocol.usable(protocol.erased(split), known))}"
 
 
 BEFORE = {"anchor": "", "decay": 0.0, "diversify": 0, "invariants": True, "reuse": 0}
@@ -178,7 +202,8 @@ class Opened:
             return replace(Edit.load(folder), spent=spent)
         folder.mkdir(parents=True, exist_ok=True)
         concepts = self.cell.concepts(self.model)
-        edit = method.erase(self.model, concepts, Run(folder, progress=progress))
+        words = usable(self.protocol, self.cell.split)
+        edit = method.erase(self.model, concepts, Run(folder, progress=progress, words=words))
         spent = {**edit.spent, "peak_memory_mb": peak_memory(self.model.device)}
         write_text(folder / SPENT, json.dumps(spent) + "\n")
         return replace(edit, spent=spent)

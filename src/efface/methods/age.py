@@ -41,6 +41,7 @@ class AGE(Method, Tuning):
 
     name: ClassVar[str] = "age"
     label: ClassVar[str] = "AGE"
+    seeks: ClassVar[bool] = True
 
     eta: Annotated[float, Range(0)] = 1.0
     """Strength of the guidance away from the concept; 0 maps it onto its anchor."""

@@ -187,7 +187,7 @@ def ranking(
     }
 
 
-FRONT = ("unedited", "ap", "ap-random", "age", "esd", "uce", "speed", "mace")
+FRONT = ("unedited", "ap", "ap-exact", "ap-random", "twofold", "age", "esd", "uce")
 """The lines of the short table."""
 
 FRONT_HEAD = (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from efface.studies import (
     abstract,
     anchors,
+    coverage,
     order,
     other_data,
     relatives,
@@ -33,10 +35,13 @@ class Study(NamedTuple):
     words: Callable[[Mapping[str, Any]], str]
     """A paragraph."""
     about: str
+    quick: Mapping[str, Any] = MappingProxyType({})
+    """Settings of a smaller run, where there is one."""
 
 
 def _study(module: Any) -> Study:
-    return Study(module.run, module.figure, module.words, module.__doc__.strip())
+    quick = getattr(module, "QUICK", {})
+    return Study(module.run, module.figure, module.words, module.__doc__.strip(), quick)
 
 
 STUDIES: Mapping[str, Study] = {
@@ -51,5 +56,6 @@ STUDIES: Mapping[str, Study] = {
     "other-data": _study(other_data),
     "tradeoff": _study(tradeoff),
     "several": _study(several),
+    "coverage": _study(coverage),
 }
 """Every study by name."""

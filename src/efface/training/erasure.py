@@ -170,6 +170,8 @@ class Method(ABC):
     """One solve: edits of several concepts can be solved again together."""
     apart: ClassVar[bool] = False
     """Trains one concept after the other, each with ``updates``."""
+    seeks: ClassVar[bool] = False
+    """Searches for anchors in a way of its own."""
     anchor: str = ""
     """What concepts without an anchor of their own are steered to: a word, auto (searched for in
     the vocabulary, for each concept), or nothing, the null prompt."""
@@ -248,7 +250,8 @@ def erase(
         method = replace(method, keep=keep)
     counter, before, began = model.counter, model.counter.copy(), perf_counter()
     method.check(Job(method, model, tuple(concepts), run))
-    source, seed = getattr(method, "vocabulary", "") or "auto", getattr(method, "seed", 0)
+    source = run.words or getattr(method, "vocabulary", "") or "auto"
+    seed = getattr(method, "seed", 0)
     concepts = steered(model, concepts, method.anchor, source, seed)
     if run.on_anchors is not None:
         run.on_anchors(model, concepts)

@@ -54,6 +54,8 @@ class Run:
     the same weights."""
     on_anchors: OnAnchors | None = None
     """Called before anything is trained, with the model and the concepts with their anchors."""
+    words: str = ""
+    """Where anchors are searched for, as a vocabulary; "": in the method's own, or in auto."""
     trial: Trial | None = None
     """Only try it out; see :func:`efface.training.forecast.forecast`."""
 

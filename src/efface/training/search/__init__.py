@@ -1,8 +1,9 @@
-"""How preserved words are chosen while erasing: random, online, exact, gumbel; one file each."""
+"""How preserved words are chosen while erasing: random, forecast, online, exact, gumbel."""
 
 from __future__ import annotations
 
 from efface.training.search.exact import Exact
+from efface.training.search.forecast import Forecast
 from efface.training.search.gumbel import Gumbel
 from efface.training.search.online import Online
 from efface.training.search.pools import Drawn, Objective, Pools, Searching, Setting, pools
@@ -11,6 +12,7 @@ from efface.training.search.random import Random
 __all__ = [
     "Drawn",
     "Exact",
+    "Forecast",
     "Gumbel",
     "Objective",
     "Online",
@@ -22,5 +24,5 @@ __all__ = [
     "pools",
 ]
 
-Search = Exact | Gumbel | Online | Random
+Search = Exact | Forecast | Gumbel | Online | Random
 """How preserved words are chosen: each kind has its own settings."""
