@@ -15,9 +15,10 @@ from statistics import mean
 from typing import Any
 
 from efface.concepts import Concept
-from efface.evaluation.bench import Cell, run_all, shown
+from efface.evaluation.bench import Cell, shown
 from efface.evaluation.judges import named
 from efface.evaluation.protocols import load as load_protocol
+from efface.evaluation.tasks import run_all
 from efface.methods.ap import AP
 from efface.models import DiffusionModel
 from efface.seeds import generator

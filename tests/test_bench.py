@@ -12,7 +12,7 @@ import torch
 
 from efface.cli.main import main
 from efface.errors import UserError
-from efface.evaluation import bench as bench_module
+from efface.evaluation import tasks
 from efface.evaluation.bench import (
     UNEDITED,
     Cell,
@@ -21,11 +21,11 @@ from efface.evaluation.bench import (
     label,
     lineup,
     plain,
-    run_all,
     run_cell,
 )
 from efface.evaluation.evaluate import judge_for
 from efface.evaluation.protocols import PROTOCOLS, Protocol, load
+from efface.evaluation.tasks import run_all
 from efface.reporting.tables import difference, harmonic, markdown, ranking, read, score
 from efface.scores import rate
 from efface.training import Tuning
@@ -170,9 +170,7 @@ def test_peers_can_have_anchors_that_are_searched_for_among_what_they_may_see(
 
 def test_a_cell_that_dies_is_tried_twice_then_reported(protocol, tmp_path, monkeypatch):
     tried = []
-    monkeypatch.setattr(
-        bench_module, "in_a_process", lambda cell, *_: tried.append(cell) or "exit code 9"
-    )
+    monkeypatch.setattr(tasks, "in_a_process", lambda cell, *_: tried.append(cell) or "exit code 9")
     cells = [Cell(protocol, "1", "uce", 0)]
     with pytest.warns(UserWarning, match="exit code 9"):
         failed = run_all(cells, tmp_path / "out", tmp_path / "work")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from efface.cli.main import ABOUT, main
-from efface.evaluation import bench
+from efface.evaluation import bench, tasks
 from efface.models import load
 from hard.killing import contents, forked, mortal
 from hard.places import SETTINGS, Result, clothes
@@ -91,7 +91,7 @@ def command(args: tuple[str, ...], folder: Path, model: Path) -> int:
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", closefd=False)
     steps = os.open(folder.parent / UPDATES, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     register_optimizer_step_post_hook(lambda *_: note(steps))
-    bench.in_a_process = here  # type: ignore[assignment]
+    tasks.in_a_process = here  # type: ignore[assignment]
     try:
         return main([a.format(model=model) for a in args])
     except BaseException:  # noqa: BLE001 (the parent tells)

@@ -16,8 +16,9 @@ from efface.cli.terminal import Json, makeable, parsed, show
 from efface.errors import UserError, pick
 from efface.evaluation.attack_bench import AT, BENCHES, AttackCell
 from efface.evaluation.attacks import Attack
-from efface.evaluation.bench import Cell, Failed, Opened, each, label, lineup, plain, ready, run_all
+from efface.evaluation.bench import Cell, Opened, label, lineup, plain
 from efface.evaluation.protocols import PROTOCOLS, load
+from efface.evaluation.tasks import Failed, each, ready, run_all
 from efface.reporting.besieged import COLUMNS, said_of, spent
 from efface.scores import Score
 from efface.settings import Range
