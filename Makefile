@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 MAIN := unedited esd uce ap ap-random ap-official age
-REST := ap-away esd-null ap-paper ca lora speed spm mace
+REST := ap-exact ap-away esd-null ap-paper ca lora speed spm mace dp oce minimax twofold rece race stereo
+HARD := unedited ap esd twofold
 SPLITS := --split 1 --split 2
 STAGES := data vae clip unet judge quality second
 
@@ -48,6 +49,8 @@ mutants: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/efface bench emoji-objects-2 $(SPLITS) --seeds 3 $(addprefix --method ,$(MAIN))
 	$(BIN)/efface bench emoji-objects-2 $(SPLITS) --seeds 1 $(addprefix --method ,$(REST))
+	$(BIN)/efface bench emoji-attacks $(SPLITS) --seeds 3 $(addprefix --method ,$(HARD))
+	$(BIN)/efface bench emoji-attacks $(SPLITS) --seeds 1 $(addprefix --method ,$(filter-out $(HARD),$(MAIN) $(REST)))
 	$(BIN)/python bench/table.py
 
 # Kills, bad inputs, damaged files, hostile names: before a release, about half an hour; docs/reliability.md. A
