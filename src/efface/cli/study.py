@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from efface.cli.opening import OfModel, Opening, opened
-from efface.cli.terminal import Json, makeable, parsed, show
-from efface.errors import pick
+from efface.cli.terminal import Json, Text, makeable, parsed, show
+from efface.errors import UserError, pick
+from efface.settings import Range
 from efface.storage import make_folder, write_text
-from efface.studies import STUDIES, Lab
+from efface.studies import STUDIES, Lab, Study
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class Options:
     opening: OfModel = Opening()
     work: Path = Path("runs/studies")
     """Folder of edits and pictures; what is there is not made again."""
+    updates: Annotated[int, Range(0, 10**7)] = 0
+    """Of each training, where the study has such a setting; 0: the study's own."""
+    seeds: Annotated[int, Range(0, 100)] = 0
+    """Trainings of each kind, where it has such a setting; 0: the study's own."""
+    split: Text = ""
+    """Whose concepts are erased, where it has such a setting. Default: the study's own."""
     json: Json = False
     """Print the result as JSON."""
 
@@ -46,12 +54,27 @@ def command(args: list[str]) -> int:
         )
         return 0
     chosen = pick(STUDIES, o.name, "study")
+    asked = settings(o, chosen)
     makeable(o.out)
     makeable(o.work)
-    found = chosen.run(Lab(o.work, opened(o.opening)))
+    found = chosen.run(Lab(o.work, opened(o.opening)), **asked)
     make_folder(o.out)
     text, svg = json.dumps(found) + "\n", chosen.figure(found)
     write_text(o.out / f"{o.name}.json", text)
     write_text(o.out / f"{o.name}.svg", svg)
     print(text if o.json else f"{chosen.words(found)}\n\n{o.out / f'{o.name}.svg'}")
     return 0
+
+
+def settings(o: Options, study: Study) -> dict[str, Any]:
+    """What is asked of a study besides its name.
+
+    Raises:
+        UserError: it has no such setting.
+    """
+    asked = {k: v for k in ("updates", "seeds", "split") if (v := getattr(o, k))}
+    known = inspect.signature(study.run).parameters
+    for name, value in asked.items():
+        if name not in known or not isinstance(value, type(known[name].default)):
+            raise UserError(f"the study {o.name!r} has no setting --{name}: leave it out.")
+    return asked

@@ -15,6 +15,7 @@ from efface.studies import (
     several,
     similarity,
     tradeoff,
+    transfer,
     vocabulary_kind,
     vocabulary_size,
 )
@@ -51,5 +52,6 @@ STUDIES: Mapping[str, Study] = {
     "other-data": _study(other_data),
     "tradeoff": _study(tradeoff),
     "several": _study(several),
+    "transfer": _study(transfer),
 }
 """Every study by name."""
