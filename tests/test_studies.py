@@ -13,8 +13,12 @@ from efface.cli.main import main
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.evaluation.attacks.completion import Completion
+from efface.evaluation.attacks.inversion import Inversion
+from efface.evaluation.attacks.states import TextStates
 from efface.evaluation.judges.emoji import EmojiJudge, JudgeConfig
 from efface.methods.dp import DP
+from efface.methods.twofold import Twofold
 from efface.methods.uce import UCE
 from efface.models import load as load_model
 from efface.models import watched
@@ -33,10 +37,12 @@ from efface.studies import (
     several,
     similarity,
     tradeoff,
+    transfer,
     vocabulary_kind,
     vocabulary_size,
 )
 from efface.training import Bank
+from efface.training.search import Exact
 from efface.vocabularies import load as load_vocabulary
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -414,11 +420,90 @@ def test_a_training_takes_about_as_many_evaluations_as_is_said(
 def test_seeds_and_a_smaller_run_are_refused_where_there_are_none(capsys, tmp_path):
     for args, message in (
         (["relatives", "--quick"], "has no smaller run"),
-        (["relatives", "--seeds", "2"], "has no seeds"),
+        (["relatives", "--seeds", "2"], "has no setting --seeds"),
         (["coverage", "--seeds", "0"], "got 0 for seeds"),
     ):
         assert main(["study", *args, "--work", str(tmp_path / "w"), "--out", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_cross_table_of_recalls_and_attacks_is_made_cell_by_cell(clothes, tmp_path, cache):
+    lab = Lab(tmp_path / "lab", str(clothes), progress=False)
+    bank, search = Bank(ddim_steps=2, trajectories=1), Exact(refresh=2, probes=1)
+    method = Twofold(latents=bank, search=search, batch=2, vocabulary="names", anchor="")
+    attacks = (
+        Inversion(updates=1, batch=2, pictures=2, templates=1),
+        TextStates(ridges=(1e-3,)),
+        Completion(steps=4, begun=(1, 2)),
+    )
+    options = {"updates": 2, "seeds": 2, "split": "2", "redraws": 2, "gone": 2}
+    options |= {"method": method, "attacks": attacks}
+    found = json.loads(json.dumps(transfer.run(lab, **options)))
+    trained = list(transfer.TRAINED)
+    assert [(r["train"], r["seed"]) for r in found["rows"]] == [
+        (transfer.UNEDITED, 0),
+        *((name, seed) for name in trained for seed in (0, 1)),
+    ]
+    configs = [e["config"]["recall"] for e in found["edits"]]
+    switches = [[c[k] for k in ("states", "tokens", "latents")] for c in configs[::2]]
+    assert switches == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]
+    for row in found["rows"]:
+        assert [len(row["cells"][a.name]) for a in attacks] == [2, 2, 4]  # bag and hat
+        assert [len(row["plain"][k]) for k in (transfer.DRAWN, transfer.KEPT)] == [4, 4]
+    said = transfer.words(found)
+    assert "bag, hat (split 2) erased at once, 2 updates, 2 seeds" in said
+    assert "completion@2" in said
+    assert "</svg>" in transfer.figure(found)
+    counted = lab.model.counter.copy()
+    assert json.loads(json.dumps(transfer.run(lab, **options))) == found
+    assert lab.model.counter == counted
+    some = sorted(lab.folder.glob("attack-states-*/cell.json"))
+    assert len(some) > len(trained)
+    some[0].unlink()  # as if killed there
+    assert json.loads(json.dumps(transfer.run(lab, **options))) == found
+
+
+def test_cells_of_the_cross_table_are_rates_at_the_headline_and_pool_the_seeds():
+    def row(at, concept, hits):
+        plain = {"judged": concept, "prompt": "", "why": "", "seed": 0, "seeds": [1, 2]}
+        return {"concept": concept, "at": at, "hits": hits, **plain}
+
+    def trained(train, seed, hits, drawn, kept):
+        rows = [row("1", "bag", [1, 1]), row("2", "bag", hits), row("2", "hat", [0, 0])]
+        own = {"plain": {transfer.DRAWN: drawn, transfer.KEPT: kept}, "cells": {"a": rows}}
+        return {"train": train, "seed": seed, **own}
+
+    found = {
+        "erased": ["bag", "hat"],
+        "tests": {"a": {"channel": "latent", "at": "2"}},
+        "rows": [
+            trained(transfer.NOTHING, 0, [1, 1], [1, 0, 0, 0], [1, 1, 0]),
+            trained("latent", 0, [1, 0], [0, 0, 0, 0], [1, 1, 1]),
+            trained("latent", 1, [0, 0], [0, 0, 1, 1], [1, 0, 1]),
+        ],
+    }
+    cells = {k: v and v.value for k, v in transfer.values(found).items()}
+    assert cells["latent", "a"] == 12.5
+    assert cells[transfer.NOTHING, "a"] == 50
+    assert cells["latent", transfer.DRAWN] == 25
+    assert cells["latent", transfer.KEPT] == pytest.approx(100 * 5 / 6)
+    scores = transfer.values(found)
+    everything = {(t, b): scores["latent", b] for t in transfer.TRAINED for b in ("a",)}
+    everything[transfer.NOTHING, "a"] = scores[transfer.NOTHING, "a"]
+    said = transfer.compared(found, everything)
+    assert "latent: -37.5 points in its own channel" in said
+    assert "text states: -37.5 in the mean of all" in said
+
+
+def test_a_setting_that_a_study_does_not_have_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for args in (["relatives", "--split", "1"], ["tradeoff", "--updates", "5"]):
+        assert main(["study", *args]) == 2
+        assert f"the study {args[0]!r} has no setting {args[1]}: leave it out" in (
+            capsys.readouterr().err
+        )
+    assert main(["study", "transfer", "--split", "9"]) == 2
+    assert "'9'" in capsys.readouterr().err
 
 
 def test_the_judge_in_a_models_folder_is_the_protocols(clothes, cache, capsys):

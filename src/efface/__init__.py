@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from efface.models import MODELS, DiffusionModel
     from efface.scores import Score
     from efface.training import Bank, Job, Latents, Made, Method, Pictures, Rollout, Run, Tuning
+    from efface.training.recall import Recall
     from efface.training.search import Exact, Gumbel, Online, Random, Search
     from efface.vocabulary import Vocabulary
 
@@ -67,6 +68,7 @@ _HOME = {
         "Run",
         "Tuning",
     ),
+    "training.recall": ("Recall",),
     "training.search": ("Exact", "Gumbel", "Online", "Random", "Search"),
     "vocabulary": ("Vocabulary",),
 }

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from efface.cli.opening import OfModel, Opening, opened
-from efface.cli.terminal import Flag, Json, makeable, parsed, show
+from efface.cli.terminal import Flag, Json, Text, makeable, parsed, show
 from efface.errors import UserError, pick
 from efface.settings import Range
 from efface.storage import make_folder, write_text
@@ -31,8 +31,12 @@ class Options:
     opening: OfModel = Opening()
     work: Path = Path("runs/studies")
     """Folder of edits and pictures; what is there is not made again."""
+    updates: Annotated[int, Range(0, 10**7)] = 0
+    """Of each training, where the study has such a setting; 0: the study's own."""
     seeds: Annotated[int | None, Range(1, 1000), tyro.conf.arg(help_behavior_hint="")] = None
     """How many training seeds, 1 to 1,000, where a study has them. Default: the study's own."""
+    split: Text = ""
+    """Whose concepts are erased, where it has such a setting. Default: the study's own."""
     quick: Flag = False
     """A smaller run, where a study has one (coverage: about an hour on one core)."""
     json: Json = False
@@ -52,10 +56,10 @@ def command(args: list[str]) -> int:
         )
         return 0
     chosen = pick(STUDIES, o.name, "study")
+    asked = settings(o, chosen)
     makeable(o.out)
     makeable(o.work)
-    settings = settings_of(o, chosen)
-    found = chosen.run(Lab(o.work, opened(o.opening)), **settings)
+    found = chosen.run(Lab(o.work, opened(o.opening)), **asked)
     make_folder(o.out)
     text, svg = json.dumps(found) + "\n", chosen.figure(found)
     write_text(o.out / f"{o.name}.json", text)
@@ -64,15 +68,17 @@ def command(args: list[str]) -> int:
     return 0
 
 
-def settings_of(o: Options, study: Study) -> dict[str, Any]:
-    """What is asked of a study beside its own settings.
+def settings(o: Options, study: Study) -> dict[str, Any]:
+    """What is asked of a study besides its name.
 
     Raises:
-        UserError: it has no seeds, or no smaller run.
+        UserError: it has no such setting, or no smaller run.
     """
     if o.quick and not study.quick:
         raise UserError(f"the study {o.name!r} has no smaller run: leave --quick out.")
-    if o.seeds is not None and "seeds" not in signature(study.run).parameters:
-        raise UserError(f"the study {o.name!r} has no seeds: leave --seeds out.")
-    quick = dict(study.quick) if o.quick else {}
-    return quick | ({} if o.seeds is None else {"seeds": o.seeds})
+    asked = {k: v for k in ("updates", "seeds", "split") if (v := getattr(o, k))}
+    known = signature(study.run).parameters
+    for name, value in asked.items():
+        if name not in known or not isinstance(value, type(known[name].default)):
+            raise UserError(f"the study {o.name!r} has no setting --{name}: leave it out.")
+    return {**(study.quick if o.quick else {}), **asked}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from efface.models import Conditioning, stack
+from efface.models import stack
 from efface.settings import Range
 from efface.training import (
     Bank,
@@ -25,10 +25,9 @@ from efface.training import (
     Tuning,
     Words,
 )
-from efface.training.held import Held, HeldWords
-from efface.training.latents import Banked, Source
+from efface.training.held import drawing
+from efface.training.latents import Source
 from efface.training.search import (
-    Drawn,
     Exact,
     Gumbel,
     Objective,
@@ -130,8 +129,9 @@ class AP(Method, Tuning):
         source, keeping = self.latents.open(job), job.keeping()
         candidates = self.candidates(job)
         search = self.search.start(Setting(job, candidates, source, self._objective(job)))
-
-        rows = self._rows(job, candidates, source, search)
+        n = self.preserve_batch or self.batch
+        reuse = 0 if isinstance(self.search, Gumbel) else self.reuse  # mixtures are no whole words
+        rows = drawing(Setting(job, candidates, source), search, self.batch, n, reuse)
 
         def loss(student: Student, g: torch.Generator) -> Tensor:
             b, chosen, words = rows(student, g)
@@ -148,37 +148,6 @@ class AP(Method, Tuning):
             return value + keeping.term(student, b.z, b.t, g)
 
         return Built(candidates, source, search, loss)
-
-    def _rows(
-        self, job: Job, candidates: Pools, source: Source, search: Searching
-    ) -> Callable[[Student, torch.Generator], tuple[Batch, Tensor, HeldWords]]:
-        """What draws an update's rows: a batch, which words are preserved beside it, and they."""
-        n, model, fixed = self.preserve_batch or self.batch, job.model, None
-        asked = self.updates * self.accumulate * n
-        whole = not isinstance(self.search, Gumbel)
-        if whole and isinstance(source, Banked) and 0 < self.reuse * len(candidates.words) < asked:
-            fixed = Held(job, candidates, source, self.reuse)
-
-        def held(student: Student, g: torch.Generator) -> tuple[Batch, Tensor, HeldWords]:
-            assert fixed is not None
-            b = source.draw(g, self.batch, student.weights)
-            found = search.draw(b.which, n, g)
-            return b, found.chosen, fixed.beside(found, g)
-
-        def anew(student: Student, g: torch.Generator) -> tuple[Batch, Tensor, HeldWords]:
-            found: list[Drawn] = []
-
-            def choose(which: Tensor) -> Conditioning:
-                found.append(search.draw(which, n, g))
-                return found[0].cond
-
-            b, words = source.draw_beside(g, self.batch, student.weights, choose)
-            with torch.no_grad():
-                goal = model.predict(words.z, words.t, words.cond)
-            weight = b.weight[words.rows]
-            return b, found[0].chosen, HeldWords(words.cond, words.z, words.t, goal, weight)
-
-        return anew if fixed is None else held
 
     def candidates(self, job: Job) -> Pools:
         """The pool of every erased concept."""

@@ -9,12 +9,12 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from efface.models import Conditioning, stack
+from efface.models import stack
 from efface.settings import Range
 from efface.training import Bank, Entry, Job, Loss, Made, Method, Student, Tuning
-from efface.training.latents import Banked
+from efface.training.held import Drawing, drawing
 from efface.training.recall import Recall, Recalls, check_tokens
-from efface.training.search import Exact, Pools, Searching, Setting, pools
+from efface.training.search import Exact, Online, Pools, Random, Searching, Setting, pools
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +31,21 @@ class Twofold(Method, Tuning):
     name: ClassVar[str] = "twofold"
     label: ClassVar[str] = "Twofold"
 
-    batch: Annotated[int, Range(1, 4096)] = 4
+    batch: Annotated[int, Range(1, 4096)] = 2
     """Latents of erased concepts in an update, under their names."""
     anchor: str = "auto"
     """What concepts without an anchor of their own are steered to: a word, auto (searched for in
     the vocabulary, for each concept), or nothing, the null prompt."""
-    eta: Annotated[float, Range(0)] = 1.0
+    eta: Annotated[float, Range(0)] = 1.5
     """Strength of the negative guidance away from the erased concept; 0 maps it onto its anchor."""
     preserve: Annotated[float, Range(0)] = 1.0
     """λ, weight of the preservation term."""
-    preserve_batch: Annotated[int, Range(0, 4096)] = 8
+    preserve_batch: Annotated[int, Range(0, 4096)] = 6
     """Preserved concepts in an update; 0: as many as erased ones."""
+    reuse: Annotated[int, Range(0, 10**6)] = 4
+    """Latents of the bank on which each preserved word is held, chosen once, so that the frozen
+    model is asked once for each and not at every update; 0: on those of the update, anew. Only
+    where that saves evaluations."""
     against: Annotated[float, Range(0)] = 1.0
     """Weight of the erasure under what brings the concept back."""
     keep: tuple[str, ...] = ()
@@ -52,17 +56,17 @@ class Twofold(Method, Tuning):
     """auto, names, tags, nouns, styles, people, tokens, or the path of a word list."""
     exclude_parts: bool = False
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
-    search: Exact = Exact(refresh=60, probes=2, top=0)
+    search: Online | Exact | Random = Online()
     """How preserved words are chosen."""
     recall: Recall = Recall()
     """How what brings the concept back is searched for."""
-    latents: Bank = Bank(trajectories=4)
+    latents: Bank = Bank(trajectories=2)
     """Where noisy latents come from."""
 
     @property
     def rows(self) -> int:
         """The concepts' latents, the preserved, recalled and kept ones; or a search's."""
-        more = self.recall.rows * self.recall.channels
+        more = self.recall.rows if self.recall.channels else 0
         own = self.batch + (self.preserve_batch or self.batch) + more + self.kept_rows
         return max(own, self.recall.batch if self.recall.channels else 0)
 
@@ -75,10 +79,12 @@ class Twofold(Method, Tuning):
         """Train by the erased concept's guided prediction and by what both searches found."""
         bank = self.latents.open(job)
         candidates = self.candidates(job)
-        search = self.search.start(Setting(job, candidates, bank))
+        setting = Setting(job, candidates, bank)
+        search, n = self.search.start(setting), self.preserve_batch or self.batch
+        rows = drawing(setting, search, self.batch, n, self.reuse)
         recalls = self.recall.open(job, bank, self.eta)
         job.about["candidates"] = candidates.about
-        return Made(job.train(self.loss(job, bank, search, recalls), [search, recalls]))
+        return Made(job.train(self.loss(job, rows, search, recalls), [search, recalls]))
 
     def candidates(self, job: Job) -> Pools:
         """The pool of every erased concept."""
@@ -87,26 +93,20 @@ class Twofold(Method, Tuning):
         ]
         return pools(job, found)
 
-    def loss(self, job: Job, bank: Banked, search: Searching, recalls: Recalls) -> Loss:
+    def loss(self, job: Job, rows: Drawing, search: Searching, recalls: Recalls) -> Loss:
         """Of an update: AP's two terms, and the erasure under what was found."""
-        model, keeping = job.model, job.keeping()
+        keeping = job.keeping()
 
         def value(student: Student, g: torch.Generator) -> Tensor:
-            n = self.preserve_batch or self.batch
-
-            def choose(which: Tensor) -> Conditioning:
-                return search.draw(which, n, g).cond
-
-            b, words = bank.draw_beside(g, self.batch, student.weights, choose)
-            with torch.no_grad():
-                goals = [b.goal(self.eta), model.predict(words.z, words.t, words.cond)]
+            b, chosen, words = rows(student, g)
             z, t, cond = [b.z, words.z], [b.t, words.t], [b.concept, words.cond]
-            again = recalls.draw(g)
+            goals, again = [b.goal(self.eta), words.goal], recalls.draw(g)
             if again is not None:
                 z, t, cond = [*z, again.z], [*t, again.t], [*cond, again.cond]
                 goals.append(again.goal)
             guess = student(torch.cat(z), torch.cat(t), stack(cond))
             far = (guess - torch.cat(goals)).square().mean((1, 2, 3)).split([len(x) for x in z])
+            search.learn(chosen, far[1])
             terms = zip((1.0, self.preserve, self.against), far, strict=False)
             found = sum((w * x.mean() for w, x in terms), torch.zeros((), device=guess.device))
             return found + keeping.term(student, b.z, b.t, g)

@@ -17,6 +17,7 @@ from efface.studies import (
     several,
     similarity,
     tradeoff,
+    transfer,
     vocabulary_kind,
     vocabulary_size,
 )
@@ -57,5 +58,6 @@ STUDIES: Mapping[str, Study] = {
     "tradeoff": _study(tradeoff),
     "several": _study(several),
     "coverage": _study(coverage),
+    "transfer": _study(transfer),
 }
 """Every study by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,10 @@ from tqdm import tqdm
 
 from efface.models import Conditioning
 from efface.training.erasure import Job
-from efface.training.latents import Banked, drawn
-from efface.training.search.pools import Drawn, Pools
+from efface.training.latents import Banked, Batch, drawn
+from efface.training.search.pools import Drawn, Pools, Searching, Setting
+from efface.training.student import Student
+from efface.training.tuning import Tuning
 
 
 class HeldWords(NamedTuple):
@@ -65,3 +68,43 @@ class Held:
         z, t = self._at(rows)
         weight = self.bank.weight[self.step[rows]]
         return HeldWords(words.cond, z.to(to), t.to(to), self.goal[rows].to(to), weight.to(to))
+
+
+Drawing = Callable[[Student, torch.Generator], tuple[Batch, Tensor, HeldWords]]
+"""Draws an update's rows: a batch, which candidates are preserved beside it, and they."""
+
+
+def drawing(setting: Setting, search: Searching, batch: int, n: int, reuse: int) -> Drawing:
+    """How an update's rows are drawn, with ``n`` preserved words beside its batch.
+
+    Args:
+        reuse: latents of a bank on which each word is held, where that saves evaluations; 0: words
+            are preserved on the latents of the update.
+    """
+    job, candidates, source, _ = setting
+    tuning, fixed = job.method, None
+    assert isinstance(tuning, Tuning)
+    asked = tuning.updates * tuning.accumulate * n
+    if isinstance(source, Banked) and 0 < reuse * len(candidates.words) < asked:
+        fixed = Held(job, candidates, source, reuse)
+
+    def held(student: Student, g: torch.Generator) -> tuple[Batch, Tensor, HeldWords]:
+        assert fixed is not None
+        b = source.draw(g, batch, student.weights)
+        found = search.draw(b.which, n, g)
+        return b, found.chosen, fixed.beside(found, g)
+
+    def anew(student: Student, g: torch.Generator) -> tuple[Batch, Tensor, HeldWords]:
+        found: list[Drawn] = []
+
+        def choose(which: Tensor) -> Conditioning:
+            found.append(search.draw(which, n, g))
+            return found[0].cond
+
+        b, words = source.draw_beside(g, batch, student.weights, choose)
+        with torch.no_grad():
+            goal = job.model.predict(words.z, words.t, words.cond)
+        weight = b.weight[words.rows]
+        return b, found[0].chosen, HeldWords(words.cond, words.z, words.t, goal, weight)
+
+    return anew if fixed is None else held

@@ -39,14 +39,14 @@ class Recall:
     """Search for a token vector in the place of the concept's name; needs CLIP."""
     latents: bool = True
     """Search among noisy latents near those of the concept's own pictures."""
-    refresh: Annotated[int, Range(1, 10**7)] = 12
+    refresh: Annotated[int, Range(1, 10**7)] = 30
     """Updates between two searches; each goes on from what the one before found."""
     steps: Annotated[int, Range(1, 10_000)] = 2
     """Steps of a search."""
     batch: Annotated[int, Range(2, 4096)] = 8
     """Latents that a search looks at; among latents half of them, which take twice as much."""
-    rows: Annotated[int, Range(1, 4096)] = 1
-    """Latents of an update that each channel's find is erased on."""
+    rows: Annotated[int, Range(1, 4096)] = 2
+    """Latents of an update that are erased under a find, each of a random channel."""
     states_radius: Annotated[float, Range(0, 100, open_low=True)] = 0.3
     """How far a number of the text states may move, in units of their root mean square."""
     tokens_step: Annotated[float, Range(0, 100, open_low=True)] = 0.1
@@ -119,10 +119,12 @@ class Recalls:
         self.calls += 1
 
     def draw(self, g: torch.Generator) -> Recalled | None:
-        """What every channel found, on latents of its own; None: there is no channel."""
-        parts = [c.draw(self.config.rows, g) for c in self.channels.values()]
-        if not parts:
+        """What random channels found, on latents of its own; None: there is no channel."""
+        if not self.channels:
             return None
+        of = torch.randint(0, len(self.channels), (self.config.rows,), generator=g)
+        share = of.bincount(minlength=len(self.channels)).tolist()
+        parts = [c.draw(n, g) for c, n in zip(self.channels.values(), share, strict=True) if n]
         z, t, cond, goal = zip(*parts, strict=True)
         return Recalled(torch.cat(z), torch.cat(t), stack(cond), torch.cat(goal))
 
