@@ -408,3 +408,10 @@ def test_cells_run_on_a_local_ray_cluster_and_give_what_one_process_gives(protoc
         alone = run_cell(cell, tmp_path / "alone", tmp_path / "work", progress=False)
         assert row["hits"] == alone["hits"]
         assert row["edit"] == alone["edit"]
+
+
+@pytest.mark.usefixtures("_known")
+def test_a_method_that_is_alone_has_no_place(results):
+    found = read(results, "small")
+    assert set(ranking(found)) == {"ap", "esd"}
+    assert ranking({n: found[n] for n in (UNEDITED, "ap")}) == {}

@@ -153,11 +153,11 @@ def ranking(
 ) -> dict[str, Score]:
     """Each method's place by harmonic mean of ESR-1 and the held-out names' worst tenth.
 
-    Methods that lack a cell of the others' have none. The bootstrap draws concepts and training
-    seeds, the same ones for all methods.
+    Methods that lack a cell of the others' have none, nor has one that is alone. The bootstrap
+    draws concepts and training seeds, the same ones for all methods.
     """
     some = {n: sorted(rows, key=lambda r: r["seed"]) for n, rows in alike(found).items()}
-    if not some:
+    if len(some) < 2:
         return {}
     first = next(iter(some.values()))
     erased, (_, held) = list(first[0]["erased"]), halves(first, p)

@@ -160,7 +160,8 @@ def shares(rows: Sequence[Row], names: Sequence[str]) -> Tensor:
 def ranking(found: Mapping[str, Sequence[Row]], draws: int = 2000) -> dict[str, Score]:
     """Each method's place by harmonic mean of ESR-1 and PSR-1 (1 is best), with a 95 % interval.
 
-    Methods that lack a cell of the others' have none. The bootstrap draws whole concepts, and
+    Methods that lack a cell of the others' have none, nor has one alone. The bootstrap draws whole
+    concepts, and
     training seeds where there are several, the same ones for all methods; one fewer than there
     are, since the full number varies too little.
 
@@ -170,7 +171,7 @@ def ranking(found: Mapping[str, Sequence[Row]], draws: int = 2000) -> dict[str, 
     Source: Rao & Wu, J. Am. Stat. Assoc. 83 (1988).
     """
     some = {n: sorted(rows, key=lambda r: r["seed"]) for n, rows in alike(found).items()}
-    if not some:
+    if len(some) < 2:
         return {}
     first = next(iter(some.values()))[0]
     erased = sorted(first["erased"])
