@@ -26,8 +26,11 @@ from efface.methods.esd import ESD
 from efface.methods.mace import MACE
 from efface.methods.minimax import Minimax
 from efface.methods.oce import OCE
+from efface.methods.race import RACE
+from efface.methods.rece import RECE
 from efface.methods.speed import SPEED
 from efface.methods.spm import SPM
+from efface.methods.twofold import Twofold
 from efface.methods.uce import UCE
 from efface.models import FAMILIES, load, memory, plan, watched
 from efface.models.files.single_file import lay
@@ -35,6 +38,7 @@ from efface.models.files.standard import STANDARD
 from efface.models.memory import activations, bytes_of
 from efface.models.process import Diffusion
 from efface.training import Bank, Tuning
+from efface.training.recall import Recall
 
 CAT = Concept("cat")
 TOLD = Concept("cat", anchor="dog")
@@ -115,8 +119,14 @@ def test_the_prompt_matters_and_rows_do_not_mix(family):
         Minimax(),
         AGE(),
         CA(),
+        RECE(),
+        RACE(),
+        Twofold(recall=Recall(tokens=False)),
     ],
-    ids=["esd", "ap", "ap-gumbel", "uce", "speed", "dp", "oce", "minimax", "age", "ca"],
+    ids=[
+        *("esd", "ap", "ap-gumbel", "uce", "speed", "dp", "oce", "minimax", "age", "ca"),
+        *("rece", "race", "twofold"),
+    ],
 )
 def test_methods_erase_in_every_family(family, method, words, tmp_path):
     """Erase, save, load: pictures change, and change back when the edit is taken off."""
