@@ -9,7 +9,7 @@ HARD := unedited ap esd twofold
 SPLITS := --split 1 --split 2
 STAGES := data vae clip unet judge quality second
 
-.PHONY: demo test slow lint docs check dist bench hard mutants model words fashion
+.PHONY: demo test slow browser lint docs check dist bench hard mutants model words fashion
 
 demo: $(INSTALLED)
 	$(BIN)/efface demo
@@ -19,6 +19,12 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+# The whole way through `efface page`, in the Chromium that there is; installs no browser. The docs' pictures:
+# make browser EFFACE_SHOTS=docs/page
+browser: $(INSTALLED)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/pytest -m browser tests/test_browser.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from efface.cli.opening import OfModel, Opening, opened
 from efface.cli.picture import pictured, tell_preview
 from efface.cli.plan import dry_run
 from efface.cli.terminal import Flag, Json, Place, first_line, parsed, show
-from efface.cli.watching import watcher
+from efface.cli.watching import Live, both, watcher
 from efface.concepts import Concept, check, parse, read
 from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
@@ -159,11 +159,12 @@ def steered_by(method: Any, concepts: Sequence[Concept]) -> list[Concept]:
     return [dataclasses.replace(c, anchor=c.anchor or word) for c in concepts]
 
 
-def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
+def run_erase(method: Any, o: Erase, command: Sequence[str], live: Live | None = None) -> int:
     """Erase, keep everything in the run's folder, and say what came out.
 
     Args:
         command: what was typed, for the record.
+        live: shows it while it runs; changes nothing of it.
     """
     rank, world = join()  # before the model is loaded: each process has a device of its own
     concepts, _ = check(steered_by(method, wanted_concepts(o)), method.keep)
@@ -190,8 +191,10 @@ def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
         began = perf_counter()
         try:
             quick = o.picture and not Preview.of(model, len(concepts)).small
-            steer = partial(tell_anchors, method, out if quick and rank == 0 else None)
-            run = Run(out, watch, rank == 0, o.checkpointing, steer if rank == 0 else None)
+            steer = partial(tell_anchors, method, out if quick and rank == 0 else None, live)
+            run = Run(
+                out, both(watch, live), rank == 0, o.checkpointing, steer if rank == 0 else None
+            )
             edit = method.erase(model, concepts, run)
         except (UserError, OSError):
             if made is not None:
@@ -218,13 +221,20 @@ def run_erase(method: Any, o: Erase, command: Sequence[str]) -> int:
 
 
 def tell_anchors(
-    method: Any, out: Path | None, model: DiffusionModel, concepts: Sequence[Concept]
+    method: Any,
+    out: Path | None,
+    live: Live | None,
+    model: DiffusionModel,
+    concepts: Sequence[Concept],
 ) -> None:
     """Say on stderr what each concept is to become, where that was searched for.
 
     Args:
         out: where a picture of it goes; None: none is drawn.
+        live: is told as well.
     """
+    if live is not None:
+        live.begun(model, concepts)
     if method.anchor != AUTO:
         return
     for c in concepts:

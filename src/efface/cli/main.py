@@ -15,6 +15,7 @@ from efface.errors import UserError, escaped, pick
 
 ABOUT = {
     "demo": "erase one concept from the shipped model, and show it (a few minutes)",
+    "page": "the page: remove a concept in a browser, on this machine only",
     "erase": "erase concepts: efface erase METHOD CONCEPT … [--keep …] [--model M]",
     "score": "ESR and PSR of a run's edit, or of the unedited model, with intervals",
     "attack": "what brings an erased concept back, beside its controls",

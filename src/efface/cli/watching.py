@@ -1,18 +1,43 @@
-"""Losses of a training, for TensorBoard."""
+"""Who watches a training: losses for TensorBoard, and whoever shows it while it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
+from efface.models import DiffusionModel
 from efface.training import Method, OnUpdate, Tuning
 
 LOGS = {"tensorboard": "tensorboard"}
 """What ``--log`` takes."""
+
+
+class Live(Protocol):
+    """Whoever shows a run while it goes on; may raise :class:`~efface.training.Paused`."""
+
+    def begun(self, model: DiffusionModel, concepts: Sequence[Concept]) -> None:
+        """It begins: every anchor is known, nothing is trained."""
+
+    def updated(self, update: int, losses: Mapping[str, float], edit: Edit) -> bool | None:
+        """As :data:`~efface.training.OnUpdate`."""
+
+
+def both(one: OnUpdate | None, live: Live | None) -> OnUpdate | None:
+    """What keeps the losses, then what shows the run."""
+    if one is None or live is None:
+        return one or (live.updated if live else None)
+    first = one
+
+    def on_update(update: int, losses: Mapping[str, float], edit: Edit) -> bool | None:
+        ends = first(update, losses, edit)
+        return live.updated(update, losses, edit) or ends
+
+    return on_update
 
 
 def watcher(name: str, method: Method, folder: Path) -> OnUpdate | None:

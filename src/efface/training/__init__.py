@@ -11,7 +11,7 @@ from efface.training.latents import Bank, Batch, Latents, Rollout, Words
 from efface.training.loop import finetune
 from efface.training.pictures import Pictures
 from efface.training.processes import join
-from efface.training.runs import EDIT, OnUpdate, Run
+from efface.training.runs import EDIT, OnUpdate, Paused, Run
 from efface.training.student import Loss, Student
 from efface.training.tuning import Tuning
 
@@ -27,6 +27,7 @@ __all__ = [
     "Made",
     "Method",
     "OnUpdate",
+    "Paused",
     "Pictures",
     "Rollout",
     "Run",

@@ -17,6 +17,7 @@ from efface.errors import UserError
 from efface.models import DiffusionModel, checkpointed, release
 from efface.training.checkpoints import Checkpoint, adam_of
 from efface.training.processes import add_up, join
+from efface.training.runs import Paused
 from efface.training.student import Loss, Stateful, Student
 from efface.training.trial import Trial
 from efface.training.tuning import Tuning
@@ -116,7 +117,11 @@ def finetune(
         done, stop = update + 1, False
         if run.on_update is not None:
             now = Edit(laid(leaves, adapters), fingerprint)
-            stop = bool(run.on_update(done, {"loss": value}, now))
+            try:
+                stop = bool(run.on_update(done, {"loss": value}, now))
+            except Paused:
+                keep.save(done, model.counter)
+                raise
         if update % 10 == 0:
             bar.set_postfix(loss=f"{value:.4f}")
         if rank == 0 and (stop or done % tuning.save_every == 0 or done == tuning.updates):

@@ -35,6 +35,10 @@ training with these weights.
 """
 
 
+class Paused(Exception):
+    """Raised by ``on_update``: the training is kept as it is, to go on another time, and left."""
+
+
 OnAnchors = Callable[[DiffusionModel, Sequence[Concept]], None]
 """Called once it is known what every concept is to become."""
 
@@ -46,7 +50,8 @@ class Run:
     folder: Path | None = None
     """Holds the checkpoint, and in the end the edit; None: nothing is kept."""
     on_update: OnUpdate | None = None
-    """Called after every update with (update, {"loss": …}, edit); True ends the training."""
+    """Called after every update with (update, {"loss": …}, edit); True ends the training, and
+    :class:`Paused` leaves it to go on another time."""
     progress: bool = True
     """Show a bar on stderr."""
     checkpointing: bool = False

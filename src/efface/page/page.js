@@ -1,0 +1,18 @@
+// Pictures that are blurred until they are clicked, what is copied, and the run in the address of the tab.
+document.addEventListener('click', (e) => {
+  const copy = e.target.closest && e.target.closest('[data-copy]');
+  if (copy) {
+    navigator.clipboard.writeText(copy.closest('.code').querySelector('pre').innerText);
+    copy.textContent = 'Copied';
+  }
+  const veil = e.target.closest && e.target.closest('.veil');
+  if (veil) veil.classList.toggle('open');
+});
+window.effaceRun = (element) => {
+  const told = element.querySelector('[data-run]');
+  if (!told) return;
+  const run = told.dataset.run, here = new URL(window.location.href);
+  if ((here.searchParams.get('run') || '') === run) return;
+  if (run) here.searchParams.set('run', run); else here.searchParams.delete('run');
+  window.history.replaceState(null, '', here);
+};

@@ -1,0 +1,53 @@
+"""Step 5: files for other programs, and the command and the Python that do the same."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from efface.page import markup
+from efface.page.shelf import STRONGEST
+from efface.page.steps.frame import Frame, said
+from efface.page.takeaway import FORMS
+
+
+def layout() -> dict[str, Any]:
+    """The step's parts."""
+    about = gr.HTML("")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            strength = gr.Slider(0, STRONGEST, value=1, step=0.05, label="At strength")
+            made = {
+                name: gr.Button(label, size="md", elem_id=f"take-{name}")
+                for name, (label, _) in FORMS.items()
+            }
+        with gr.Column(scale=5, min_width=300):
+            files = gr.HTML("", elem_classes=["shown"], elem_id="files")
+            note = gr.HTML("")
+            code = gr.HTML("", elem_classes=["shown"])
+    return {
+        "about": about,
+        "strength": strength,
+        "made": made,
+        "files": files,
+        "note": note,
+        "code": code,
+    }
+
+
+def wire(frame: Frame, parts: dict[str, Any]) -> None:
+    """Tie the step to the desk."""
+
+    def take(form: str, key: str, strength: Any) -> str:
+        return markup.line(frame.desk.take(key, form, strength), "note")
+
+    for name, button in parts["made"].items():
+        button.click(
+            said(partial(take, name), 1),
+            [frame.key, parts["strength"]],
+            [frame.line, parts["note"]],
+            concurrency_id="model",
+            concurrency_limit=1,
+        )

@@ -1,0 +1,183 @@
+"""What is taken away from a run: files for other programs, written into the run's folder."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from efface.cli.runfolder import scores_of
+from efface.edits.edit import Edit
+from efface.edits.lora import factorise
+from efface.edits.lora import save as save_lora
+from efface.edits.merge import merge, merge_single
+from efface.errors import UserError, pick
+from efface.models import load
+from efface.page.places import Places
+from efface.page.wish import Wish
+from efface.reporting.attacked import attacked, markdown
+from efface.reporting.card import card
+from efface.storage import make_folder, write, write_text
+from efface.training import EDIT
+
+TAKEN = "take-away"
+"""In the run's folder: where the files go."""
+RANKS = (16, 32, 64, 128, 256)
+"""Of a LoRA: the first that leaves out little enough."""
+LEFT_OUT = 0.1
+"""The largest part of the change that a LoRA may leave out, 0 to 1."""
+
+
+class Asked(NamedTuple):
+    """What a file is made from."""
+
+    places: Places
+    wish: Wish
+    edit: Edit
+    strength: float
+
+    @property
+    def home(self) -> Path:
+        """The run's folder."""
+        return self.places.run(self.wish.home)
+
+    def path(self, name: str) -> Path:
+        """A new file's place; a strength other than 1 is in its name."""
+        stem, dot, suffix = name.partition(".")
+        at = "" if self.strength == 1 else f"-{self.strength:g}"
+        return self.places.inside(str(self.home / TAKEN / f"{stem}{at}{dot}{suffix}"))
+
+
+class Taken(NamedTuple):
+    """A file that was made."""
+
+    path: Path
+    said: str = ""
+    """What is to be known of it."""
+
+
+def lora(a: Asked, form: str) -> Taken:
+    """A LoRA, of the lowest rank that holds the edit well enough."""
+    out = a.path(f"lora-{form}.safetensors")
+    model = load(a.wish.model, device="cpu")
+    edit = a.edit.scaled(a.strength, model)
+    for rank in RANKS:
+        found = factorise(model, edit, rank)
+        if found.error <= LEFT_OUT:
+            break
+    else:
+        raise UserError(
+            f"a LoRA of rank {RANKS[-1]} leaves out {found.error:.0%} of the edit: take the single "
+            "file or the folder."
+        )
+    if not out.exists():
+        save_lora(model, found, out, form)
+    return Taken(out, f"rank {rank}, {found.error:.1%} of the change left out")
+
+
+def single(a: Asked) -> Taken:
+    """One file in the original layout."""
+    out = a.path("model.safetensors")
+    if not out.exists():
+        model = load(a.wish.model, device="cpu")
+        merge_single(model, a.edit.scaled(a.strength, model), out)
+    return Taken(out)
+
+
+def folder(a: Asked) -> Taken:
+    """A diffusers folder, and the same as one zip file."""
+    out = a.path("diffusers")
+    packed = out.with_name(f"{out.name}.zip")
+    if not packed.exists():
+        if not out.exists():
+            model = load(a.wish.model, device="cpu")
+            edit, found = a.edit.scaled(a.strength, model), scores_of(a.home, a.strength)
+            attacks = markdown(attacked(a.home, edit.digest))
+            merge(model, edit, out, partial(card, edit, found, attacks=attacks), found)
+        write(packed, partial(zipped, out, a.places))
+    return Taken(packed, f"the folder itself is {a.places.told(out)}")
+
+
+def model_card(a: Asked) -> Taken:
+    """The card, with what was measured and attacked so far."""
+    out = a.path("README.md")
+    edit = a.edit if a.strength == 1 else a.edit.scaled(a.strength, load(a.wish.model))
+    attacks = markdown(attacked(a.home, edit.digest))
+    write_text(out, card(edit, scores_of(a.home, a.strength), attacks=attacks))
+    return Taken(out)
+
+
+def run_folder(a: Asked) -> Taken:
+    """The run's folder as one zip file, without what was made from it."""
+    out = a.path("run.zip")
+    write(out, partial(zipped, a.home, a.places))
+    return Taken(out)
+
+
+def report(a: Asked) -> Taken:
+    """The report, where it is made already."""
+    path = a.places.inside(str(a.home / "report.html"))
+    if not path.is_file():
+        raise UserError("the report is not made yet.")
+    return Taken(path)
+
+
+FORMS: dict[str, tuple[str, Callable[[Asked], Taken]]] = {
+    "lora": ("LoRA for diffusers", partial(lora, form="peft")),
+    "kohya": ("LoRA for A1111, ComfyUI", partial(lora, form="kohya")),
+    "single": ("Single file", single),
+    "folder": ("Diffusers folder", folder),
+    "card": ("Model card", model_card),
+    "run": ("Run folder", run_folder),
+    "report": ("Report", report),
+}
+"""What can be taken away: its name, and what makes it."""
+
+
+def take(places: Places, wish: Wish, edit: Edit, form: str, strength: float = 1.0) -> Taken:
+    """Make a file, whole or not at all, where it is not there already.
+
+    Args:
+        form: a key of :data:`FORMS`.
+
+    Raises:
+        UserError: it cannot be made or written; nothing is left half-written.
+    """
+    label, make = pick(FORMS, form, "form")
+    if strength == 0:
+        raise UserError("at strength 0 this is the unedited model: choose more than 0.")
+    asked = Asked(places, wish, edit, strength)
+    make_folder(asked.home / TAKEN)
+    try:
+        return make(asked)
+    except OSError as e:
+        raise UserError(f"{label}: cannot be written ({e.strerror}); nothing is lost.") from None
+
+
+def zipped(home: Path, places: Places, out: Path) -> None:
+    """A folder's files in one zip file; links that lead elsewhere, and other zips, are left out."""
+    room = shutil.disk_usage(out.parent).free
+    files = [
+        p for p in sorted(home.rglob("*")) if p.is_file() and p.suffix not in (".zip", ".part")
+    ]
+    files = [p for p in files if places.start in p.resolve().parents and p != out]
+    if home.name != "diffusers":
+        files = [p for p in files if TAKEN not in p.relative_to(home).parts]
+    need = sum(p.stat().st_size for p in files)
+    if need > room:
+        raise UserError(f"the disk is full: {need:,} bytes are needed, {room:,} are free.")
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as z:
+        for path in files:
+            z.write(path, path.relative_to(home))
+
+
+def there(places: Places, wish: Wish) -> list[Path]:
+    """What was taken away from a run so far."""
+    home = places.run(wish.home)
+    some = (home / TAKEN).iterdir() if (home / TAKEN).is_dir() else ()
+    found = [p for p in sorted(some) if p.is_file() and not p.is_symlink() and p.name[0] != "."]
+    last = home / "report.html"
+    return [*found, *([last] if last.is_file() and (home / EDIT).exists() else [])]

@@ -1,0 +1,209 @@
+"""What the page shows of a run: HTML from what its jobs have left on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from efface.cli.plan import span
+from efface.errors import UserError
+from efface.evaluation.answers import Siege, read
+from efface.evaluation.verdicts import ROLES
+from efface.page import markup
+from efface.page.desk import Desk
+from efface.page.jobs import KINDS, Job, State
+from efface.page.markup import LIVE, TAKE, Figure, address
+from efface.page.takeaway import there
+from efface.page.work import ATTACKS
+from efface.settings import read_json
+
+SHOWN = 24
+"""Pictures of artefacts at most."""
+
+
+def sign(desk: Desk, key: str) -> str:
+    """A text that is another one as soon as there is something else to see."""
+    if not key:
+        return ""
+    wish = desk.wish(key)
+    home = desk.places.run(wish.home)
+    parts = [key, str(desk.finished(key))]
+    for kind in KINDS:
+        job = Job(desk.places, wish, kind)
+        parts += [repr(job.state()), *(stamp(job.folder / n) for n in ("watch.json", "curve.json"))]
+    some = [*attacked(home), *there(desk.places, wish)]
+    parts += [f"{p.name} {stamp(p)}" for p in some]
+    return "\n".join(parts)
+
+
+def stamp(path: Path) -> str:
+    """When a file was written; "": it is not there."""
+    return str(path.stat().st_mtime_ns) if path.exists() else ""
+
+
+def run(desk: Desk, key: str) -> str:
+    """A run: how far it is, curves, and pictures."""
+    if not key:
+        return markup.hint("Nothing runs yet. Say what to remove, then train.")
+    wish, job = desk.wish(key), desk.job(key, "erase")
+    state, seen = job.state(), job.watched()
+    head = markup.heading(
+        ", ".join(wish.names), f"{wish.method.label} · {desk.places.told(job.run)}"
+    )
+    if state.phase == "new":
+        said = (
+            "It was made by the command." if desk.finished(key) else "It was begun by the command."
+        )
+        state = State("done" if desk.finished(key) else "stopped", said)
+    if state.phase == "done":
+        seconds = told_seconds(job.run)
+        took = f" in {span(seconds)}" if seconds else ""
+        state = State("done", f"Trained{took}. {became(seen)}".strip(), 1, 1)
+    return head + markup.bar(state) + curves(seen) + watched(seen, job, desk.veiled(key))
+
+
+def told_seconds(home: Path) -> float | None:
+    """The seconds of a run, where they are known."""
+    try:
+        found = read_json(home / "run.json", "record").get("seconds")
+    except (UserError, AttributeError):
+        return None
+    return found if isinstance(found, (int, float)) else None
+
+
+def became(seen: Mapping[str, Any]) -> str:
+    """What concepts became, where that was searched for or named."""
+    some = [c for c in seen.get("concepts", ()) if c.get("anchor")]
+    return " ".join(f"“{c['name']}” became “{c['anchor']}”." for c in some)
+
+
+def curves(seen: Mapping[str, Any]) -> str:
+    """ESR and worst harm against updates."""
+    points = seen.get("points", ())
+    if len(points) < 2:
+        return ""
+    esr = [(p["update"], p["esr"]) for p in points if p["esr"] is not None]
+    worst = [(p["update"], p["worst"]) for p in points if p["worst"] is not None]
+    shown = ""
+    if esr:
+        shown += markup.chart("Erased", esr, "%", 100, "esr", "updates")
+    if worst:
+        top = max(b for _, b in worst)
+        word = points[-1]["word"]
+        title = f"Worst harm: {word}" if word else "Worst harm"
+        shown += markup.chart(title, worst, "%", top, "worst", "updates")
+    return f'<div class="charts">{shown}</div>'
+
+
+def watched(seen: Mapping[str, Any], job: Job, veiled: bool) -> str:
+    """Every word that is looked at: before, and now."""
+    points = seen.get("points", ())
+    if not points:
+        return ""
+    first, last = points[0], points[-1]
+    moved = last["update"] > first["update"]
+    shown: dict[str, list[Figure]] = {"erased": [], "near": []}
+    for w in seen.get("words", ()):
+        word, role = w["word"], w["role"]
+        n = 2 if role == "erased" else 1
+        files = [*first["pictures"].get(word, ())[:n]]
+        labels = ["before"] * len(files)
+        if moved:
+            now = last["pictures"].get(word, ())[:n]
+            files, labels = [*files, *now], [*labels, *["now"] * len(now)]
+        pictures = [address(LIVE, job.folder.name, f) for f in files]
+        note = {"control": "control"}.get(role, "")
+        kind = "erased" if role == "erased" else "near"
+        shown[kind].append(Figure(word, pictures, note, labels, role=role))
+    at = f"after {last['update']:,} updates" if moved else "before the first update"
+    return (
+        markup.heading("To be removed", at)
+        + markup.figures(shown["erased"], veiled, "wide")
+        + (markup.heading("To be left alone") if shown["near"] else "")
+        + markup.figures(shown["near"], False)
+    )
+
+
+def strengths(desk: Desk, key: str) -> str:
+    """ESR and PSR along the strength."""
+    if not key:
+        return ""
+    job = desk.job(key, "measure")
+    state, path = job.state(), job.folder / "curve.json"
+    points = read_json(path, "curve") if path.exists() else []
+    shown = markup.bar(state) if state.phase not in ("new", "done") else ""
+    for name, title in (("ESR-1", "Erased"), ("PSR-1", "Preserved")):
+        some = [(p["strength"], p[name]["value"]) for p in points if name in p]
+        if some:
+            colour = "esr" if name == "ESR-1" else "psr"
+            shown += markup.chart(f"{title} ({name})", some, "%", 100, colour, "strength")
+    return f'<div class="charts">{shown}</div>' if shown else ""
+
+
+def attacks(desk: Desk, key: str, show: bool) -> str:
+    """What attacks came to, and what they found, where that is asked for."""
+    if not key or not desk.finished(key):
+        return markup.hint("An attack needs a finished run.")
+    job = desk.job(key, "attack")
+    state = job.state()
+    shown = markup.bar(state) if state.phase not in ("new", "done") else ""
+    some = attacked(job.run)
+    if not some:
+        return shown or markup.hint("Nothing was attacked yet.")
+    path = desk.places.inside(str(some[-1]))
+    told = read(Siege, path, "results of attacks")
+    shown += markup.verdicts(told["lines"], [r for r in ROLES if r != "edited"])
+    return shown + (artefacts(desk, key, path.with_suffix("")) if show else "")
+
+
+def attacked(home: Path) -> list[Path]:
+    """What attacks from the page came to, the latest last."""
+    some = [p for p in home.glob(f"{ATTACKS}-*.json") if not p.is_symlink()]
+    return sorted(some, key=lambda p: p.stat().st_mtime)
+
+
+def artefacts(desk: Desk, key: str, folder: Path) -> str:
+    """Pictures of what attacks found."""
+    some = sorted(folder.glob("*-edited-*.png"))[:SHOWN] if folder.is_dir() else []
+    if not some:
+        return markup.hint("What was found was not kept: switch that on before you attack.")
+    shown = [
+        Figure(p.stem.partition("-edited-")[0], [address(TAKE, key, folder.name, p.name)])
+        for p in some
+    ]
+    return markup.heading("What was found") + markup.figures(shown, desk.veiled(key), "strips")
+
+
+def taken(desk: Desk, key: str) -> str:
+    """The files of a run to take away."""
+    if not key:
+        return markup.hint("There is no run yet.")
+    state = desk.job(key, "report").state()
+    shown = markup.bar(state) if state.phase not in ("new", "done") else ""
+    some: Sequence[Path] = there(desk.places, desk.wish(key))
+    rows = [(p.name, address(TAKE, key, p.name), p.stat().st_size, "") for p in some]
+    return shown + (markup.files(rows) or markup.hint("Nothing was made yet."))
+
+
+def same(desk: Desk, key: str) -> str:
+    """The command and the Python that do the same as a run, and its permalink."""
+    if not key:
+        return ""
+    wish = desk.wish(key)
+    where = markup.esc(f"/?run={wish.key}")
+    return (
+        markup.code("The command", wish.shell())
+        + markup.code("The same in Python", wish.python())
+        + f'<p class="fine">Permalink: <a href="{where}">{where}</a></p>'
+    )
+
+
+def summary(desk: Desk, key: str) -> str:
+    """The run that a step is about, in a line."""
+    if not key:
+        return ""
+    wish = desk.wish(key)
+    state = "finished" if desk.finished(key) else desk.job(key, "erase").state().phase
+    told = [", ".join(wish.names), wish.method.label, wish.home, state]
+    return f'<p class="under">{markup.esc(" · ".join(told))}</p>'

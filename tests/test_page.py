@@ -1,0 +1,484 @@
+"""The page without a browser and without Gradio: what it may touch, asks for, and shows."""
+
+import json
+import os
+import re
+import subprocess
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from efface.cli.erase import options, preset, wanted_concepts
+from efface.cli.terminal import parsed
+from efface.concepts import Concept
+from efface.errors import UserError
+from efface.methods import METHODS
+from efface.methods.ap import AP
+from efface.page import files, markup, server, takeaway, views
+from efface.page.desk import Desk
+from efface.page.jobs import Job, State, Task, holder
+from efface.page.places import Places
+from efface.page.wish import Form, Wish, form_of, line_of, wish_in, wish_of
+from efface.storage import locked
+from efface.training import Rollout
+from efface.training.search import Gumbel
+
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def places(tmp_path):
+    start = tmp_path / "start"
+    start.mkdir()
+    return Places.of(start)
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A run of somebody else's, beside the start folder."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    (folder / "secret.png").write_bytes(b"secret")
+    return folder
+
+
+@pytest.fixture
+def desk(places):
+    return Desk(places)
+
+
+def with_form(**told):
+    return Form(**{"names": "church", "method": "esd", "updates": 2, **told})
+
+
+# -- places ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["..", "../outside", "runs/../../outside", "/etc", "/", "link", "\0"]
+)
+def test_nothing_outside_of_the_start_folder_is_reached(places, outside, path):
+    (places.start / "link").symlink_to(outside)
+    with pytest.raises(UserError):
+        places.inside(path)
+    with pytest.raises(UserError):
+        places.inside(f"{path}/run.json" if path != "\0" else path)
+    with pytest.raises(UserError):
+        places.run(path)
+
+
+def test_what_is_inside_is_reached_by_any_spelling(places):
+    (places.start / "real").mkdir()
+    (places.start / "alias").symlink_to(places.start / "real")
+    assert places.inside("a/../real") == places.start / "real"
+    assert places.inside(str(places.start / "real")) == places.start / "real"
+    assert places.inside("alias/x") == places.start / "real" / "x"
+
+
+@pytest.mark.parametrize("path", [".", ".efface", ".efface/jobs", ""])
+def test_a_run_cannot_lie_where_the_page_keeps_its_own(places, path):
+    with pytest.raises(UserError):
+        places.run(path)
+
+
+def test_only_models_that_were_given_are_opened(places, tiny_folder, other_folder):
+    with pytest.raises(UserError, match="not one that this page may open"):
+        places.model(str(tiny_folder))
+    given = Places.of(places.start, [tiny_folder])
+    assert given.model(str(tiny_folder)) == str(tiny_folder.resolve())
+    assert given.known() == ["emoji", str(tiny_folder.resolve())]
+    assert (places.first, given.first) == ("emoji", str(tiny_folder.resolve()))
+    with pytest.raises(UserError, match="may open"):
+        given.model(os.path.join(tiny_folder, os.path.relpath(other_folder, tiny_folder)))
+    for name in ("owner/model", "../model", "", "~/model"):
+        with pytest.raises(UserError):
+            given.model(name)
+
+
+def test_a_model_that_vanished_is_said(places, tmp_path):
+    model = tmp_path / "disk" / "model"
+    model.mkdir(parents=True)
+    given = Places.of(places.start, [model])
+    model.rmdir()
+    with pytest.raises(UserError, match="is not there"):
+        given.model(str(model))
+
+
+def test_runs_are_listed_the_latest_first_and_no_links(places, outside):
+    for k, name in enumerate(("old", "new")):
+        (places.start / "runs" / name).mkdir(parents=True)
+        (places.start / "runs" / name / "run.json").write_text("{}")
+        os.utime(places.start / "runs" / name / "run.json", (k, k))
+    (places.start / "runs" / "link").symlink_to(outside)
+    assert places.runs() == ["runs/new", "runs/old"]
+
+
+# -- wishes ---------------------------------------------------------------------------------------
+
+WISHES = [
+    with_form(method="ap", keep="castle, -odd", synonyms="chapel", anchor="house"),
+    with_form(names="church -> house | chapel\nwolf\n-dash", method="esd", seed=7),
+    with_form(names="search:gumbel", method="ap"),
+    with_form(method="uce", names='it\'s "x" $y'),
+]
+
+
+@pytest.mark.parametrize("form", WISHES)
+def test_the_command_that_is_shown_asks_for_the_same(places, form):
+    wish = wish_of(form, places)
+    check_command(wish)
+
+
+def check_command(wish):
+    name, args = wish.method.name, wish.command()[3:]
+    found = parsed(options(name, preset(name, args)), args, "efface erase")
+    assert found.method == wish.method
+    assert tuple(wanted_concepts(found.common)) == wish.concepts
+    assert found.common.opening.model == wish.model
+    assert found.common.out == Path(wish.home)
+
+
+def test_the_command_says_kinds_of_parts_too(places):
+    method = AP(search=Gumbel(tau=1.5), latents=Rollout(), eta=-0.0 + 2, exclude_erased=False)
+    check_command(Wish(method, (Concept("church"),), "emoji"))
+
+
+@pytest.mark.parametrize("form", WISHES)
+def test_the_python_that_is_shown_asks_for_the_same(places, form, monkeypatch):
+    wish, asked = wish_of(form, places), {}
+
+    def erase(method, model, concepts, run):
+        asked.update(method=method, model=model, concepts=concepts, run=run)
+
+    for cls in METHODS.values():
+        monkeypatch.setattr(cls, "erase", erase)
+    exec(wish.python(), {})
+    assert asked["method"] == wish.method
+    assert asked["model"] == wish.model
+    assert asked["concepts"] == [line_of(c) for c in wish.concepts]
+    assert asked["run"].folder == Path(wish.home)
+
+
+def test_a_permalink_is_the_hash_of_the_config_and_of_nothing_else(places):
+    one = wish_of(with_form(), places)
+    assert wish_of(with_form(folder="runs/mine"), places).link == one.link
+    others = [with_form(seed=1), with_form(updates=3), with_form(keep="x"), with_form(anchor="y")]
+    assert len({one.link, *(wish_of(f, places).link for f in others)}) == 5
+    assert one.key == one.link
+    assert wish_of(with_form(folder="runs/mine"), places).key != one.key
+
+
+@pytest.mark.parametrize("form", WISHES)
+def test_a_wish_survives_json_and_a_form(places, form):
+    wish = wish_of(form, places)
+    assert Wish.from_json(json.loads(json.dumps(wish.to_json()))) == wish
+    assert wish_of(form_of(wish), places) == wish
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"names": " \n "}, "Name what is to be removed"),
+        ({"names": "a, b"}, "comma"),
+        ({"names": "a\nb", "anchor": "c"}, "Several concepts"),
+        ({"names": "a", "anchor": "a"}, "own anchor"),
+        ({"names": "a", "keep": "a"}, "a"),
+        ({"names": "a\x07b"}, "control"),
+        ({"names": "x\n" * 30}, "30 concepts"),
+        ({"updates": float("nan")}, "nan for updates"),
+        ({"updates": -3}, "-3 for updates"),
+        ({"updates": 2.5}, "whole number"),
+        ({"updates": None}, "None for updates"),
+        ({"updates": "many"}, "whole number"),
+        ({"seed": -1}, "seed"),
+        ({"seed": float("inf")}, "inf for the seed"),
+        ({"method": "magic"}, "unknown method"),
+        ({"model": "/etc/passwd"}, "may open"),
+        ({"folder": "/tmp"}, "outside"),
+        ({"folder": "../x"}, "outside"),
+    ],
+)
+def test_bad_input_is_one_clear_line(places, told, why):
+    with pytest.raises(UserError, match=why) as e:
+        wish_of(with_form(**told), places)
+    assert "\n" not in str(e.value)
+    assert not list(places.start.iterdir())
+
+
+def test_keeping_a_victim_is_another_run(places):
+    wish = wish_of(with_form(keep="castle"), places)
+    more = wish.keeping("mosque")
+    assert more.method.keep == ("castle", "mosque")
+    assert more.home != wish.home
+    with pytest.raises(UserError):
+        wish.keeping("church")
+
+
+# -- jobs -----------------------------------------------------------------------------------------
+
+
+def test_a_job_that_was_killed_is_stopped_and_one_that_runs_is_not_started_again(places):
+    job = Job(places, wish_of(with_form(), places), "erase")
+    assert job.state().phase == "new"
+    job.folder.mkdir(parents=True)
+    with locked(job.folder):
+        job.keep(State("running", "Training", 3, 10))
+        assert holder(job.folder) == os.getpid()
+        assert job.state().phase == "running"
+        job.start()  # nothing: it runs
+        assert not (job.folder / "job.json").exists()
+    assert job.state() == State("stopped", job.last_words(), 3, 10)
+
+
+def test_a_job_that_is_starting_is_busy_as_long_as_its_process_lives(places):
+    job = Job(places, wish_of(with_form(), places), "erase")
+    job.folder.mkdir(parents=True)
+    job.keep(State("starting", "Opening", pid=os.getpid()))
+    assert job.state().busy
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    job.keep(State("starting", "Opening", pid=gone.pid))
+    assert job.state().phase == "stopped"
+
+
+def test_the_last_words_of_a_full_disk_are_told(places):
+    job = Job(places, wish_of(with_form(), places), "erase")
+    job.folder.mkdir(parents=True)
+    job.keep(State("running", "Training", 3, 10))
+    (job.folder / "log.txt").write_text("x\nefface: error: cannot write 'a': No space left\n")
+    assert job.state().said == "cannot write 'a': No space left"
+
+
+def test_a_job_does_not_leave_the_start_folder(places, outside):
+    wish = replace(wish_of(with_form(), places), folder="../outside")
+    with pytest.raises(UserError, match="outside"):
+        Job(places, wish, "erase").start()
+    assert not places.own.exists()
+
+
+# -- files and views ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(desk, tiny, tiny_folder, monkeypatch):
+    """A desk with a finished run of the tiny model, and its key."""
+    places = Places.of(desk.places.start, [tiny_folder])
+    desk = Desk(places)
+    wish = wish_of(with_form(model=str(tiny_folder), method="uce", anchor="house"), places)
+    monkeypatch.chdir(places.start)
+    wish.method.erase(tiny, wish.concepts).save(places.run(wish.home))
+    return desk, desk.know(wish)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x.png", "%2e%2e", "/etc/passwd", "x.txt", "..png", "a/b.png"]
+)
+def test_addresses_lead_nowhere_else(finished, outside, name):
+    desk, key = finished
+    for find in (
+        lambda: files.picture(desk, name),
+        lambda: files.live(desk, f"{desk.wish(key).key}-erase", name),
+        lambda: files.live(desk, "../outside", "secret.png"),
+        lambda: files.taken(desk, key, name),
+        lambda: files.found(desk, key, "attacks-page-small", name),
+        lambda: files.found(desk, key, "../../outside", "secret.png"),
+        lambda: files.found(desk, key, "attacks-page-/../../../../outside", "secret.png"),
+    ):
+        with pytest.raises(UserError):
+            find()
+
+
+def test_links_to_elsewhere_are_neither_served_nor_packed(finished, outside):
+    desk, key = finished
+    home = desk.places.run(desk.wish(key).home)
+    (home / "take-away").mkdir()
+    (home / "take-away" / "leak.png").symlink_to(outside / "secret.png")
+    (home / "leak.png").symlink_to(outside / "secret.png")
+    with pytest.raises(UserError):
+        files.taken(desk, key, "leak.png")
+    made = takeaway.take(desk.places, desk.wish(key), desk.edit(key), "run")
+    assert zipfile.ZipFile(made.path).namelist() == ["edit.safetensors"]
+
+
+@pytest.mark.parametrize("form", ["lora", "folder", "card", "run", "single"])
+def test_what_is_taken_away_is_whole_and_served(finished, form):
+    desk, key = finished
+    said = desk.take(key, form, 0.5)
+    (path,) = (p for p in takeaway.there(desk.places, desk.wish(key)))
+    assert "-0.5" in path.name
+    assert path.name in said
+    assert files.taken(desk, key, path.name) == path
+    assert path.name in views.taken(desk, key)
+    desk.take(key, form, 0.5)  # again: it is there
+
+
+def test_a_full_disk_leaves_nothing_half_written(finished, monkeypatch):
+    desk, key = finished
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("zipfile.ZipFile.write", full)
+    with pytest.raises(UserError, match="No space left"):
+        desk.take(key, "run", 1.0)
+    assert not takeaway.there(desk.places, desk.wish(key))
+
+
+@pytest.mark.parametrize("strength", [float("nan"), -0.5, 1.6, float("inf"), None, "1", True])
+def test_a_strength_that_is_none_is_said(finished, strength):
+    desk, key = finished
+    for act in (
+        lambda: desk.compare(key, "cat", 0, strength),
+        lambda: desk.hurt(key, strength),
+        lambda: desk.take(key, "lora", strength),
+    ):
+        with pytest.raises(UserError, match="the strength"):
+            act()
+
+
+def test_base_and_edited_are_drawn_on_the_same_seeds(finished):
+    desk, key = finished
+    shown = desk.compare(key, "cat", 5, 0)
+    first, second = shown.split("without the edit")
+    assert first.count("/efface/picture/") == 4
+    assert all(x in second for x in part(first))  # at strength 0 the very same pictures
+    assert part(desk.compare(key, "cat", 5, 1.5)) != part(shown)
+    assert "seed 8" in shown
+
+
+def part(html):
+    return re.findall(r"/efface/picture/\w+\.png", html)[-4:]
+
+
+def test_markup_in_every_field_is_escaped(finished, tiny_folder):
+    desk, key = finished
+    form = with_form(
+        names=MARKUP, synonyms=MARKUP + "1", anchor=MARKUP + "2", keep=MARKUP + "3",
+        model=str(tiny_folder), folder="runs/" + MARKUP.replace("/", ""),
+    )  # fmt: skip
+    bad = desk.know(wish_of(form, desk.places))
+    job = desk.job(bad, "erase")
+    job.folder.mkdir(parents=True)
+    job.keep(State("failed", MARKUP))
+    seen = {
+        "words": [{"word": MARKUP, "role": "near"}, {"word": MARKUP, "role": "erased"}],
+        "concepts": [{"name": MARKUP, "anchor": MARKUP}],
+        "points": [
+            {"update": u, "esr": 0.0, "worst": 1.0, "word": MARKUP, "pictures": {MARKUP: ["0.png"]}}
+            for u in (0, 1)
+        ],
+    }
+    (job.folder / "watch.json").write_text(json.dumps(seen))
+    shown = [
+        views.run(desk, bad),
+        views.summary(desk, bad),
+        views.same(desk, bad),
+        views.taken(desk, bad),
+        desk.compare(key, MARKUP, 0, 1),
+        markup.line(MARKUP),
+    ]
+    for html in shown:
+        assert "<img src=x" not in html
+        assert "onerror=alert(1)>" not in html
+    assert "&lt;img src=x" in shown[0]
+
+
+def test_sensitive_pictures_are_blurred_until_they_are_clicked(finished):
+    desk, key = finished
+    assert 'class="veil"' not in desk.compare(key, "cat", 0, 1)
+    assert desk.compare(key, "a naked man", 0, 1).count('class="veil"') == 8
+
+
+def test_a_run_is_opened_from_its_folder(finished, places):
+    desk, key = finished
+    wish = desk.wish(key)
+    home = desk.places.run(wish.home)
+    (home / "run.json").write_text(json.dumps({"run": wish.about(), "command": ["efface", "x"]}))
+    found = wish_in(home, desk.places)
+    assert (found.method, found.concepts, found.model) == (wish.method, wish.concepts, wish.model)
+    assert found.command() == ["efface", "x"]
+    again = desk.open(wish.home)
+    assert desk.finished(again)
+    (home / "run.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        desk.open(wish.home)
+
+
+def test_what_is_shown_changes_with_what_is_on_disk(finished):
+    desk, key = finished
+    before = views.sign(desk, key)
+    assert views.sign(desk, key) == before
+    desk.take(key, "card", 1)
+    assert views.sign(desk, key) != before
+    assert views.sign(desk, "") == ""
+
+
+def test_two_tabs_have_a_run_each(desk):
+    one, two = (desk.know(wish_of(with_form(names=n), desk.places)) for n in ("church", "wolf"))
+    assert desk.wish(one).names == ["church"]
+    assert desk.wish(two).names == ["wolf"]
+    assert desk.job(one, "erase").folder != desk.job(two, "erase").folder
+    with pytest.raises(UserError, match="no run in this folder"):
+        desk.wish("0" * 12)
+    with pytest.raises(UserError, match="say what to remove first"):
+        desk.wish("")
+
+
+def test_a_link_finds_its_run_in_a_page_that_was_opened_again(desk):
+    wish = wish_of(with_form(), desk.places)
+    job = Job(desk.places, wish, "erase")
+    job.folder.mkdir(parents=True)
+    task = Task("erase", wish.to_json(), str(desk.places.start))
+    (job.folder / "job.json").write_text(json.dumps(task.__dict__))
+    assert Desk(desk.places).wish(wish.key) == wish
+
+
+# -- the server -----------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_taken_is_said():
+    with server.listening(0) as held:
+        port = held.getsockname()[1]
+        assert held.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(UserError, match=f"port {port}.*Give another"):
+            server.listening(port)
+
+
+def test_other_names_of_this_machine_and_other_pages_are_refused():
+    own = {"host": "127.0.0.1:7860"}
+    assert not server.refused("/", own)
+    assert not server.refused("/", {**own, "origin": "http://localhost:7860"})
+    assert server.refused("/", {"host": "evil.example:7860"})
+    assert server.refused("/", {"host": "127.0.0.1.evil.example"})
+    assert server.refused("/", {})
+    assert server.refused("/", {**own, "origin": "https://evil.example"})
+    assert server.refused("/gradio_api/upload", own)
+    assert server.refused("/gradio_api/file=/etc/passwd", own)
+
+
+def test_the_second_page_on_a_folder_is_told(desk):
+    assert desk.other() == ""
+    desk.places.own.mkdir()
+    with locked(desk.places.own):
+        assert desk.other() == ""  # our own
+        (desk.places.own / ".lock").write_text("1")
+        assert "another page (process 1)" in desk.other()
+
+
+def test_nothing_is_reported_to_anybody(places, monkeypatch):
+    monkeypatch.delenv("EFFACE_CACHE", raising=False)
+    told = server.quiet(places)
+    assert told["GRADIO_ANALYTICS_ENABLED"] == "False"
+    for name in ("GRADIO_TEMP_DIR", "EFFACE_CACHE"):
+        assert Path(told[name]).is_relative_to(places.start)
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch):
+    from efface.cli import page
+
+    monkeypatch.setattr(page, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install 'efface\[page\]'"):
+        page.command([])
