@@ -77,6 +77,10 @@ BY_MODULE = {
     "training/loop": ("checkpoints", "losses", "methods"),
     "training/search/exact": ("defaults", "losses", "ap"),
     "training/search/gumbel": ("defaults", "losses", "ap", "baselines"),
+    "training/held": ("losses", "ap"),
+    "training/search/online": ("losses",),
+    "training/search/forecast": ("forecast_search",),
+    "training/recall": ("twofold", "race"),
     "training/search/pools": ("losses", "ap"),
     "training/search/random": ("ap",),
     "training/latents": ("defaults", "ap", "shares", "losses"),
@@ -118,8 +122,12 @@ class Mutant(NamedTuple):
 OURS: dict[str, tuple[tuple[str, str], ...]] = {
     "methods/ap": (
         ("return value + keeping.term(student, b.z, b.t, g)", "return value"),
-        ("self.preserve * (w[words.rows] * harm)", "self.preserve * (w[words.rows] * 0 * harm)"),
-        ("goal = model.predict(words.z, words.t, words.cond)", "goal = guess_of = b.e_concept"),
+        ("(self._weighted(words.weight) * harm)", "(self._weighted(words.weight) * 0 * harm)"),
+        ("search.learn(chosen, harm)", "search.learn(chosen, 0 * harm)"),
+    ),
+    "training/held": (
+        ("goal = job.model.predict(words.z, words.t, words.cond)", "goal = b.e_concept"),
+        ("words.chosen * self.n", "words.chosen"),
     ),
     "methods/age": (
         ("e_anchor=e_anchor", "e_anchor=b.e_anchor"),

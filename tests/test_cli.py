@@ -48,7 +48,7 @@ def small(words):
         "dp": (),
         "oce": ("--vocabulary", str(words)),
         "minimax": ("--vocabulary", str(words)),
-        "twofold": (*SMALL, "--vocabulary", str(words), "--search.probes", "2"),
+        "twofold": (*SMALL, "--vocabulary", str(words), "--search.any", "0.5"),
         "race": SMALL,
         "stereo": (*SMALL, "--inversion", "2", "--inversion-batch", "2"),
         "rece": (),

@@ -310,7 +310,9 @@ def test_a_foreign_file_in_place_of_the_checkpoint_is_refused(tiny, unfinished):
 def test_a_loss_that_is_not_finite_stops_and_names_the_update(tiny, words, tmp_path, case):
     method = quick(CASES[case][1], words, updates=5)
     method = dataclasses.replace(method, lr=1e30)
-    with pytest.raises(UserError, match=r"loss of update [1-4] is (nan|inf).*learning rate"):
+    first = 0 if case == "stereo" else 1  # its second stage begins with weights that are lost
+    said = rf"loss of update [{first}-4] is (nan|inf).*learning rate"
+    with pytest.raises(UserError, match=said):
         method.erase(tiny, [CHURCH], Run(tmp_path, progress=False))
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from efface import concepts, vocabulary
+from efface import concepts, vocabularies
 from efface.cli import runfolder
 from efface.concepts import Concept
 from efface.edits.edit import FORMAT, Edit, seal
@@ -166,13 +166,13 @@ def readers() -> dict[str, Reader]:
         "prompts, zip": Reader("p.zip", zipped(), SOURCE.listed),
         "concepts, lines": Reader("c.txt", "a -> b | c\né\n".encode(), concepts.read),
         "concepts, JSON": Reader("c.json", plain([ERASED, "x -> y"]), concepts.read),
-        "word list": Reader("w.txt", b"a\nb # c\n", vocabulary.from_file),
+        "word list": Reader("w.txt", b"a\nb # c\n", vocabularies.from_file),
         "concepts.json": Reader(
             "concepts.json",
             plain({"concepts": [{"name": "a", "tags": ["b"]}]}),
             lambda p: (
-                vocabulary.brought(p.parent, "m", "names"),
-                vocabulary.brought(p.parent, "m", "tags"),
+                vocabularies.brought(p.parent, "m", "names"),
+                vocabularies.brought(p.parent, "m", "tags"),
             ),
         ),
         **{f"judge: {name}": Reader(name, data, judged) for name, data in JUDGE.items()},

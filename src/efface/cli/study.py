@@ -32,7 +32,7 @@ class Options:
     work: Path = Path("runs/studies")
     """Folder of edits and pictures; what is there is not made again."""
     updates: Annotated[int, Range(0, 10**7)] = 0
-    """Of each training, where the study has such a setting; 0: the study's own."""
+    """Of each training, where the study has such a setting, 0 to 10,000,000; 0: the study's own."""
     seeds: Annotated[int | None, Range(1, 1000), tyro.conf.arg(help_behavior_hint="")] = None
     """How many training seeds, 1 to 1,000, where a study has them. Default: the study's own."""
     split: Text = ""
