@@ -96,7 +96,10 @@ class RECE(Method):
 
     @classmethod
     def presets(cls) -> Mapping[str, RECE]:
-        """``paper``: its preserved prompt; ``searched``: as UCE's, found on ``emoji`` (split 4)."""
+        """``paper``: its preserved prompt; ``searched``: UCE's, which were found on ``emoji``.
+
+        Those of this method itself were not searched for.
+        """
         return {
             "paper": cls(cumulative=False, keep=("",)),
             "searched": cls(
