@@ -18,7 +18,7 @@ test: $(INSTALLED)
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 slow: $(INSTALLED)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n auto --maxprocesses 2 --dist loadgroup
 
 # The whole way through `efface page`, in the Chromium that there is; installs no browser. The docs' pictures:
 # make browser EFFACE_SHOTS=docs/page

@@ -203,6 +203,7 @@ def test_readers_give_what_the_library_gives(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("large")
 def test_a_closed_form_of_stable_diffusion_s_size_takes_at_most_3_gb(tmp_path):
     """A folder of 1.4's architecture in fp16, at random; peak of the whole process."""
     folder = sd14_folder(tmp_path / "sd14")

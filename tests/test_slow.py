@@ -15,7 +15,7 @@ from efface.models import DiffusionModel, plan
 from efface.models.families.stable_diffusion import StableDiffusion
 from efface.training import Bank
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("large")]  # one at a time
 
 
 @pytest.fixture
