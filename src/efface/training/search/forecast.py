@@ -14,7 +14,7 @@ from efface.training.closed_form import erased_rows, solve, text_vectors
 from efface.training.erasure import Job
 from efface.training.minimax import lengths, seen_by
 from efface.training.search.pools import Pools, Setting
-from efface.training.search.random import RandomSearch
+from efface.training.search.random import WeightedSearch, by_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,23 +45,13 @@ class Forecast:
         return ForecastSearch(self, setting.job, setting.candidates)
 
 
-class ForecastSearch(RandomSearch):
+class ForecastSearch(WeightedSearch):
     """Draws by a harm that is known beforehand."""
 
     def __init__(self, config: Forecast, job: Job, candidates: Pools) -> None:
         super().__init__(candidates)
         harm = foreseen(job, candidates.words, config.erase_scale, config.ridge)
-        mean = harm.mean()
-        self.odds = torch.ones_like(harm)
-        """How often each candidate is drawn, (U,)."""
-        if mean > 0:
-            self.odds = (1 - config.any) * harm / mean + config.any
-
-    def _one(self, which: int, g: torch.Generator) -> Tensor:
-        mine = self.pools.of[which]
-        odds = self.odds[mine]
-        odds = odds if odds.any() else torch.ones_like(odds)
-        return mine[torch.multinomial(odds, 1, generator=g)[0]]
+        self.odds = by_share(harm, config.any)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from efface.settings import Range, check_ranges
 from efface.training.processes import add_up, join
 from efface.training.search.pools import Pools, Setting
-from efface.training.search.random import RandomSearch
+from efface.training.search.random import WeightedSearch, by_share
 from efface.training.student import Student
 
 
@@ -38,7 +38,7 @@ class Online:
         return OnlineSearch(self, setting.candidates)
 
 
-class OnlineSearch(RandomSearch):
+class OnlineSearch(WeightedSearch):
     """Draws by the harm that was seen in training.
 
     A word that was not yet seen counts as the mean of those that were; before the first update all
@@ -80,15 +80,7 @@ class OnlineSearch(RandomSearch):
     def _odds(self) -> Tensor:
         """How often each candidate is drawn, (U,)."""
         harm = self.harm.nan_to_num(float(self.harm.nanmean().nan_to_num(1.0)))
-        if not harm.any():
-            return torch.ones_like(harm)
-        return (1 - self.config.any) * harm / harm.mean() + self.config.any
-
-    def _one(self, which: int, g: torch.Generator) -> Tensor:
-        mine = self.pools.of[which]
-        odds = self.odds[mine]
-        odds = odds if odds.any() else torch.ones_like(odds)
-        return mine[torch.multinomial(odds, 1, generator=g)[0]]
+        return by_share(harm, self.config.any)
 
     def state(self) -> dict[str, Tensor]:
         """The running harm, and what was seen since."""

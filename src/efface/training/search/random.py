@@ -51,3 +51,22 @@ class RandomSearch:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Nothing."""
+
+
+class WeightedSearch(RandomSearch):
+    """Each candidate of the row's concept as often as its odds say."""
+
+    odds: Tensor
+    """How often each candidate is drawn, (U,); all alike where none of a concept's is."""
+
+    def _one(self, which: int, g: torch.Generator) -> Tensor:
+        mine = self.pools.of[which]
+        odds = self.odds[mine]
+        odds = odds if odds.any() else torch.ones_like(odds)
+        return mine[torch.multinomial(odds, 1, generator=g)[0]]
+
+
+def by_share(harm: Tensor, some: float) -> Tensor:
+    """Odds by the share of all harm, but for ``some`` of the draws, which go to any, (U,)."""
+    mean = harm.mean()
+    return (1 - some) * harm / mean + some if mean > 0 else torch.ones_like(harm)
