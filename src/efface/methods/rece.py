@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor
 
 from efface.concepts import Diversify
 from efface.errors import pick
 from efface.settings import Range
 from efface.training import Entry, Job, Made, Method
-from efface.training.closed_form import ROWS, erased_rows, maps_of, solve, text_vectors
+from efface.training.closed_form import ROWS, erased_rows, maps_of, preserved_rows, solve
 from efface.training.inverse import inverse
 
 
@@ -69,7 +68,8 @@ class RECE(Method):
         names, own = maps_of(job.model, "all"), job.model.parameters()
         base = [own[n].detach().cpu().double() for n in names]
         c, a, _ = erased_rows(job, self.rows, self.diversify)
-        keep, maps, found, left = self.preserved(job), base, [c], list[float]()
+        keep = preserved_rows(job, self.vocabulary, self.keep, self.keep_weight, self.rows)
+        maps, found, left = base, [c], list[float]()
         for _ in range(self.rounds + 1):
             rows = torch.cat(found)
             goals = a.repeat(len(found), 1)
@@ -84,15 +84,6 @@ class RECE(Method):
             f"what the maps read ({100 * left[0]:.1f} % after the first solve)"
         )
         return Made({n: w.float() for n, w in zip(names, maps, strict=True)})
-
-    def preserved(self, job: Job) -> Tensor | None:
-        """Text vectors of the vocabulary and of the kept words; None: there are none."""
-        model = job.model
-        words = job.words(self.vocabulary).words if self.vocabulary else ()
-        rows = [text_vectors(model, words, self.rows)] if words else []
-        if self.keep:
-            rows.append(self.keep_weight**0.5 * text_vectors(model, self.keep, self.rows))
-        return torch.cat(rows) if rows else None
 
     @classmethod
     def presets(cls) -> Mapping[str, RECE]:

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
-import torch
-
 from efface.concepts import Diversify
 from efface.errors import pick
 from efface.settings import Range
 from efface.training import Entry, Job, Made, Method
-from efface.training.closed_form import ROWS, erased_rows, maps_of, solve, text_vectors
+from efface.training.closed_form import ROWS, erased_rows, maps_of, preserved_rows, solve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +55,7 @@ class UCE(Method):
     def make(self, job: Job) -> Made:
         """Solve once, for all maps."""
         model = job.model
-        words = job.words(self.vocabulary).words if self.vocabulary else ()
-        rows = [text_vectors(model, words, self.rows)] if words else []
-        if self.keep:
-            rows.append(self.keep_weight**0.5 * text_vectors(model, self.keep, self.rows))
-        keep = torch.cat(rows) if rows else None
+        keep = preserved_rows(job, self.vocabulary, self.keep, self.keep_weight, self.rows)
         c, a, _ = erased_rows(job, self.rows, self.diversify)
         q = solve(c, a, keep, self.erase_scale, self.preserve_scale, self.ridge)
         own = model.parameters()

@@ -101,6 +101,24 @@ def erased_rows(job: Job, rows: str = "subject", diversify: int = 0) -> Erased:
     return Erased(c, a, tuple(p.name for p in pairs for _ in range(each)))
 
 
+def preserved_rows(
+    job: Job, vocabulary: str, keep: Sequence[str], weight: float, rows: str
+) -> Tensor | None:
+    """Text vectors of a vocabulary and of the kept words; None: there are none.
+
+    Args:
+        vocabulary: of :meth:`Job.words`; "" is none.
+        keep: words beside it.
+        weight: of a kept word, in units of one of the vocabulary's.
+        rows: of :func:`text_vectors`.
+    """
+    words = job.words(vocabulary).words if vocabulary else ()
+    found = [text_vectors(job.model, words, rows)] if words else []
+    if keep:
+        found.append(weight**0.5 * text_vectors(job.model, keep, rows))
+    return torch.cat(found) if found else None
+
+
 def evened(rows: Tensor, concepts: Sequence[Concept]) -> Tensor:
     """Text vectors of every erased name, scaled so that concepts weigh alike in a sum of squares.
 
