@@ -156,7 +156,7 @@ OURS: dict[str, tuple[tuple[str, str], ...]] = {
         ("p[far > far.mean()]", "p[far < far.mean()]"),
         ("torch.cat([some, kept])", "some"),
     ),
-    "methods/uce": (("self.keep_weight**0.5", "self.keep_weight"),),
+    "training/closed_form": (("weight**0.5 * text_vectors", "weight * text_vectors"),),
     "training/latents": (
         ("self.e_anchor - eta", "self.e_anchor + eta"),
         ('weights if self.config.of == "student"', 'weights if self.config.of == "frozen"'),
