@@ -20,7 +20,7 @@ from efface.training.search import Exact, Setting
 
 SMALL = Bank(ddim_steps=3, trajectories=2)
 NONE = Recall(states=False, tokens=False, latents=False)
-ONE = Recall(batch=3, steps=1)
+ONE = Recall(batch=3, steps=1, eta=1.0)
 
 
 def draws(n=0):
@@ -69,7 +69,7 @@ def test_what_recalls_is_erased_as_the_name_is(tiny, job, bank, student):
     setting = Setting(job, method.candidates(job), bank)
     search, told = method.search.start(setting), []
     search.learn = lambda chosen, harm: told.append((chosen, harm.detach()))
-    recalls = replace(ONE, rows=6, refresh=2).open(job, bank, 1.5)
+    recalls = replace(ONE, rows=6, refresh=2).open(job, bank)
     for _ in range(3):  # one search
         recalls.begin(student, 3, draws())
     weights = {k: w.requires_grad_() for k, w in student.weights.items()}
@@ -100,7 +100,7 @@ def test_what_recalls_is_erased_as_the_name_is(tiny, job, bank, student):
 
 
 def test_nothing_is_searched_before_the_first_update_and_then_as_often_as_said(tiny, job, bank):
-    recalls = replace(ONE, refresh=3).open(job, bank, 1.0)
+    recalls = replace(ONE, refresh=3).open(job, bank)
     seen = []
     for name, channel in recalls.channels.items():
         channel.search = lambda s, g, name=name: seen.append((recalls.calls, name))
@@ -113,7 +113,7 @@ def test_nothing_is_searched_before_the_first_update_and_then_as_often_as_said(t
 
 
 def test_states_go_down_the_signs_of_the_gradient_within_the_ball(tiny, bank, student):
-    channel = States(bank, ONE, 1.0)
+    channel = States(bank, ONE)
     own = bank.encoded.concept.states
     ball = 0.3 * float(own.square().mean().sqrt())
     b, still = bank.draw(draws(), 3), student.still()
@@ -136,7 +136,7 @@ def test_under_what_is_found_more_of_the_concept_comes_back(tiny, job, bank):
     own = tiny.parameters()  # an edit that a change of the text states can undo
     student = Student(tiny, {k: own[k] @ turn for k in tiny.text_maps()})
     recall = Recall(batch=32, steps=6)
-    for channel in (States(bank, recall, 1.0), Tokens(job, bank, recall, 1.0)):
+    for channel in (States(bank, recall), Tokens(job, bank, recall)):
 
         def missed(channel=channel):
             b, found = bank.draw(draws(9), 100), channel.draw(100, draws(9))
@@ -155,7 +155,7 @@ def test_under_what_is_found_more_of_the_concept_comes_back(tiny, job, bank):
 
 
 def test_a_vector_is_read_in_the_place_of_the_name(tiny, job, bank):
-    channel = Tokens(job, bank, ONE, 1.0)
+    channel = Tokens(job, bank, ONE)
     table = tiny.parts["text_encoder"].get_input_embeddings().weight
     ids = [tiny.tokenizer(n, add_special_tokens=False).input_ids for n in ("church", "dog")]
     want = torch.stack([table[i].mean(0) for i in ids])
@@ -172,7 +172,7 @@ def test_a_vector_is_read_in_the_place_of_the_name(tiny, job, bank):
 
 
 def test_vectors_go_down_the_signs_of_the_gradient(tiny, job, bank, student):
-    channel = Tokens(job, bank, ONE, 1.0)
+    channel = Tokens(job, bank, ONE)
     start = channel.found["text_encoder"].clone()
     channel.search(student.still(), draws())
     g = draws()
@@ -197,7 +197,7 @@ def test_vectors_go_down_the_signs_of_the_gradient(tiny, job, bank, student):
 
 
 def test_latents_move_within_the_ball_to_where_both_models_agree_more(tiny, bank, student):
-    channel = Latents(bank, Recall(batch=64, steps=5, latents_radius=0.2), 1.5)
+    channel = Latents(bank, Recall(batch=64, steps=5, latents_radius=0.2))
     plain = channel.draw(4, draws())
     assert torch.equal(plain.z, bank.draw(draws(), 4).z)
     channel.search(student.still(), draws(3))
@@ -231,7 +231,7 @@ def test_latents_move_within_the_ball_to_where_both_models_agree_more(tiny, bank
 
 
 def test_the_finds_come_back_from_a_checkpoint(job, bank, student):
-    one, two = (replace(ONE, refresh=1).open(job, bank, 1.0) for _ in range(2))
+    one, two = (replace(ONE, refresh=1).open(job, bank) for _ in range(2))
     for _ in range(3):
         one.begin(student, 2, draws())
     two.restore({k: w.clone() for k, w in one.state().items()})

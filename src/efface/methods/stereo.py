@@ -93,7 +93,7 @@ class STEREO(Method, Tuning):
     def opened(self, job: Job, bank: Banked) -> Tokens:
         """The vectors, at their start."""
         config = Recall(steps=1, batch=self.inversion_batch, tokens_step=self.inversion_step)
-        return Tokens(job, bank, config, 0.0)
+        return Tokens(job, bank, config)
 
     def round(
         self,

@@ -82,7 +82,7 @@ class Twofold(Method, Tuning):
         setting = Setting(job, candidates, bank)
         search, n = self.search.start(setting), self.preserve_batch or self.batch
         rows = drawing(setting, search, self.batch, n, self.reuse)
-        recalls = self.recall.open(job, bank, self.eta)
+        recalls = self.recall.open(job, bank)
         job.about["candidates"] = candidates.about
         return Made(job.train(self.loss(job, rows, search, recalls), [search, recalls]))
 

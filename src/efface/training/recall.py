@@ -47,6 +47,8 @@ class Recall:
     """Latents that a search looks at; among latents half of them, which take twice as much."""
     rows: Annotated[int, Range(1, 4096)] = 2
     """Latents of an update that are erased under a find, each of a random channel."""
+    eta: Annotated[float, Range(0)] = 1.5
+    """Strength of the negative guidance under a find; 0 maps it onto the anchor."""
     states_radius: Annotated[float, Range(0, 100, open_low=True)] = 0.3
     """How far a number of the text states may move, in units of their root mean square."""
     tokens_step: Annotated[float, Range(0, 100, open_low=True)] = 0.1
@@ -63,19 +65,15 @@ class Recall:
         """How many there are."""
         return self.states + self.tokens + self.latents
 
-    def open(self, job: Job, bank: Banked, eta: float) -> Recalls:
-        """The searches for a job's concepts.
-
-        Args:
-            eta: strength of the negative guidance in what is to be predicted under a find.
-        """
+    def open(self, job: Job, bank: Banked) -> Recalls:
+        """The searches for a job's concepts."""
         found: dict[str, Channel] = {}
         if self.states:
-            found["states"] = States(bank, self, eta)
+            found["states"] = States(bank, self)
         if self.tokens:
-            found["tokens"] = Tokens(job, bank, self, eta)
+            found["tokens"] = Tokens(job, bank, self)
         if self.latents:
-            found["latents"] = Latents(bank, self, eta)
+            found["latents"] = Latents(bank, self)
         return Recalls(job, self, found)
 
 
@@ -148,8 +146,8 @@ class States:
     here what the frozen model predicts for the concept.
     """
 
-    def __init__(self, bank: Banked, config: Recall, eta: float) -> None:
-        self.bank, self.config, self.eta = bank, config, eta
+    def __init__(self, bank: Banked, config: Recall) -> None:
+        self.bank, self.config = bank, config
         own = bank.encoded.concept.states.float()
         self.ball = config.states_radius * float(own.square().mean().sqrt())
         self.found = own.new_zeros(int(bank.encoded.of.max()) + 1, *own.shape[1:])
@@ -166,7 +164,7 @@ class States:
     def draw(self, n: int, g: torch.Generator) -> Recalled:
         """The find on latents of the bank."""
         b = self.bank.draw(g, n)
-        return Recalled(b.z, b.t, moved(b, self.found), b.goal(self.eta))
+        return Recalled(b.z, b.t, moved(b, self.found), b.goal(self.config.eta))
 
     def state(self) -> dict[str, Tensor]:
         """The change."""
@@ -185,8 +183,8 @@ class Tokens:
     Source: of the vector arXiv:2408.16807, section 3.2 (STEREO), which inverts pictures instead.
     """
 
-    def __init__(self, job: Job, bank: Banked, config: Recall, eta: float) -> None:
-        self.bank, self.config, self.eta = bank, config, eta
+    def __init__(self, job: Job, bank: Banked, config: Recall) -> None:
+        self.bank, self.config = bank, config
         self.model: DiffusionModel = job.model
         kinds = [TEMPLATES[c.kind] for c in job.concepts]
         self.mark = mark_for(self.model, [t for some in kinds for t in some])
@@ -231,7 +229,8 @@ class Tokens:
     def draw(self, n: int, g: torch.Generator) -> Recalled:
         """The vectors in random templates, on latents of the bank."""
         b = self.bank.draw(g, n)
-        return Recalled(b.z, b.t, self.cond[self.chosen(b, g).to(b.z.device)], b.goal(self.eta))
+        cond = self.cond[self.chosen(b, g).to(b.z.device)]
+        return Recalled(b.z, b.t, cond, b.goal(self.config.eta))
 
     def state(self) -> dict[str, Tensor]:
         """The vectors."""
@@ -250,8 +249,8 @@ class Latents:
     is to be predicted there is the frozen model's as well, there.
     """
 
-    def __init__(self, bank: Banked, config: Recall, eta: float) -> None:
-        self.bank, self.config, self.eta = bank, config, eta
+    def __init__(self, bank: Banked, config: Recall) -> None:
+        self.bank, self.config = bank, config
         self.found: dict[str, Tensor] = {}
         """Paths and steps in the bank (m,), moved latents and goals (m, C, H, W); empty: the bank's
         own."""
@@ -271,14 +270,14 @@ class Latents:
         with torch.no_grad():
             pair = torch.cat([z, z]), torch.cat([b.t, b.t]), stack([b.concept, anchor])
             e_concept, e_anchor = model.predict(*pair).chunk(2)
-        goal = b._replace(e_concept=e_concept, e_anchor=e_anchor).goal(self.eta)
+        goal = b._replace(e_concept=e_concept, e_anchor=e_anchor).goal(self.config.eta)
         self.found = {"path": path, "step": step, "z": z, "goal": goal}
 
     def draw(self, n: int, g: torch.Generator) -> Recalled:
         """Some of them, under the concept's name."""
         if not self.found:
             b = self.bank.draw(g, n)
-            return Recalled(b.z, b.t, b.concept, b.goal(self.eta))
+            return Recalled(b.z, b.t, b.concept, b.goal(self.config.eta))
         i = torch.randint(0, len(self.found["path"]), (n,), generator=g)
         b = self.bank.at(self.found["path"][i], self.found["step"][i])
         there = i.to(b.z.device)

@@ -1,6 +1,7 @@
-"""Anchors and schedules of AP, tried on split 4 in the open world of ``emoji-objects-2``.
+"""Settings of AP and twofold, tried on split 4 in the open world of ``emoji-objects-2``.
 
-Split 4 is never reported. ``bench/anchors/*.json`` keeps every trial, as a cell of the benchmark.
+Split 4 is never reported. ``bench/trials/*.json`` keeps every trial, as a cell of the benchmark;
+twofold's are attacked as well. ``--table`` writes them into ``docs/benchmark.md``.
 """
 
 from __future__ import annotations
@@ -15,21 +16,27 @@ from statistics import mean
 from typing import Any
 
 from efface.concepts import Concept
+from efface.evaluation.attack_bench import AttackCell
+from efface.evaluation.attacks.completion import Completion
+from efface.evaluation.attacks.inversion import Inversion
+from efface.evaluation.attacks.relearn import Relearn
 from efface.evaluation.bench import Cell, shown
 from efface.evaluation.judges import named
 from efface.evaluation.protocols import load as load_protocol
-from efface.evaluation.tasks import run_all
+from efface.evaluation.tasks import each, run_all
 from efface.methods.ap import AP
+from efface.methods.twofold import Twofold
 from efface.models import DiffusionModel
 from efface.seeds import generator
 from efface.training import Method
 from efface.training.anchors import compare, half_made
+from efface.training.recall import Recall
 from efface.training.search import Random
 
 HERE = Path(__file__).parent
-PROTOCOL = HERE / "anchors-protocol.json"
+PROTOCOL = HERE / "trials-protocol.json"
 """A small form of ``emoji-objects-2``: fewer pictures."""
-OUT, WORK = HERE / "anchors", HERE.parent / "runs" / "anchors"
+OUT, WORK = HERE / "trials", HERE.parent / "runs" / "trials"
 
 
 def ap(eta: float = 1.0, **options: Any) -> AP:
@@ -42,6 +49,14 @@ def lean(**options: Any) -> AP:
     return replace(AP(anchor=""), **{"eta": 1.0, **options})
 
 
+def twofold(against: float = 1.0, **options: Any) -> Twofold:
+    """Twofold with some settings changed: its own, or its recall's."""
+    own = {k: options.pop(k) for k in ("preserve", "preserve_batch") if k in options}
+    return Twofold(against=against, recall=Recall(**options), **own)
+
+
+SEARCHED = "searched for"
+"""The order of a method that searches for its anchors itself."""
 WEAK = 0.25
 """Share of the candidates that "clear" leaves out: those that change the prediction least."""
 TRIALS: Mapping[str, tuple[Method, str, int]] = {
@@ -66,6 +81,14 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
     "lean-2-6-eta2-random": (lean(batch=2, preserve_batch=6, eta=2.0, search=Random()), "far", 0),
     "lean-3-5-heavy": (lean(batch=3, preserve_batch=5, preserve=2.0), "far", 0),
     "cosine-3-200": (ap(updates=200, decay=1.0, lr=6e-4), "cosine", 3),
+    "twofold": (twofold(), SEARCHED, 0),
+    "twofold-against0.3": (twofold(0.3), SEARCHED, 0),
+    "twofold-against0.1": (twofold(0.1), SEARCHED, 0),
+    "twofold-onto": (twofold(eta=0.0), SEARCHED, 0),
+    "twofold-preserve3": (twofold(preserve=3.0), SEARCHED, 0),
+    "twofold-tokens": (twofold(states=False, latents=False), SEARCHED, 0),
+    "twofold-refresh100": (twofold(refresh=100), SEARCHED, 0),
+    "twofold-short": (twofold(tokens_step=0.03), SEARCHED, 0),
 }
 """A method, the order in which candidates are anchors, and which of them is taken."""
 
@@ -82,6 +105,8 @@ class Trial(Cell):
     def concepts(self, model: DiffusionModel) -> list[Concept]:
         """What is erased, with its anchors."""
         plain, (_, order, rank) = super().concepts(model), TRIALS[self.method]
+        if order == SEARCHED:
+            return plain
         return [replace(c, anchor=anchor(model, c, plain, order, rank)) for c in plain]
 
 
@@ -100,6 +125,15 @@ def anchor(
     clear = found.far.masked_fill(weak, math.inf)
     by = {"cosine": -found.cosine, "far": found.far, "clear": clear}[order]
     return words[int(by.argsort()[rank])]
+
+
+ATTACKS = (Inversion(), Completion(begun=(7, 10)), Relearn(points=(0, 50)))
+"""What twofold's trials are attacked by."""
+
+
+def attack(trial: Trial) -> AttackCell:
+    """The attacks on a trial's edit."""
+    return AttackCell(trial, ATTACKS, "attacked")
 
 
 DOCS = HERE.parent / "docs" / "benchmark.md"
@@ -154,5 +188,6 @@ if __name__ == "__main__":
         sys.exit()
     chosen = [name.partition("@") for name in sys.argv[1:] or TRIALS]
     cells = [Trial(str(PROTOCOL), "4", name, int(seed or 0)) for name, _, seed in chosen]
-    for failed in run_all(cells, OUT, WORK, jobs=2):
+    after = [attack(cell) for cell in cells if isinstance(TRIALS[cell.method][0], Twofold)]
+    for failed in run_all(cells, OUT, WORK, jobs=2) + each(after, OUT, WORK, 2):
         print(failed.cell.file, failed.why)
