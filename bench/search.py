@@ -133,6 +133,14 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
             ("subject", 1.2, 5),
             ("all", 1.4, 5),
         )
+    }
+    | {
+        f"rows {rows}, strength {x:g}, diversify {n}, harm {harm}": Minimax(
+            rows=rows, strength=x, diversify=n, harm=harm
+        )
+        for rows, x, n in (("subject", 1.2, 0), ("all", 1, 5), ("all", 1.1, 5))
+        for harm in ("states", "drift", "attention")
+        if (x, harm) not in ((1.2, "states"), (1, "states"))
     },
 }
 

@@ -80,6 +80,10 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
     "lean-2-6-eta2": (lean(batch=2, preserve_batch=6, eta=2.0), "far", 0),
     "lean-2-6-eta2-random": (lean(batch=2, preserve_batch=6, eta=2.0, search=Random()), "far", 0),
     "lean-3-5-heavy": (lean(batch=3, preserve_batch=5, preserve=2.0), "far", 0),
+    **{
+        f"falling-eta{e:g}": (lean(batch=2, preserve_batch=6, eta=e, decay=0.5), SEARCHED, 0)
+        for e in (1.5, 2.0)
+    },
     "cosine-3-200": (ap(updates=200, decay=1.0, lr=6e-4), "cosine", 3),
     "twofold": (twofold(), SEARCHED, 0),
     "twofold-against0.3": (twofold(0.3), SEARCHED, 0),
@@ -119,7 +123,9 @@ def anchor(
     protocol = load_protocol("emoji-objects-2")
     names = [c.name for c in erased]
     words = protocol.usable(names, named(protocol.judge).concept_names)
-    z = half_made(model, concept.name, 4, generator(0, "anchor", concept.name))
+    z = half_made(
+        model, model.embed([concept.name]).repeat(4), generator(0, "anchor", concept.name)
+    )
     found = compare(model, concept.name, words, z)
     weak = found.strength < found.strength.quantile(WEAK)
     clear = found.far.masked_fill(weak, math.inf)

@@ -26,7 +26,9 @@ def word_list(tmp_path_factory):
 
 def test_candidates_are_compared_by_what_is_predicted_one_at_a_time(tiny):
     words, g = ("red house", "moon", "dog"), generator(0, "test")
-    found = anchors.compare(tiny, "church", words, anchors.half_made(tiny, "church", 2, g))
+    found = anchors.compare(
+        tiny, "church", words, anchors.half_made(tiny, tiny.embed(["church"]).repeat(2), g)
+    )
     schedule, g = tiny.schedule(anchors.STEPS), generator(0, "test")
     cond = tiny.embed(["church"] * 2)
     z = tiny.rollout(tiny.noise(2, g), cond, schedule, range(anchors.AT), 3.0)
@@ -49,14 +51,16 @@ def test_candidates_are_compared_by_what_is_predicted_one_at_a_time(tiny):
 
 def test_the_nearest_by_prediction_is_the_anchor(tiny, word_list):
     (found,) = anchors.steered(tiny, [CHURCH], "auto", str(word_list), 0)
-    z = anchors.half_made(tiny, "church", anchors.LATENTS, generator(0, "anchor", "church"))
+    z = anchors.half_made(
+        tiny, tiny.embed(["church"]).repeat(anchors.LATENTS), generator(0, "anchor", "church")
+    )
     far = anchors.compare(tiny, "church", WORDS, z).far
     first = anchors.compare(tiny, "church", WORDS, z[:1]).far.argsort()[: anchors.BEST].tolist()
     assert len(first) < len(WORDS)  # what is best on one latent, and of these the best on all
     assert found == dataclasses.replace(
         CHURCH, anchor=WORDS[min(first, key=far.tolist().__getitem__)]
     )
-    other = anchors.half_made(tiny, "church", 1, generator(1, "anchor", "church"))
+    other = anchors.half_made(tiny, tiny.embed(["church"]), generator(1, "anchor", "church"))
     assert not torch.equal(z[:1], other)
 
 

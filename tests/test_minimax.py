@@ -10,8 +10,11 @@ from conftest import CHURCH, DOG, QUIET, WORDS, job_of
 from efface.errors import UserError
 from efface.methods.minimax import Minimax, check_apart
 from efface.methods.uce import UCE
+from efface.seeds import generator
+from efface.training.anchors import half_made, half_way
 from efface.training.closed_form import solve, text_vectors
 from efface.training.minimax import least_harm, lengths, seen_by
+from efface.training.weighing import by_attention, by_drift, spread
 
 
 def problem(n=2, m=1, k=12, d=5, r=1, seed=0):
@@ -192,3 +195,87 @@ def test_what_cannot_be_is_refused(tiny, tmp_path):
         check_apart(torch.cat([eye, eye[:1]]), ["a", "b"])
     with pytest.raises(UserError, match="together are combinations"):
         check_apart(torch.stack([eye[0], eye[0]]), ["a", "b"])
+
+
+# -- how much of a map is seen ---------------------------------------------------------------------
+
+
+def test_a_map_weighs_what_a_change_of_it_does_to_predictions(tiny):
+    maps = tiny.text_maps()
+    found = by_drift(tiny, maps, WORDS, generator(3))
+    some, g = spread(WORDS), generator(3)
+    cond = tiny.embed(some)
+    z, t = half_made(tiny, cond, g), half_way(tiny)
+    slow = []
+    for name in maps:
+        w, up, down = tiny.parameters()[name], 0.0, 0.0
+        far = torch.randn(w.shape, generator=g)
+        far = 0.1 * w.norm() * far / far.norm()
+        for i, word in enumerate(some):
+            row = z[[i]], t[None], cond[[i]]
+            two = (tiny.predict(*row, weights=x) for x in ({name: w + far}, None))
+            up += float((next(two) - next(two)).square().mean())
+            down += float((far @ text_vectors(tiny, [word])[0].float()).square().mean())
+        slow.append(up / down)
+    mean = sum(slow) / len(slow)
+    assert found == pytest.approx([x / mean for x in slow], rel=1e-3, abs=1e-5)
+    assert max(found) > 1.2 * min(found)
+
+
+def test_a_layer_weighs_what_it_looks_at_the_word(tiny):
+    maps = tiny.text_maps()
+    found = dict(zip(maps, by_attention(tiny, maps, WORDS, generator(3)), strict=True))
+    some = spread(WORDS)
+    cond, at = tiny.embed(some), tiny.last_word(some)[:, -1]
+    z, t = half_made(tiny, cond, generator(3)), half_way(tiny)
+    looked = {}
+    for name, layer in tiny.denoiser.named_modules():
+        if name.endswith(".attn2"):  # one at a time: no order to be wrong about
+            seen = []
+            hooks = [
+                layer.to_q.register_forward_hook(lambda *x, s=seen: s.append(x[2])),
+                layer.to_k.register_forward_hook(lambda *x, s=seen: s.append(x[2])),
+            ]
+            tiny.predict(z, t.expand(len(some)), cond)
+            for hook in hooks:
+                hook.remove()
+            q, k = (x.unflatten(2, (layer.heads, -1)).transpose(1, 2) for x in seen)
+            share = (q @ k.transpose(2, 3) * layer.scale).softmax(3)
+            mine = torch.stack([a[..., int(i)] for a, i in zip(share, at, strict=True)])
+            looked[name] = float(mine.square().mean())
+    want = [looked[m.rpartition(".to_")[0]] for m in maps]
+    mean = sum(want) / len(want)
+    assert list(found.values()) == pytest.approx([x / mean for x in want], rel=1e-3)
+
+
+@pytest.mark.parametrize(("harm", "weigh"), [("drift", by_drift), ("attention", by_attention)])
+def test_the_worst_word_is_the_one_that_is_seen_to_be_harmed(tiny, words, harm, weigh):
+    maps, worst = tiny.text_maps(), {}
+    own = [tiny.parameters()[n].double() for n in maps]
+    for kind in (harm, "states"):
+        method = Minimax(vocabulary=str(words), harm=kind, ridge=0.0, tolerance=1e-3)
+        job = job_of(tiny, [CHURCH], method)
+        weights = weigh(tiny, maps, WORDS, job.generator("harm"))
+        made = method.make(job).weights
+        change = [made[n].double() - w for n, w in zip(maps, own, strict=True)]
+        found = []
+        for word in WORDS:
+            e = text_vectors(tiny, [word])[0]
+            up, down = (
+                sum(x * float((m @ e).square().sum()) for x, m in zip(weights, some, strict=True))
+                for some in (change, own)
+            )
+            found.append(100 * math.sqrt(up / down))
+        worst[kind] = max(found)
+        if kind == harm:
+            told = job.notes["certificate"]
+            assert told["harm"] == pytest.approx(max(found), rel=1e-3)
+            assert told["worst"] == WORDS[found.index(max(found))]
+    assert worst[harm] < worst["states"]
+
+
+def test_attention_says_nothing_of_other_maps(tiny):
+    with pytest.raises(UserError, match="'proj' is in no cross-attention block"):
+        by_attention(tiny, ["proj"], WORDS, generator(0))
+    with pytest.raises(UserError, match="kind of harm"):
+        Minimax(harm="pixels")

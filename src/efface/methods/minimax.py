@@ -15,7 +15,10 @@ from efface.training import Job, Made, Method
 from efface.training.closed_form import MAPS, ROWS, erased_rows, maps_of, moved, text_vectors
 from efface.training.minimax import Least, least_harm, seen_by
 from efface.training.projection import check_leverage, left_free, reduced
+from efface.training.weighing import by_attention, by_drift
 
+HARMS = {"states": None, "drift": by_drift, "attention": by_attention}
+"""What weighs the maps in a word's harm."""
 LEAST = 0.01
 """Share of an erased vector that the kept ones must leave free."""
 
@@ -45,6 +48,10 @@ class Minimax(Method):
     rows: str = "subject"
     """Which text states of a word count as its harm: its last word's (``subject``), or all of its
     prompt's together (``all``)."""
+    harm: str = "states"
+    """How the maps count in a word's harm: alike (``states``), by how far predictions drift for a
+    change of each that has to do with no word (``drift``), or by the attention that its layer pays
+    to a word (``attention``)."""
     keep: tuple[str, ...] = ()
     """Words that do not move at all."""
     keep_anchors: bool = True
@@ -66,6 +73,7 @@ class Minimax(Method):
         super().__post_init__()
         pick(MAPS, self.maps, "choice of maps")
         pick(dict.fromkeys(ROWS), self.rows, "choice of rows")
+        pick(HARMS, self.harm, "kind of harm")
 
     def make(self, job: Job) -> Made:
         """One matrix for all maps, with its certificate in the notes."""
@@ -83,13 +91,14 @@ class Minimax(Method):
         h, _ = reduced(exact, exact, 1.0)
         check_apart(c @ free, job.names)
         rows = text_vectors(model, words, self.rows)
-        own = model.parameters()
+        own, weigh = model.parameters(), HARMS[self.harm]
+        weights = weigh(model, maps, words, job.generator("harm")) if weigh else ()
         found = least_harm(
             c,
             a,
             h,
             rows.view(len(words), -1, rows.shape[1]),
-            seen_by([own[n] for n in maps]),
+            seen_by([own[n] for n in maps], weights),
             self.ridge,
             self.rounds,
             self.tolerance,

@@ -110,7 +110,7 @@ def anchors(model: DiffusionModel, concepts: Sequence[Concept]) -> list[str]:
     some = candidates(model, one, concepts, "auto")
     if len(some.words) > TRIED:
         some = some.pool(model, one, 0, TRIED, "nearest")
-    z = half_made(model, one.name, LATENTS, generator(0, "anchor", one.name))
+    z = half_made(model, model.embed([one.name]).repeat(LATENTS), generator(0, "anchor", one.name))
     found = compare(model, one.name, some.words, z)
     order: list[int] = found.far.argsort(stable=True).tolist()
     return [found.words[i] for i in order[:ANCHORS]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from efface.concepts import Concept, check
 from efface.errors import UserError
-from efface.models import DiffusionModel, stack
+from efface.models import Conditioning, DiffusionModel, stack
 from efface.names import normal
 from efface.seeds import generator
 from efface.vocabularies import load
@@ -44,14 +44,21 @@ class Compared(NamedTuple):
 
 
 @torch.no_grad()
-def half_made(model: DiffusionModel, name: str, n: int, g: torch.Generator) -> Tensor:
-    """Latents of a concept where candidates are compared, (n, C, H, W); ``2 n`` evaluations a step.
+def half_made(model: DiffusionModel, cond: Conditioning, g: torch.Generator) -> Tensor:
+    """Latents where the prediction depends most on the word; two evaluations a step and latent.
 
     Args:
-        n: latents.
+        cond: B encoded prompts.
+
+    Returns:
+        A latent for each, (B, C, H, W).
     """
-    cond = model.embed([name]).repeat(n)
-    return model.rollout(model.noise(n, g), cond, model.schedule(STEPS), range(AT), 3.0)
+    return model.rollout(model.noise(len(cond), g), cond, model.schedule(STEPS), range(AT), 3.0)
+
+
+def half_way(model: DiffusionModel) -> Tensor:
+    """The timestep of :func:`half_made`, ()."""
+    return model.schedule(STEPS).timesteps[AT].to(model.device)
 
 
 @torch.no_grad()
@@ -64,7 +71,7 @@ def compare(model: DiffusionModel, name: str, words: Sequence[str], z: Tensor) -
         words: K candidates.
         z: half-made pictures of the concept, (n, C, H, W).
     """
-    t = model.schedule(STEPS).timesteps[AT].to(model.device)
+    t = half_way(model)
     rows = stack([model.null(1), model.embed([name]), model.embed(words, null=True)])
     found = []
     for one in z:
@@ -146,7 +153,7 @@ def searched(
     """A concept with the anchor that is predicted most nearly as it is, on its own pictures."""
     words = candidates(model, concept, erased, source).words
     g = generator(seed, "anchor", concept.name)
-    z = half_made(model, concept.name, LATENTS, g)
+    z = half_made(model, model.embed([concept.name]).repeat(LATENTS), g)
     first = compare(model, concept.name, words, z[:1])
     best = tuple(words[int(i)] for i in first.far.argsort()[:BEST])
     found = compare(model, concept.name, best, z)

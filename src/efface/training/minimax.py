@@ -42,13 +42,17 @@ class Least(NamedTuple):
         return int(self.weights.argmax())
 
 
-def seen_by(maps: Sequence[Tensor]) -> Tensor:
-    """The quadratic form of what all maps (out, D) make of a vector together, (D, D)."""
+def seen_by(maps: Sequence[Tensor], weights: Sequence[float] = ()) -> Tensor:
+    """The quadratic form of what all maps (out, D) make of a vector together, (D, D).
+
+    Args:
+        weights: of each map's squares; (): all alike.
+    """
     d = maps[0].shape[1]
     total = torch.zeros(d, d, dtype=torch.float64)
-    for w in maps:
+    for w, weight in zip(maps, weights or [1.0] * len(maps), strict=True):
         w = w.detach().cpu().double()
-        total += w.T @ w
+        total += weight * w.T @ w
     return total
 
 
