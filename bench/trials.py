@@ -82,7 +82,7 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
     "lean-3-5-heavy": (lean(batch=3, preserve_batch=5, preserve=2.0), "far", 0),
     **{
         f"falling-eta{e:g}": (lean(batch=2, preserve_batch=6, eta=e, decay=0.5), SEARCHED, 0)
-        for e in (1.5, 2.0)
+        for e in (1.5, 2.0, 3.0, 4.0)
     },
     "cosine-3-200": (ap(updates=200, decay=1.0, lr=6e-4), "cosine", 3),
     "twofold": (twofold(), SEARCHED, 0),

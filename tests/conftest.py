@@ -86,6 +86,8 @@ def quick(method, words, updates=2):
         changes["vocabulary"] = str(words)
     if getattr(method, "pool_size", 0):
         changes["pool_size"] = 6
+    if hasattr(method, "inversion"):
+        changes |= {"inversion": 2, "inversion_batch": 2}
     if changes.get("vocabulary") and hasattr(method, "energy"):
         changes["energy"] = 0.5  # a tiny text encoder has room for few words
     return dataclasses.replace(method, **changes)

@@ -193,19 +193,26 @@ def grouped_mean(values: Tensor, groups: Tensor, counts: str = "groups") -> Scor
     return within(value, value - half, value + half, k, counts, f"new {counts}")
 
 
-def ranks(x: Tensor) -> Tensor:
-    """Ranks from 0, ties sharing their mean, double, (N,)."""
-    _, index, counts = x.double().unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    mean: Tensor = (last - (counts.double() + 1) / 2)[index]
-    return mean
+def ranks(x: Tensor, times: Tensor | None = None) -> Tensor:
+    """Ranks from 0, ties sharing their mean, double, (N,).
+
+    Args:
+        x: (N,).
+        times: how often each is there, (…, N): ranks for every row of it, (…, N).
+    """
+    _, level = x.double().unique(return_inverse=True)
+    times = torch.ones(len(x)).double() if times is None else times
+    rows = times.new_zeros(*times.shape[:-1], int(level.max()) + 1 if len(x) else 0)
+    count = rows.index_add(-1, level, times)
+    return (count.cumsum(-1) - (count + 1) / 2)[..., level]
 
 
-def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Correlation of two rows; 0 without spread."""
-    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    spread = a.square().sum(-1) * b.square().sum(-1)
-    return (a * b).sum(-1) / spread.sqrt().clamp(min=torch.finfo(a.dtype).tiny)
+def pearson(a: Tensor, b: Tensor, times: Tensor | float = 1.0) -> Tensor:
+    """Correlation of two rows, each pair taken so many times; 0 without spread."""
+    times = times * torch.ones_like(a)
+    a, b = (x - (times * x).sum(-1, keepdim=True) / times.sum(-1, keepdim=True) for x in (a, b))
+    spread = (times * a * a).sum(-1) * (times * b * b).sum(-1)
+    return (times * a * b).sum(-1) / spread.sqrt().clamp(min=torch.finfo(a.dtype).tiny)
 
 
 def rank_correlation(x: Tensor, y: Tensor, draws: int = 1000, seed: int = 0) -> Score:
@@ -225,11 +232,14 @@ def rank_correlation(x: Tensor, y: Tensor, draws: int = 1000, seed: int = 0) -> 
             f"a rank correlation of {len(x)} and {len(y)} values: three pairs or more."
         )
     g = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(draws):
-        pick = torch.randint(0, len(x), (len(x),), generator=g)
-        found.append(pearson(ranks(x[pick]), ranks(y[pick])))
-    ends = torch.quantile(torch.stack(found), torch.tensor([0.025, 0.975], dtype=torch.float64))
+    pick = torch.randint(0, len(x), (draws, len(x)), generator=g)
+    times = (
+        torch.zeros(draws, len(x))
+        .double()
+        .scatter_add_(1, pick, torch.ones(1).double().expand(pick.shape))
+    )
+    found = pearson(ranks(x, times), ranks(y, times), times)
+    ends = torch.quantile(found, torch.tensor([0.025, 0.975], dtype=torch.float64))
     low, high = ends.tolist()
     value = float(pearson(ranks(x), ranks(y)))
     return within(value, low, high, len(x), "pairs", "new pairs")

@@ -136,6 +136,12 @@ def typed(hint: Any, value: Any, where: str) -> Any:
         if issubclass(origin, Mapping):
             return {k: typed(args[1], v, f"{where}.{k}") for k, v in value.items()}
         if issubclass(origin, Sequence):
+            if (
+                args[0] in PLAIN
+                and args[1:] in ((), (Ellipsis,))
+                and all(_of(args[0], v) for v in value)
+            ):  # a long list of numbers is read at once
+                return tuple(value) if issubclass(origin, tuple) else list(value)
             each = args * len(value) if len(args) == 1 else args
             each = args[:1] * len(value) if args[-1] is Ellipsis else each
             if len(each) == len(value):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from efface.evaluation.bench import UNEDITED
-from efface.evaluation.metrics import worst_tenth
+from efface.evaluation.metrics import worst_tenths
 from efface.evaluation.protocols import Protocol, load
 from efface.reporting.tables import (
     CAPTION,
@@ -80,6 +80,12 @@ def rate(values: Tensor) -> Score:
     )
 
 
+def resamples(draws: int, g: torch.Generator, *sizes: int) -> list[Tensor]:
+    """Numbers below each size, as many, drawn with replacement in turn: (draws, size) each."""
+    drawn = [[torch.randint(0, n, (n,), generator=g) for n in sizes] for _ in range(draws)]
+    return [torch.stack(some) for some in zip(*drawn, strict=True)]
+
+
 def tail(values: Tensor, draws: int = DRAWS) -> Score:
     """The worst tenth, averaged over the cells; the interval draws concepts, and cells.
 
@@ -88,13 +94,10 @@ def tail(values: Tensor, draws: int = DRAWS) -> Score:
     """
     cells, concepts, _ = values.shape
     g = torch.Generator().manual_seed(0)
-    means = []
-    for _ in range(draws):
-        pick = torch.randint(0, concepts, (concepts,), generator=g)
-        some = torch.randint(0, cells, (cells,), generator=g)
-        means.append(sum(worst_tenth(values[int(i)][pick]) for i in some) / cells)
-    low, high = torch.quantile(torch.tensor(means), torch.tensor([0.025, 0.975])).tolist()
-    value = sum(worst_tenth(v) for v in values) / cells
+    pick, some = resamples(draws, g, concepts, cells)
+    means = worst_tenths(values[some[:, :, None], pick[:, None]]).mean(1).float()
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()
+    value = float(worst_tenths(values).mean())
     over = "new concepts and training seeds" if cells > 1 else "new concepts"
     width = low < high
     return Score(value, low if width else None, high if width else None, concepts, "concepts", over)
@@ -144,7 +147,7 @@ def of_one(found: Mapping[str, Sequence[Row]], p: Protocol) -> list[str]:
 def moved(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Mean drift, and that of the worst tenth."""
     values = cellwise(rows, names, "moved")
-    worst = -sum(worst_tenth(-v) for v in values) / len(values)
+    worst = -float(worst_tenths(-values).mean())
     return f"{float(values.mean()):.1f} ({worst:.1f})"
 
 
@@ -166,20 +169,13 @@ def ranking(
     g = torch.Generator().manual_seed(0)
     cells = gone.shape[1]
     weights = drawn(len(erased), draws, g)
-    places = []
-    for draw in range(draws + 1):
-        if draw:
-            seeds = torch.randint(0, cells, (cells,), generator=g)
-            pick = torch.randint(0, len(held), (len(held),), generator=g)
-            e = (gone[:, seeds] @ weights[draw - 1]).mean(1)
-            w = [sum(worst_tenth(x[int(i)][pick]) for i in seeds) / cells for x in kept]
-        else:
-            e = gone.mean((1, 2))
-            w = [sum(worst_tenth(v) for v in x) / cells for x in kept]
-        b = torch.tensor(w, dtype=torch.float64)
-        value = torch.where(e + b > 0, 2 * e * b / (e + b), 0.0)
-        places.append((value[None] > value[:, None] + 1e-12).sum(1) + 1)
-    table = torch.stack(places).double()
+    seeds, pick = resamples(draws, g, cells, len(held))
+    e = torch.einsum("mdce,de->dm", gone[:, seeds], weights) / cells
+    w = [worst_tenths(x[seeds[:, :, None], pick[:, None]]).mean(1) for x in kept]
+    e = torch.cat([gone.mean((1, 2))[None], e])  # (1 + draws, methods): first as it is
+    b = torch.cat([torch.stack([worst_tenths(x).mean() for x in kept])[None], torch.stack(w, 1)])
+    value = torch.where(e + b > 0, 2 * e * b / (e + b), 0.0)
+    table = 1.0 + (value[:, None] > value[:, :, None] + 1e-12).sum(2).double()
     ends = torch.quantile(table[1:], torch.tensor([0.025, 0.975]).double(), dim=0).T.tolist()
     return {
         m: Score(float(table[0, i]), low, high, len(erased), "concepts", "new concepts")
@@ -221,7 +217,7 @@ def short(out: Path, protocol: str) -> str:
             gone.append(100 * (1 - cellwise(rows, list(rows[0]["erased"]), k=1)).mean((1, 2)))
             values = 100 * cellwise(rows, held)
             kept.append(values.mean((1, 2)))
-            worst.append(torch.tensor([worst_tenth(v) for v in values], dtype=torch.float64))
+            worst.append(worst_tenths(values))
         cells = [named(name), " + ".join(str(len(rows)) for rows in parts)]
         cells += ["–" if name == UNEDITED else spread(gone), spread(kept), spread(worst)]
         lines.append(f"| {' | '.join([*cells, *totals([r for rows in parts for r in rows])])} |")

@@ -129,15 +129,15 @@ def correlations(found: Mapping[str, Any], harm: str) -> dict[str, Score]:
 def figure(found: Mapping[str, Any]) -> str:
     """Correlations with intervals, for both kinds of real harm."""
     drawing, axes = panels(11, 3.6, 2, sharey=True)
-    order = list(correlations(found, "harm: picture"))
-    for ax, harm in zip(axes, ("harm: picture", "harm: prediction"), strict=True):
-        told = correlations(found, harm)
+    both = [correlations(found, f"harm: {k}") for k in ("picture", "prediction")]
+    order = list(both[0])
+    for ax, told, harm in zip(axes, both, ("picture", "prediction"), strict=True):
         ax.axvline(0, color=QUIET)
         ax.barh(range(len(order)), [told[k].value for k in order], color=OTHER)
         ends = zip(*(told[k].ends for k in order), strict=True)
         ax.hlines(range(len(order)), *ends, color="#111")
         ax.set_yticks(range(len(order)), order)
-        ax.set_xlabel(f"rank correlation with the {harm.removeprefix('harm: ')}'s harm")
+        ax.set_xlabel(f"rank correlation with the {harm}'s harm")
     axes[0].invert_yaxis()
     return svg(drawing)
 

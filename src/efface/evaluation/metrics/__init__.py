@@ -16,7 +16,7 @@ from efface.evaluation.metrics.metric import Given, Metric
 from efface.evaluation.metrics.nudity import exposed
 from efface.evaluation.metrics.perceived import perceived
 from efface.evaluation.metrics.perceptual import lpips_distance
-from efface.evaluation.metrics.worst import worst_tenth, worst_tenth_score
+from efface.evaluation.metrics.worst import worst_tenth, worst_tenth_score, worst_tenths
 from efface.evaluation.seen import Seen, see
 from efface.plugins import Table
 
@@ -59,4 +59,5 @@ __all__ = [
     "table",
     "worst_tenth",
     "worst_tenth_score",
+    "worst_tenths",
 ]

@@ -15,7 +15,7 @@ DRAWS = 500
 """Of the bootstrap."""
 
 
-def worst_tenth(values: Tensor, share: float = SHARE) -> float:
+def worst_tenths(values: Tensor, share: float = SHARE) -> Tensor:
     """The mean over the ``share`` of the concepts that fare worst, found apart from what is scored.
 
     They are found on every second picture and scored on the others, both ways averaged, so that a
@@ -23,30 +23,34 @@ def worst_tenth(values: Tensor, share: float = SHARE) -> float:
     are found equally bad share a place.
 
     Args:
-        values: a row a concept, a column a picture, (C, n), higher is better.
+        values: a row a concept, a column a picture, (…, C, n), higher is better.
+
+    Returns:
+        (…), double.
 
     Raises:
         ValueError: fewer than two pictures a concept, or no concept.
     """
-    if values.ndim != 2 or not len(values) or values.shape[1] < 2:
+    if values.ndim < 2 or not values.shape[-2] or values.shape[-1] < 2:
         raise ValueError(f"got values {tuple(values.shape)}: two pictures of a concept or more.")
-    halves = [values[:, i::2].double().mean(1) for i in (0, 1)]
-    both = [_tail(found, scored, share) for found, scored in (halves, halves[::-1])]
-    return sum(both) / 2
+    halves = [values[..., i::2].double().mean(-1) for i in (0, 1)]
+    one, two = (_tail(found, scored, share) for found, scored in (halves, halves[::-1]))
+    return (one + two) / 2
 
 
-def _tail(found: Tensor, scored: Tensor, share: float) -> float:
-    """The mean of ``scored`` over the lowest of ``found``."""
-    left = room = max(1, round(share * len(found)))
-    total = 0.0
-    for level in found.unique():  # ascending
-        here = scored[found == level]
-        taken = min(left, len(here))
-        total += taken * float(here.mean())
-        left -= taken
-        if not left:
-            break
-    return total / room
+def worst_tenth(values: Tensor, share: float = SHARE) -> float:
+    """:func:`worst_tenths` of one set of concepts, (C, n)."""
+    return float(worst_tenths(values, share))
+
+
+def _tail(found: Tensor, scored: Tensor, share: float) -> Tensor:
+    """The mean of ``scored`` over the lowest of ``found``, (…); both are (…, C)."""
+    room = max(1, round(share * found.shape[-1]))
+    last = found.kthvalue(room, -1, keepdim=True).values
+    below, level = found < last, found == last
+    left = room - below.sum(-1)
+    shared = (scored * level).sum(-1) / level.sum(-1)
+    return ((scored * below).sum(-1) + left * shared) / room
 
 
 def worst_tenth_score(values: Tensor, share: float = SHARE, draws: int = DRAWS) -> Score:
@@ -60,7 +64,7 @@ def worst_tenth_score(values: Tensor, share: float = SHARE, draws: int = DRAWS) 
     """
     g = torch.Generator().manual_seed(0)
     drawn = torch.randint(0, len(values), (draws, len(values)), generator=g)
-    means = torch.tensor([worst_tenth(values[rows], share) for rows in drawn])
+    means = worst_tenths(values[drawn], share).float()
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()
     return within(worst_tenth(values, share), low, high, len(values), "concepts", "new concepts")
 
