@@ -348,6 +348,7 @@ def report(tmp_path_factory):
     return run / "report.html"
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_from_outside(report):
     html = report.read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", html)
@@ -372,6 +373,7 @@ def test_the_page_says_what_was_measured_and_how_to_do_it_again(report):
     assert "data:image/svg+xml;base64," in html
 
 
+@pytest.mark.slow
 def test_the_page_opens_in_a_browser_at_both_widths(report, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:

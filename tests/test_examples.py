@@ -40,6 +40,7 @@ def differ(one, other):
     return ImageChops.difference(one, other).getbbox() is not None
 
 
+@pytest.mark.slow
 def test_the_pipeline_draws_as_before_behind_the_block(church):
     assert not differ(church["before"], church["again"])
     assert differ(church["before"], church["after"])

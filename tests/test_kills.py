@@ -93,6 +93,7 @@ def test_a_killed_change_is_undone_by_the_opposite_command(tiny, folder, tmp_pat
         assert contents(out) == plain
 
 
+@pytest.mark.slow
 def test_kills_while_merging(tiny, tmp_path):
     edit = moved(tiny, 0)
     (tmp_path / "start").mkdir()
@@ -172,6 +173,7 @@ def test_a_full_disk_when_the_edit_is_saved_loses_no_update(tiny, words, tmp_pat
     assert [p.name for p in (tmp_path / "run").iterdir()] == [EDIT]
 
 
+@pytest.mark.slow
 def test_kills_while_drawing_leave_the_same_bytes(tiny, tmp_path):
     wanted = [Wanted(p, s, p) for p in ("church", "dog") for s in (0, 1)]
     more = [*wanted, Wanted("moon", 0, "moon")]

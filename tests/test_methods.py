@@ -194,7 +194,7 @@ class Killed(Exception):
 
 RESUMED = {
     "esd": METHODS["esd"](),
-    "ap exact": METHODS["ap"](),
+    "ap": METHODS["ap"](),
     "ap paper": AP.presets()["paper"],
     "ap official": AP.presets()["official"],
     "esd lora": ESD.presets()["lora"],
@@ -203,9 +203,12 @@ RESUMED = {
     "twofold": METHODS["twofold"](),
     "race": METHODS["race"](),
 }
+LONG = ("ap paper", "age", "twofold", "race")
 
 
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in LONG else c for c in RESUMED]
+)
 def test_killed_at_every_update_and_started_again_it_ends_with_the_same_bits(
     tiny, words, tmp_path, case
 ):

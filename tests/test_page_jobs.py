@@ -77,6 +77,7 @@ def by_command(wish, out):
     run_erase(wish.method, o, ["efface", "erase"])
 
 
+@pytest.mark.slow
 def test_the_page_and_the_command_make_the_same_run_and_go_on_with_each_others(
     places, wish, start, tmp_path
 ):
@@ -101,6 +102,7 @@ def test_the_page_and_the_command_make_the_same_run_and_go_on_with_each_others(
     assert json.loads((again.run / "run.json").read_text())["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_shows_pictures_and_curves_on_fixed_seeds(places, wish):
     job = worked(places, wish, every=2, also=["hat"])
     seen = job.watched()
@@ -142,6 +144,7 @@ def test_looking_leaves_the_count_of_the_model_as_it_was(clothes_folder, tmp_pat
     assert points_in(watch.path) == []
 
 
+@pytest.mark.slow
 def test_a_closed_form_is_shown_too(places, wish, clothes_folder):
     other = Wish(METHODS["uce"](), (COAT,), wish.model)
     job = worked(places, other, every=5)
@@ -186,6 +189,7 @@ def test_a_model_that_vanishes_and_a_full_disk_are_one_line(places, wish, monkey
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_esr_and_psr_are_measured_along_the_strength(places, wish, monkeypatch):
     monkeypatch.setattr(work, "STRENGTHS", (0.5, 1.0))
     monkeypatch.setattr(work, "PICTURES", 1)
@@ -199,6 +203,7 @@ def test_esr_and_psr_are_measured_along_the_strength(places, wish, monkeypatch):
     assert views.strengths(desk, desk.know(wish)).count("<svg") == 2
 
 
+@pytest.mark.slow
 def test_attacks_have_verdicts_and_show_what_was_found_only_when_asked(places, wish):
     worked(places, wish, every=0)
     job = worked(places, wish, "attack", attacks=["completion"], budget="small", keep=True)

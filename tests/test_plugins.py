@@ -97,6 +97,7 @@ assert both.digest == joint.digest
 """
 
 
+@pytest.mark.slow
 def test_an_installed_method_is_everywhere(installed):
     out = installed("-c", EVERYWHERE, ROOT / "docs")
     parts = {p.splitlines()[0]: p for p in out.split("# ")[1:]}

@@ -182,6 +182,7 @@ def test_pictures_of_other_settings_have_another_folder(clothes, edit, tmp_path)
     assert samples_folder(tmp_path, clothes, own, 2) == tmp_path / "samples"
 
 
+@pytest.mark.slow
 def test_the_commands_use_the_models_own_and_keep_every_answer(folder, tmp_path, capsys):
     run, mine, prompts = tmp_path / "run", tmp_path / "mine.json", tmp_path / "p.csv"
     prompts.write_text("prompt,seed\na coat,1\na hat,2\n")

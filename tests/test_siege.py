@@ -275,6 +275,7 @@ def test_the_sample_is_spread_over_how_much_was_changed(siege, clothes):
     assert some.sample(9) == list(e)
 
 
+@pytest.mark.slow
 def test_a_siege_goes_on_where_it_was_stopped(siege, tmp_path, monkeypatch):
     whole = siege.run(tmp_path / "whole.json", siege.here(), progress=False)
     path, left = tmp_path / "attacks.json", iter(range(7))
@@ -389,6 +390,7 @@ def test_attacks_are_told_by_channel_and_kept(run, capsys):
     assert all(a.keys() == {"kind"} and a["kind"] in kinds for a in kept)
 
 
+@pytest.mark.slow
 def test_artefacts_are_kept_where_they_are_asked_for(run, capsys):
     assert attack(run, "--attack", "reading", "--keep-artefacts") == 0
     (path,) = run.glob("attacks-*.json")

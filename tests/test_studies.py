@@ -255,6 +255,7 @@ def clothes(tiny_folder, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_that_brings_its_words_judge_and_protocol_is_studied(
     clothes, words, tmp_path, cache, monkeypatch
 ):
@@ -280,6 +281,7 @@ def test_a_model_that_brings_its_words_judge_and_protocol_is_studied(
     assert "</svg>" in other_data.figure(found)
 
 
+@pytest.mark.slow
 def test_several_concepts_at_once_are_judged_on_names_that_no_method_saw(
     clothes, tmp_path, cache, monkeypatch
 ):
@@ -365,6 +367,7 @@ def test_differences_are_of_the_same_names_and_trainings():
     assert set(levels) == {("random", 1.0), ("exact", 1.0), ("exact", 3.0)}
 
 
+@pytest.mark.slow
 def test_searches_are_compared_on_names_that_no_vocabulary_holds(
     clothes, tmp_path, cache, monkeypatch
 ):
@@ -400,6 +403,7 @@ def test_searches_are_compared_on_names_that_no_vocabulary_holds(
         coverage.run(lab, **{**options, "draws": (0.001,)})
 
 
+@pytest.mark.slow
 def test_a_training_takes_about_as_many_evaluations_as_is_said(
     clothes, tmp_path, cache, monkeypatch
 ):
@@ -427,6 +431,7 @@ def test_seeds_and_a_smaller_run_are_refused_where_there_are_none(capsys, tmp_pa
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cross_table_of_recalls_and_attacks_is_made_cell_by_cell(clothes, tmp_path, cache):
     lab = Lab(tmp_path / "lab", str(clothes), progress=False)
     bank, search = Bank(ddim_steps=2, trajectories=1), Exact(refresh=2, probes=1)

@@ -328,6 +328,7 @@ def test_each_word_is_encoded_once_for_all_concepts(tiny, tmp_path, monkeypatch)
     assert all(asked.count(w) == 1 + (w in both.words) for w in NAMES)
 
 
+@pytest.mark.slow
 def test_a_job_gives_each_concept_its_own_kind(tiny):
     monet = Concept("Monet")
     job = job_of(tiny, [CHURCH, monet])
