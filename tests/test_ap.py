@@ -16,6 +16,7 @@ from efface.methods.esd import ESD
 from efface.models import load, mix
 from efface.seeds import generator
 from efface.training import Bank, Rollout, Run, Student
+from efface.training.closed_form import text_vectors
 from efface.training.latents import Banked, RolledOut
 from efface.training.search import Exact, Gumbel, Pools, Random, Setting
 from efface.vocabularies import load as load_vocabulary
@@ -628,6 +629,36 @@ def test_exact_search_scores_as_one_word_at_a_time_and_picks_the_worst(tiny):
             assert index in mine
             assert slow[index] >= (1 - 1e-3) * slow[mine].max()
         assert torch.equal(drawn.cond.states, pools.rows.states[drawn.chosen])
+
+
+def test_exact_search_scores_those_of_which_the_maps_make_most_else(tiny):
+    student, pools = Student(tiny, shaken(tiny, by=1.0)), pools_of(tiny)
+    source = Banked(tiny, [CHURCH, DOG], Bank(ddim_steps=4, trajectories=2), seeded(0))
+    whole, some = (
+        exact_over(tiny, pools, source, refresh=1, probes=2, memory=0.0, among=n)
+        for n in (len(WORDS), 6)
+    )
+    slow = []
+    for word in WORDS:
+        e = text_vectors(tiny, [word])[0].float()
+        far = ((student.weights[m] - tiny.parameters()[m]) @ e for m in tiny.text_maps())
+        slow.append(sum(float(x.square().sum()) for x in far))
+    listed = torch.tensor(slow).topk(6).indices
+    some.harm = torch.arange(20.0)  # of earlier scorings
+    before = tiny.counter.copy()
+    found = some.score(student, 1)
+    assert tiny.counter.since(before).forward == 12
+    torch.testing.assert_close(found[listed], whole.score(student, 1)[listed], rtol=2e-3, atol=1e-9)
+    rest = torch.ones(20, dtype=torch.bool).index_fill(0, listed, False)
+    assert torch.equal(found[rest], torch.arange(20.0)[rest])
+    assert whole.states is None
+
+
+def test_a_short_list_needs_a_trained_text_map(tiny):
+    method = AP(group="selfattn", search=Exact(among=3))
+    setting = Setting(job_of(tiny, [CHURCH], method), pools_of(tiny, [CHURCH]), None, None)
+    with pytest.raises(UserError, match="what trained text maps make of a word, and none is"):
+        method.search.start(setting)
 
 
 def test_exact_search_remembers_and_draws_among_the_top(tiny):

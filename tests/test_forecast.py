@@ -22,6 +22,7 @@ KINDS = {
     "gumbel": AP(search=Gumbel(), latents=Rollout(ddim_steps=3, own=True), keep=("cow",)),
     "straight": AP.presets()["official"],
     "exact": AP(search=Exact(refresh=3, probes=2), latents=Bank(ddim_steps=3, trajectories=2)),
+    "short list": AP(search=Exact(refresh=3, among=4), latents=Bank(ddim_steps=3, trajectories=2)),
     "rollout": ESD(latents=Rollout(ddim_steps=4), accumulate=2),
     "lora": ESD.presets()["lora"],
     "age": METHODS["age"](latents=Rollout(ddim_steps=3, own=True)),

@@ -196,6 +196,7 @@ def test_a_watcher_compares_the_favourite_with_the_worst(tiny, words):
         ("relatives", {"erased": ("church",), "updates": 2, "n": 1}),
         ("similarity", {"erased": ("church",), "updates": 2, "n": 1}),
         ("search", {"sizes": (5, 8), "updates": 4, "every": 2, "probes": 2}),
+        ("shortlist", {"size": 12, "sizes": (3,), "updates": 4, "every": 2, "probes": 1}),
         ("anchors", {"seeds": 1, "updates": 1}),
         ("vocabulary-size", {"sizes": (4, 8), "updates": 1}),
         ("vocabulary-kind", {"size": 5, "updates": 1}),

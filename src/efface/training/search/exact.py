@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from efface.errors import UserError
+from efface.models import DiffusionModel
 from efface.settings import Range, check_ranges
+from efface.training.closed_form import text_vectors
+from efface.training.erasure import Job
 from efface.training.search.pools import Setting
 from efface.training.search.random import RandomSearch
 from efface.training.student import Student
@@ -30,6 +34,9 @@ class Exact:
     top: Annotated[int, Range(0, 10**9)] = 24
     """How many of the most harmed are drawn from, all alike; 0: every candidate, as often as its
     share of all harm."""
+    among: Annotated[int, Range(0, 10**9)] = 0
+    """Of a large vocabulary only so many are scored, those of which the trained text maps make most
+    else, which takes no evaluation; the others keep their running harm. 0: all."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -39,12 +46,38 @@ class Exact:
         return ExactSearch(self, setting)
 
 
+def states_of(job: Job, words: Sequence[str]) -> Tensor:
+    """The text states of words that trained text maps read, (U, D), on the CPU.
+
+    Raises:
+        UserError: no text map is trained.
+    """
+    maps = set(job.model.text_maps())
+    if not maps & set(job.model.group(getattr(job.method, "group", "xattn"))):
+        raise UserError(
+            "search:exact --search.among looks at what trained text maps make of a word, and none "
+            "is trained here: train another group of weights, or score every candidate (0)."
+        )
+    return text_vectors(job.model, words).float()
+
+
+@torch.no_grad()
+def changed(model: DiffusionModel, student: Student, states: Tensor) -> Tensor:
+    """How much else all trained text maps make of each text state, squared, (U,), on the CPU."""
+    own, form = model.parameters(), torch.zeros(states.shape[1], states.shape[1])
+    for name in model.text_maps():
+        if name in student.weights:
+            far = (student.weights[name] - own[name].to(student.weights[name])).float().cpu()
+            form += far.T @ far
+    return ((states @ form) * states).sum(1)
+
+
 class ExactSearch(RandomSearch):
     """The most harmed candidates by scoring all of them.
 
     Harm is the mean squared change of ε on shared latents. The frozen model's side is computed
     once; a scoring costs U evaluations of the student, one latent a scoring, and the running harm
-    averages over the last ones.
+    averages over the last ones. With ``among`` it costs so many of each of both.
     """
 
     def __init__(self, config: Exact, setting: Setting) -> None:
@@ -52,18 +85,24 @@ class ExactSearch(RandomSearch):
         super().__init__(candidates)
         self.config, self.model = config, setting.job.model
         g = setting.job.generator("probes")
+        self.everyone = torch.arange(len(candidates.words))
+        self.states: Tensor | None = None
+        self.before: list[Tensor] = []
+        if 0 < config.among < len(candidates.words):
+            self.states = states_of(setting.job, candidates.words)
         self.probe = setting.source.draw(g, config.probes)
-        self.before = [self._predict(i, None) for i in range(config.probes)]
+        if self.states is None:
+            self.before = [self._predict(i, None) for i in range(config.probes)]
         self.harm = torch.zeros(len(candidates.words))
         self.calls = 0
 
-    def _predict(self, probe: int, student: Student | None) -> Tensor:
-        batch = self.model.at_once
+    def _predict(self, probe: int, student: Student | None, some: Tensor | None = None) -> Tensor:
+        batch, some = self.model.at_once, self.everyone if some is None else some
         z, t = self.probe.z[[probe]], self.probe.t[[probe]]
         parts = []
         with torch.no_grad():
-            for i in range(0, len(self.pools.words), batch):
-                cond = self.pools.take(slice(i, i + batch))
+            for mine in some.split(batch):
+                cond = self.pools.take(mine)
                 n = len(cond)
                 args = (z.expand(n, -1, -1, -1), t.expand(n), cond)
                 parts.append(self.model.predict(*args) if student is None else student(*args))
@@ -71,6 +110,11 @@ class ExactSearch(RandomSearch):
 
     def score(self, student: Student, probe: int) -> Tensor:
         """Harm of every candidate on one probe latent, (U,)."""
+        if self.states is not None:
+            far = changed(self.model, student, self.states)
+            some = far.topk(self.config.among).indices.sort().values
+            change = self._predict(probe, student, some) - self._predict(probe, None, some)
+            return self.harm.index_copy(0, some, change.square().mean((1, 2, 3)).cpu())
         change = self._predict(probe, student) - self.before[probe]
         return change.square().mean((1, 2, 3)).cpu()
 
