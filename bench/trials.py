@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -143,7 +143,6 @@ def attack(trial: Trial) -> AttackCell:
 
 
 DOCS = HERE.parent / "docs" / "benchmark.md"
-MARKS = ("<!-- anchors -->\n", "<!-- /anchors -->")
 SHOWN = {
     "ESR-1": "ESR-1",
     "ESR-5": "ESR-5",
@@ -153,22 +152,71 @@ SHOWN = {
     "drift held out": "drift",
     "drift of the worst tenth held out": "drift of the worst tenth",
 }
+BACK = {
+    "inversion": ("inversion", ""),
+    "completion at 10": ("completion", "10"),
+    "relearning, 50": ("relearn", "50"),
+}
+"""Columns of the attacks on twofold's trials: an attack, and where on its curve."""
 
 
-def table() -> str:
-    """All trials, in Markdown, means over their seeds."""
+def results(name: str) -> list[dict[str, Any]]:
+    """A trial's cells, seed by seed."""
+    return [json.loads(p.read_text()) for p in sorted(OUT.glob(f"{PROTOCOL.stem}-4-{name}-?.json"))]
+
+
+def anchors_table() -> str:
+    """AP's trials, in Markdown, means over their seeds."""
     lines = ["| trial | anchors | seeds | " + " | ".join(SHOWN.values()) + " | evaluations |"]
     lines.append("|" + " --- |" * (len(SHOWN) + 4))
     for name, (method, order, rank) in TRIALS.items():
-        paths = sorted(OUT.glob(f"{PROTOCOL.stem}-4-{name}-[0-9].json"))
-        rows = [json.loads(path.read_text()) for path in paths]
-        if rows:
-            what = f"{order}, place {rank + 1}" if order else "null prompt"
-            values = [f"{mean(row['scores'][k]['value'] for row in rows):.1f}" for k in SHOWN]
+        if isinstance(method, AP) and (rows := results(name)):
+            what = order if order == SEARCHED else f"{order}, place {rank + 1}"
+            cells = [said(method), what if order else "null prompt", str(len(rows)), *numbers(rows)]
             cost = f"{rows[0]['cost']['forward']} F + {rows[0]['cost']['backward']} B"
-            cells = [said(method), what, str(len(rows)), *values, cost]
+            lines.append(f"| {' | '.join([*cells, cost])} |")
+    return "\n".join(lines)
+
+
+def recalls_table() -> str:
+    """Twofold's trials, in Markdown, means over their seeds, with what brings the concepts back."""
+    lines = ["| trial | seeds | " + " | ".join([*SHOWN.values(), *BACK]) + " |"]
+    lines.append("|" + " --- |" * (len(SHOWN) + len(BACK) + 2))
+    for name, (method, *_) in TRIALS.items():
+        if isinstance(method, Twofold) and (rows := results(name)):
+            back = [brought_back(name, *at) for at in BACK.values()]
+            cells = [differs(method), str(len(rows)), *numbers(rows), *back]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def numbers(rows: list[dict[str, Any]]) -> list[str]:
+    """What is shown of a trial's scores."""
+    return [f"{mean(row['scores'][k]['value'] for row in rows):.1f}" for k in SHOWN]
+
+
+def brought_back(name: str, attack: str, at: str) -> str:
+    """Percent of the pictures of an attack that show the concept; – where it was not attacked."""
+    rows = [json.loads(p.read_text()) for p in sorted(OUT.glob(f"attacked-4-{name}-?.json"))]
+    hits = [
+        h
+        for row in rows
+        for r in row["attacks"].get(attack, {}).get("rows", ())
+        if r["role"] == "edited" and r.get("at", "") == at
+        for h in r["hits"]
+    ]
+    return f"{100 * mean(hits):.0f}" if hits else "–"
+
+
+def differs(method: Twofold) -> str:
+    """In which settings a trial differs from the first."""
+    first, found = twofold(), []
+    for mine, other in ((method, first), (method.recall, first.recall)):
+        for f in fields(mine):
+            value = getattr(mine, f.name)
+            if value != getattr(other, f.name) and f.name != "recall":
+                found.append(f"{f.name} {value}")
+    return ", ".join(found) or "against 1, eta 1.5, all channels"
 
 
 def said(method: Any) -> str:
@@ -177,20 +225,26 @@ def said(method: Any) -> str:
     if method.reuse:
         more.append(f"held words, {method.batch} erased and {method.preserve_batch} preserved rows")
     more += ["random words"] if isinstance(method.search, Random) else []
-    more += [f"rate falling from {method.lr:g}"] if method.decay else []
+    if method.decay:
+        more += [
+            f"rate falling over the last {100 * method.decay:.0f} %"
+            + (f" from {method.lr:g}" if method.lr else "")
+        ]
     return ", ".join(more)
 
 
-def write_table() -> None:
-    """Put the table between its marks in the docs."""
-    head, _, rest = DOCS.read_text(encoding="utf8").partition(MARKS[0])
-    tail = rest.partition(MARKS[1])[2]
-    DOCS.write_text(head + MARKS[0] + table() + "\n" + MARKS[1] + tail, encoding="utf8")
+def write_tables() -> None:
+    """Put the tables between their marks in the docs."""
+    for mark, made in (("anchors", anchors_table()), ("recalls", recalls_table())):
+        opened, closed = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+        head, _, rest = DOCS.read_text(encoding="utf8").partition(opened)
+        tail = rest.partition(closed)[2]
+        DOCS.write_text(head + opened + made + "\n" + closed + tail, encoding="utf8")
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--table"]:
-        write_table()
+        write_tables()
         sys.exit()
     chosen = [name.partition("@") for name in sys.argv[1:] or TRIALS]
     cells = [Trial(str(PROTOCOL), "4", name, int(seed or 0)) for name, _, seed in chosen]
