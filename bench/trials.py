@@ -89,10 +89,10 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
     "twofold-against0.3": (twofold(0.3), SEARCHED, 0),
     "twofold-against0.1": (twofold(0.1), SEARCHED, 0),
     "twofold-onto": (twofold(eta=0.0), SEARCHED, 0),
+    "twofold-onto-0.3": (twofold(0.3, eta=0.0), SEARCHED, 0),
+    "twofold-onto-0.1": (twofold(0.1, eta=0.0), SEARCHED, 0),
     "twofold-preserve3": (twofold(preserve=3.0), SEARCHED, 0),
     "twofold-tokens": (twofold(states=False, latents=False), SEARCHED, 0),
-    "twofold-refresh100": (twofold(refresh=100), SEARCHED, 0),
-    "twofold-short": (twofold(tokens_step=0.03), SEARCHED, 0),
 }
 """A method, the order in which candidates are anchors, and which of them is taken."""
 
