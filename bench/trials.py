@@ -30,6 +30,8 @@ from efface.models import DiffusionModel
 from efface.seeds import generator
 from efface.training import Method
 from efface.training.anchors import compare, half_made
+from efface.training.closed_form import text_vectors
+from efface.training.minimax import seen_by
 from efface.training.recall import Recall
 from efface.training.search import Random
 
@@ -85,6 +87,10 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
         for e in (1.5, 2.0, 3.0, 4.0)
     },
     "cosine-3-200": (ap(updates=200, decay=1.0, lr=6e-4), "cosine", 3),
+    **{
+        f"least-{rank}": (lean(batch=2, preserve_batch=6, eta=1.5), "least", rank)
+        for rank in (0, 3)
+    },
     "twofold": (twofold(), SEARCHED, 0),
     "twofold-against0.3": (twofold(0.3), SEARCHED, 0),
     "twofold-against0.1": (twofold(0.1), SEARCHED, 0),
@@ -123,6 +129,11 @@ def anchor(
     protocol = load_protocol("emoji-objects-2")
     names = [c.name for c in erased]
     words = protocol.usable(names, named(protocol.judge).concept_names)
+    if order == "least":
+        own = model.parameters()
+        form = seen_by([own[n] for n in model.text_maps()])
+        way = text_vectors(model, words) - text_vectors(model, [concept.name])
+        return words[int(((way @ form) * way).sum(1).argsort()[rank])]
     z = half_made(
         model, model.embed([concept.name]).repeat(4), generator(0, "anchor", concept.name)
     )
