@@ -9,7 +9,7 @@ HARD := unedited ap esd twofold
 SPLITS := --split 1 --split 2
 STAGES := data vae clip unet judge quality second
 
-.PHONY: demo test slow browser lint docs check dist bench hard mutants model words fashion
+.PHONY: demo test slow browser oldest newest lint docs check dist bench hard mutants model words fashion
 
 demo: $(INSTALLED)
 	$(BIN)/efface demo
@@ -25,6 +25,19 @@ slow: $(INSTALLED)
 browser: $(INSTALLED)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(BIN)/pytest -m browser tests/test_browser.py
+
+# The fast tests with the oldest versions that pyproject.toml allows: make oldest PYTHON=python3.10
+oldest:
+	test -x .venv-oldest/bin/pip || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -c constraints-oldest.txt -e '.[dev,page]'
+	.venv-oldest/bin/pytest $(TESTS)
+
+# And with the newest that there are, but for torch.
+newest:
+	test -x .venv-newest/bin/pip || $(PYTHON) -m venv .venv-newest
+	grep '^torch==' constraints.txt > .venv-newest/torch.txt
+	.venv-newest/bin/python -m pip install -q --disable-pip-version-check -U -c .venv-newest/torch.txt -e '.[dev,page]'
+	.venv-newest/bin/pytest $(TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

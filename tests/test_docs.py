@@ -31,6 +31,11 @@ def architecture():
     return script(ROOT / "docs" / "architecture.py")
 
 
+@pytest.fixture(scope="module")
+def outputs():
+    return script(ROOT / "docs" / "outputs.py")
+
+
 @pytest.mark.parametrize("name", [n for n in efface.__all__ if n != "__version__"])
 def test_every_public_name_is_in_the_docs(name):
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf8")
@@ -102,3 +107,34 @@ def test_the_pages_get_their_tables(architecture):
         assert f"| `{name}` |" in tables.methods()
     for folder in (ROOT / "src" / "efface").glob("*/__init__.py"):
         assert f"| `{folder.parent.name}` |" in tables.rooms()
+
+
+def test_every_command_has_its_output_in_the_docs(outputs):
+    text = (ROOT / "docs" / "outputs.md").read_text(encoding="utf8")
+    named = outputs.commands(text)
+    assert {f"efface {name} --help" for name in ABOUT} <= set(named)
+    kept = dict(re.findall(r"<!-- \$ (.+) -->\n```text\n\$ .+\n((?:.*\n)+?)```\n", text))
+    assert list(kept) == named, "python docs/outputs.py writes the blocks"
+    assert outputs.written(text, lambda c: kept[c].removesuffix("\n")) == text
+
+
+def test_outputs_are_written_below_their_commands(outputs):
+    page = "a\n<!-- $ efface one -->\n\nb\n<!-- $ efface two -->\n```text\nold\n```\nc\n"
+    took = {"efface one": "took 3.5 min, 81.2 MB", "efface two": "digest b0aab9a15178f999"}
+    now = outputs.written(page, took.__getitem__)
+    assert "$ efface one\ntook …, …\n```\n\nb" in now
+    assert "old" not in now
+    assert "b0aab9a15178f999" not in now
+    assert outputs.written(now, took.__getitem__) == now
+
+
+@pytest.mark.slow
+def test_the_docs_say_what_the_commands_print_now(outputs):
+    page = ROOT / "docs" / "outputs.md"
+
+    def roughly(text):
+        """Numbers aside where pictures are drawn: another processor's sums differ."""
+        drawn, _, helped = text.partition("\n## Help\n")
+        return re.sub(r"[ -]+", " ", re.sub(r"\d[\d.,]*", "#", drawn)), helped
+
+    assert roughly(outputs.anew(page)) == roughly(page.read_text(encoding="utf8"))

@@ -21,11 +21,18 @@ from efface.methods import METHODS
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import FAMILIES, Family
-from efface.plugins import Table
+from efface.plugins import Table, is_a
 from efface.testing import check_method, small, tiny_model
 from efface.training import Made, Method
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_an_alias_of_a_class_is_no_class_of_its_kind():
+    """``Named = dict[str, Tensor]`` in a method's file; Python 3.10 calls it a class."""
+    assert is_a(dict, dict)
+    assert not is_a(dict[str, int], dict)
+    assert not is_a("dict", dict)
 
 
 # -- installed -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from efface.evaluation.measure import measure
 from efface.evaluation.metrics import METRICS, Given, Metric, esr, psr, see
 from efface.evaluation.protocols import Protocol, load
 from efface.evaluation.samples import Samples, Wanted
-from efface.evaluation.scoring import ask, keep, scored, scores_file
+from efface.evaluation.scoring import Question, ask, asked_of, keep, scored, scores_file
 from efface.evaluation.sensitivity import INSTRUMENTS, Look
 from efface.models import load as load_model
 from efface.scores import Score
@@ -295,3 +295,9 @@ def test_the_picture_instrument_of_a_model_without_a_protocol_asks_for_the_word(
     samples = Samples.open(tmp_path / "samples")
     assert {w.prompt for w in samples.rows} == {"coat", "dress"}
     assert samples.settings.steps == tiny.steps
+
+
+def test_one_picture_of_a_concept_is_too_few_for_the_worst_tenth():
+    one = Question(load("emoji-objects-2"), False, pictures=1)
+    with pytest.raises(UserError, match="2 or more"):
+        asked_of(one, None, None)

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from inspect import isabstract, isclass
 from pkgutil import iter_modules
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, get_origin
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Table(Mapping[str, type[T]], Generic[T]):
         for info in iter_modules(import_module(self.package).__path__):
             module = import_module(f"{self.package}.{info.name}")
             for thing in vars(module).values():
-                mine = isclass(thing) and issubclass(thing, self.of) and not isabstract(thing)
+                mine = is_a(thing, self.of) and not isabstract(thing)
                 if mine and thing.__module__ == module.__name__ and hasattr(thing, "name"):
                     found[thing.name] = thing
         order = getattr(import_module(self.package), "ORDER", ())
@@ -78,7 +78,7 @@ class Table(Mapping[str, type[T]], Generic[T]):
             made = point.load()
         except (Exception, SystemExit) as e:  # noqa: BLE001 (whatever another package's import raises)
             return f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-        if not (isclass(made) and issubclass(made, self.of)):
+        if not is_a(made, self.of):
             return f"{point.value} is no {self.of.__name__}"
         if isabstract(made):
             missing = ", ".join(sorted(getattr(made, "__abstractmethods__", ())))
@@ -108,6 +108,11 @@ def said_by_class(of: type) -> list[str]:
         for n, hint in of.__annotations__.items()
         if str(hint).startswith("ClassVar") and not hasattr(of, n)
     ]
+
+
+def is_a(thing: object, of: type) -> bool:
+    """Whether something is a class of a kind; Python 3.10 takes ``dict[str, int]`` for a class."""
+    return isclass(thing) and get_origin(thing) is None and issubclass(thing, of)
 
 
 def _home(point: EntryPoint) -> str:

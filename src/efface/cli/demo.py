@@ -35,8 +35,8 @@ class Options:
     """One of the shipped model's concepts."""
     updates: Annotated[int, Range(1, 1_000_000)] = 150
     """Weight updates, 1 to 1,000,000."""
-    pictures: Annotated[int, Range(1, 10_000)] = 4
-    """Pictures of each concept that are scored, 1 to 10,000, before and after; seeds from 0 on."""
+    pictures: Annotated[int, Range(2, 10_000)] = 4
+    """Pictures of each concept that are scored, 2 to 10,000, before and after; seeds from 0 on."""
     out: Path = Path("runs/demo")
     """The run's folder."""
 

@@ -250,9 +250,15 @@ def asked_of(question: Question, edit: Edit | None, judge: Judge | None) -> list
     """The pictures that a question asks for.
 
     Raises:
-        UserError: a concept that the judge does not know, or an erased one among the preserved.
+        UserError: a concept that the judge does not know, an erased one among the preserved, or too
+            few pictures.
     """
     p = question.protocol
+    if "worst-tenth" in p.metrics and not p.source and question.pictures < 2:
+        raise UserError(
+            "got 1 for --pictures; the worst tenth is found on half of the pictures and scored on "
+            "the others: 2 or more."
+        )
     if p.source:
         assert question.prompts is not None  # a question is whole
         return wanted_of(p, question.prompts, question.limit)
