@@ -97,6 +97,8 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
     "twofold-onto": (twofold(eta=0.0), SEARCHED, 0),
     "twofold-onto-0.3": (twofold(0.3, eta=0.0), SEARCHED, 0),
     "twofold-onto-0.1": (twofold(0.1, eta=0.0), SEARCHED, 0),
+    "twofold-onto-0.6": (twofold(0.6, eta=0.0), SEARCHED, 0),
+    "twofold-onto-preserve2": (twofold(eta=0.0, preserve=2.0), SEARCHED, 0),
     "twofold-preserve3": (twofold(preserve=3.0), SEARCHED, 0),
     "twofold-tokens": (twofold(states=False, latents=False), SEARCHED, 0),
 }

@@ -2,7 +2,7 @@
 
 A line ``<!-- $ efface … -->`` in a page names a command; the block below it is what it prints. The
 commands of a page run in its order, in one empty folder, so that each can use what one before
-wrote. What differs between two runs or machines (times, memory, digests, versions, paths) is
+wrote. What differs between two runs or machines (times, memory, digests) is
 written as one and the same thing.
 """
 
