@@ -54,7 +54,7 @@ def lean(**options: Any) -> AP:
 def twofold(against: float = 1.0, **options: Any) -> Twofold:
     """Twofold with some settings changed: its own, or its recall's."""
     own = {k: options.pop(k) for k in ("preserve", "preserve_batch") if k in options}
-    return Twofold(against=against, recall=Recall(**options), **own)
+    return Twofold(against=against, recall=Recall(**{"eta": 1.5, **options}), **own)
 
 
 SEARCHED = "searched for"
