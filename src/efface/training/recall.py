@@ -48,8 +48,8 @@ class Recall:
     rows: Annotated[int, Range(1, 4096)] = 2
     """Latents of an update that are erased under a find, each of a random channel."""
     eta: Annotated[float, Range(0)] = 0.0
-    """Strength of the negative guidance under a find; 0 maps it onto the anchor: beyond it lies what
-    the other words suffer from, since finds are near to them as well."""
+    """Strength of the negative guidance under a find; 0 maps it onto the anchor: to push beyond it
+    harms other words, since finds are near to them as well."""
     states_radius: Annotated[float, Range(0, 100, open_low=True)] = 0.3
     """How far a number of the text states may move, in units of their root mean square."""
     tokens_step: Annotated[float, Range(0, 100, open_low=True)] = 0.1
