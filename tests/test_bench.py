@@ -380,6 +380,7 @@ def test_the_page_opens_in_a_browser_at_both_widths(report, tmp_path):
     assert "What this erasure did" in dom
 
 
+@pytest.mark.slow
 def test_cells_that_come_to_nothing_are_told(protocol, tmp_path, monkeypatch):
     def some(desk, cells, crew):
         assert (crew.jobs, crew.fresh) == (2, True)

@@ -68,6 +68,19 @@ def test_bad_input_is_one_line(command, args, said, monkeypatch, tmp_path, capsy
     assert not list(tmp_path.iterdir())
 
 
+def test_a_cluster_that_is_not_there_is_a_line(monkeypatch):
+    class Ray:
+        """As ray is, where nothing answers."""
+
+        @staticmethod
+        def init(*_, **__):
+            raise ConnectionError("nothing answers.\nMore about it.")
+
+    monkeypatch.setitem(sys.modules, "ray", Ray)
+    with pytest.raises(UserError, match=r"^no Ray cluster at 'nowhere:1': nothing answers\.$"):
+        found(Crew(ray="nowhere:1"), Desk(None), "a")
+
+
 @pytest.mark.slow
 def test_a_task_whose_process_dies_is_tried_once_more(tmp_path):
     torch.set_num_threads(1)
@@ -105,5 +118,3 @@ def test_ray_does_what_processes_do(tmp_path, monkeypatch):
     assert isinstance(told["die"], Failed)
     assert [told[t][0] for t in ("a", "die once", "b", "c")] == ["a", "die once", "b", "c"]
     assert {told[t][2] for t in "abc"} == {torch.get_num_threads()}
-    with pytest.raises(UserError, match="no Ray cluster at 'nowhere:1'"):
-        found(Crew(ray="nowhere:1"), Desk(tmp_path), "a")
