@@ -21,9 +21,10 @@ from efface.evaluation.attacks.completion import Completion
 from efface.evaluation.attacks.inversion import Inversion
 from efface.evaluation.attacks.relearn import Relearn
 from efface.evaluation.bench import Cell, shown
+from efface.evaluation.cells import run_all
 from efface.evaluation.judges import named
 from efface.evaluation.protocols import load as load_protocol
-from efface.evaluation.tasks import each, run_all
+from efface.evaluation.tasks import Crew
 from efface.methods.ap import AP
 from efface.methods.twofold import Twofold
 from efface.models import DiffusionModel
@@ -262,5 +263,6 @@ if __name__ == "__main__":
     chosen = [name.partition("@") for name in sys.argv[1:] or TRIALS]
     cells = [Trial(str(PROTOCOL), "4", name, int(seed or 0)) for name, _, seed in chosen]
     after = [attack(cell) for cell in cells if isinstance(TRIALS[cell.method][0], Twofold)]
-    for failed in run_all(cells, OUT, WORK, jobs=2) + each(after, OUT, WORK, 2):
+    two = Crew(2)
+    for failed in run_all(cells, OUT, WORK, two) + run_all(after, OUT, WORK, two):
         print(failed.cell.file, failed.why)

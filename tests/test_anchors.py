@@ -86,7 +86,8 @@ def test_a_large_vocabulary_is_narrowed_first(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(anchors, "AMONG", 10)
     path = tmp_path / "words.txt"
     path.write_text("\n".join(WORDS))
-    assert len(anchors.candidates(tiny, CHURCH, [CHURCH], str(path))) == 5
+    words = anchors.candidates(tiny, CHURCH, [CHURCH], str(path))
+    assert len(anchors.narrowed(tiny, CHURCH, words)) == 5
 
 
 def test_what_is_said_comes_before_what_is_searched_for(tiny, word_list):

@@ -23,9 +23,10 @@ from efface.evaluation.bench import (
     plain,
     run_cell,
 )
+from efface.evaluation.cells import run_all
 from efface.evaluation.evaluate import judge_for
 from efface.evaluation.protocols import PROTOCOLS, Protocol, load
-from efface.evaluation.tasks import run_all
+from efface.evaluation.tasks import Crew, Failed
 from efface.reporting.tables import difference, harmonic, markdown, ranking, read, score
 from efface.scores import rate
 from efface.training import Tuning
@@ -166,16 +167,6 @@ def test_peers_can_have_anchors_that_are_searched_for_among_what_they_may_see(
     with pytest.raises(KeyboardInterrupt):
         Opened(Cell(protocol, "2", "esd@auto", 1)).erase(tmp_path / "work", progress=False)
     assert asked == ["words: church, castle"]  # no fox, and nothing that is erased
-
-
-def test_a_cell_that_dies_is_tried_twice_then_reported(protocol, tmp_path, monkeypatch):
-    tried = []
-    monkeypatch.setattr(tasks, "in_a_process", lambda cell, *_: tried.append(cell) or "exit code 9")
-    cells = [Cell(protocol, "1", "uce", 0)]
-    with pytest.warns(UserWarning, match="exit code 9"):
-        failed = run_all(cells, tmp_path / "out", tmp_path / "work")
-    assert tried == cells * 2
-    assert [f.cell for f in failed] == cells
 
 
 # -- tables --------------------------------------------------------------------------------------
@@ -390,15 +381,30 @@ def test_the_page_opens_in_a_browser_at_both_widths(report, tmp_path):
 
 
 @pytest.mark.slow
+def test_cells_that_come_to_nothing_are_told(protocol, tmp_path, monkeypatch):
+    def some(desk, cells, crew):
+        assert (crew.jobs, crew.fresh) == (2, True)
+        yield cells[1], Failed("its process died: exit code 9")
+        yield cells[0], desk.open()(cells[0])
+
+    monkeypatch.setattr(tasks, "_in_processes", some)
+    cells = [Cell(protocol, s, "uce", 0) for s in ("1", "2")]
+    (lost,) = run_all(cells, tmp_path / "out", tmp_path / "work", Crew(2))
+    assert lost == (cells[1], "its process died: exit code 9")
+    assert cells[0].there(tmp_path / "out")
+    assert not cells[1].there(tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_cells_run_on_a_local_ray_cluster_and_give_what_one_process_gives(protocol, tmp_path):
     ray = pytest.importorskip("ray")
     cells = [Cell(protocol, split, "uce", 0) for split in ("1", "2")]
     try:
-        failed = run_all(cells, tmp_path / "ray", tmp_path / "work-ray", ray="local")
+        failed = run_all(cells, tmp_path / "ray", tmp_path / "work-ray", Crew(ray="local"))
         broken = Opened(cells[0]).folder(tmp_path / "broken")
         broken.parent.mkdir()
         broken.touch()  # a file where the cell's folder is to be
-        lost = run_all(cells[:1], tmp_path / "none", tmp_path / "broken", ray="local")
+        lost = run_all(cells[:1], tmp_path / "none", tmp_path / "broken", Crew(ray="local"))
     finally:
         ray.shutdown()
     assert not failed
@@ -408,8 +414,8 @@ def test_cells_run_on_a_local_ray_cluster_and_give_what_one_process_gives(protoc
     for cell in cells:
         row = json.loads((tmp_path / "ray" / cell.file).read_text())
         alone = run_cell(cell, tmp_path / "alone", tmp_path / "work", progress=False)
-        assert row["hits"] == alone["hits"]
-        assert row["edit"] == alone["edit"]
+        assert (row["hits"], row["edit"]) == (alone["hits"], alone["edit"])
+        assert row["scores"] == alone["scores"]
 
 
 @pytest.mark.usefixtures("_known")

@@ -1,14 +1,22 @@
 """How far words moved, against one word at a time; and the command about it."""
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import CHURCH, QUIET, WORDS, quick, shaken
+from desks import elsewhere
 
 from efface.cli.main import main
+from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.evaluation import tasks
+from efface.evaluation.clip import OWN
+from efface.evaluation.parts import Predicted, here, kept
 from efface.evaluation.samples import Wanted, generate
 from efface.evaluation.sensitivity import (
     Moved,
@@ -22,6 +30,7 @@ from efface.evaluation.sensitivity import (
 )
 from efface.methods.spm import SPM
 from efface.methods.uce import UCE
+from efface.models import DiffusionModel, load
 from efface.models.families import family as family_module
 from efface.scores import rank_correlation, ranks
 from efface.seeds import generator
@@ -243,3 +252,86 @@ def test_looking_ahead_and_looking_back(proxy, tiny_folder, words, tmp_path, cap
     assert set(found["instruments"][0]["words"]) == set(WORDS)
     assert list(found["agreement"]) == ["prediction (2 latents) / closed form (4 layers)"]
     assert (run / "sensitivity.json").exists()
+
+
+# -- elsewhere, and later -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def look(clothes_folder, tmp_path, monkeypatch):
+    """Looks at an edit by every instrument; what it says, and the pictures that it drew."""
+    monkeypatch.setattr(DiffusionModel, "at_once", 8)
+    model = load(clothes_folder, device="cpu")
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join(["dress", "bag", "boot", "shirt", "hat", *WORDS]))
+    concepts = [Concept("coat").to_json()]
+    meta = {"base": model.base, "model": str(clothes_folder), "concepts": concepts, "method": "x"}
+    edit = Edit(shaken(model, by=1.0), meta)
+
+    def look(name, *more):
+        run, args = (
+            tmp_path / name,
+            ["--vocabulary", str(path), "--latents", "2", "--pictures", "1"],
+        )
+        monkeypatch.setenv("EFFACE_CACHE", str(run / "cache"))
+        edit.save(run)
+        for i in ("prediction", "closed-form", "picture"):
+            args += ["--instrument", i]
+        code = main(["sensitivity", str(run), *args, "--clip", OWN, *more])
+        if code:
+            return code
+        pictures = {p.relative_to(run): p.read_bytes() for p in run.glob("**/*.png")}
+        return json.loads((run / "sensitivity.json").read_text()), pictures
+
+    return look
+
+
+def test_what_is_looked_at_elsewhere_comes_to_the_same(look, monkeypatch):
+    alone = look("one")
+    assert len(alone[1]) == 50
+    monkeypatch.setattr(tasks, "_in_processes", elsewhere)
+    assert look("two", "--jobs", "2") == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crew", ["--jobs 2", "--ray local"])
+def test_several_processes_see_what_one_does(look, crew):
+    if "ray" in crew:
+        pytest.importorskip("ray")
+    alone = look("one")
+    try:
+        assert look("two", *crew.split()) == alone
+    finally:
+        if "ray" in crew:
+            sys.modules["ray"].shutdown()
+
+
+def test_killed_it_goes_on(look, monkeypatch):
+    whole = look("whole")
+    left, done = iter(range(2)), Predicted.done
+
+    def stopped(part, at):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return done(part, at)
+
+    monkeypatch.setattr(Predicted, "done", stopped)
+    assert look("again") == 130
+    had = []
+    monkeypatch.setattr(Predicted, "done", lambda *a: had.append(a) or done(*a))
+    assert look("again") == whole
+    assert len(had) == 2  # of four
+    assert not list(Path(os.environ["EFFACE_CACHE"]).glob("parts/*/*"))
+
+
+def test_what_was_kept_of_a_part_and_is_damaged_is_done_again(tiny, edit, tmp_path):
+    some = [Predicted((w,), 2, 0) for w in WORDS[:3]]
+
+    found = dict(kept(here(tiny, edit), lambda: tmp_path)(some))
+    begun = kept(here(tiny, edit), lambda: tmp_path)(some)
+    next(begun), next(begun)
+    begun.close()
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:50])
+    again = dict(kept(here(tiny, edit), lambda: tmp_path)(some))
+    assert all(torch.equal(again[p], found[p]) for p in some)

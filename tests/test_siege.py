@@ -3,18 +3,20 @@
 import dataclasses
 import json
 import shutil
+import sys
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 from conftest import shaken, unchanged
+from desks import elsewhere
 
-from efface.cli.attack import shared_out
 from efface.cli.main import main
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.evaluation import siege as siege_module
+from efface.evaluation import tasks
 from efface.evaluation.artefacts import Text
 from efface.evaluation.attacks import Attack, Attacked
 from efface.evaluation.attacks.completion import Completion
@@ -25,7 +27,7 @@ from efface.evaluation.attacks.rephrase import Rephrase
 from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.protocols import Protocol, load
 from efface.evaluation.references import References
-from efface.evaluation.siege import Siege, Unit
+from efface.evaluation.siege import Siege
 from efface.evaluation.trial import Court, Row, Spent, flat, tried, way_back
 from efface.evaluation.verdicts import Line, broken, curve, gate, lines, scored, verdict
 from efface.models import load as load_model
@@ -275,35 +277,50 @@ def test_the_sample_is_spread_over_how_much_was_changed(siege, clothes):
     assert some.sample(9) == list(e)
 
 
+def told_of_units(path):
+    """What a file holds of its units but the time."""
+    found = json.loads(path.read_text())["units"]
+    return [(k, {**u, "seconds": 0}) for k, u in found.items()]
+
+
 @pytest.mark.slow
 def test_a_siege_goes_on_where_it_was_stopped(siege, tmp_path, monkeypatch):
-    whole = siege.run(tmp_path / "whole.json", siege.here(), progress=False)
+    whole = siege.run(tmp_path / "whole.json", progress=False)
     path, left = tmp_path / "attacks.json", iter(range(7))
-    one = Siege.one
+    one = Siege.whole
 
-    def stopped(self, unit, keep):
+    def stopped(self, unit):
         if next(left, None) is None:
             raise KeyboardInterrupt
-        return one(self, unit, keep)
+        return one(self, unit)
 
-    monkeypatch.setattr(Siege, "one", stopped)
+    monkeypatch.setattr(Siege, "whole", stopped)
     with pytest.raises(KeyboardInterrupt):
-        siege.run(path, siege.here(), progress=False)
+        siege.run(path, progress=False)
     monkeypatch.undo()
     assert len(json.loads(path.read_text())["units"]) == 7
     again = replace(siege, references=replace(siege.references, kept={}))
-    found = again.run(path, again.here(), progress=False)
+    found = again.run(path, progress=False)
     assert [x.to_json() for x in found.lines] == [x.to_json() for x in whole.lines]
+    assert told_of_units(path) == told_of_units(tmp_path / "whole.json")
     told = json.loads(path.read_text())
     assert set(told["units"]) == {u.key for u in siege.units()}
     assert told["verdicts"].keys() == {"none", "seed-search", "completion", "relearn", "reading"}
-    monkeypatch.setattr(Siege, "one", lambda *_: pytest.fail("nothing is left to be done"))
-    again.run(path, again.here(), progress=False)
+    monkeypatch.setattr(Siege, "whole", lambda *_: pytest.fail("nothing is left to be done"))
+    again.run(path, progress=False)
     other = replace(siege, attacks=[replace(SMALL[1], batch=3)])
-    assert "with other settings" in refused(other.run, path, lambda u: None, False)
-    assert "another seed" in refused(replace(siege, seed=1).run, path, lambda u: None, False)
+    assert "with other settings" in refused(other.run, path, progress=False)
+    assert "another seed" in refused(replace(siege, seed=1).run, path, progress=False)
     path.write_text('{"about": {}}')
-    assert "no field 'units'" in refused(siege.run, path, siege.here(), False)
+    assert "no field 'units'" in refused(siege.run, path, progress=False)
+
+
+def test_pictures_to_attack_with_do_not_depend_on_how_many_were_asked_for(siege):
+    few = siege.references.pictures(Concept("coat"), 3)
+    more = replace(siege.references, kept={}).pictures(Concept("coat"), 7)
+    assert torch.equal(siege.references.pictures(Concept("coat"), 7), more)
+    assert torch.equal(few, more[:3])
+    assert len({p.numpy().tobytes() for p in more}) == 7
 
 
 def test_memory_that_runs_out_is_one_line_and_loses_nothing(siege, tmp_path, monkeypatch):
@@ -315,7 +332,7 @@ def test_memory_that_runs_out_is_one_line_and_loses_nothing(siege, tmp_path, mon
         return [row()]
 
     monkeypatch.setattr(siege_module, "tried", short)
-    said = refused(siege.run, tmp_path / "attacks.json", siege.here(), False)
+    said = refused(siege.run, tmp_path / "attacks.json", progress=False)
     assert "out of memory" in said
     assert len(json.loads((tmp_path / "attacks.json").read_text())["units"]) == 3
 
@@ -399,25 +416,36 @@ def test_artefacts_are_kept_where_they_are_asked_for(run, capsys):
     assert (home / "none-edited-boot-0.png").exists()
 
 
-@pytest.mark.slow
-def test_several_processes_find_what_one_does(run, capsys, tmp_path):
+def attacked_by(run, out, *crew):
+    """What a crew finds, and the files of it."""
     args = ["--attack", "reading", "--attack", "completion", "--completion.begun", "1"]
     args += ["--completion.steps", "2", "--keep-artefacts"]
-    found = {}
-    for jobs in (1, 2):
-        out = tmp_path / f"{jobs}.json"
-        assert attack(run, *args, "--jobs", str(jobs), "--out", str(out)) == 0
-        told = json.loads(out.read_text())
-        units = {k: {**u, "seconds": 0, "evaluations": 0} for k, u in told["units"].items()}
-        made = {p.name: p.read_bytes() for p in out.with_suffix("").iterdir()}
-        lines = [{k: v for k, v in x.items() if k != "seconds"} for x in told["lines"]]
-        found[jobs] = (list(units.items()), lines, told["verdicts"], told["about"], made)
-    assert len(found[1][0]) > 8
-    assert found[1] == found[2]
-    capsys.readouterr()
-    units = [Unit(Reading(), "edited", "coat")]
-    with pytest.raises(UserError, match="a process of the attack died"):
-        list(shared_out(["nowhere"], 1, units))
+    assert attack(run, *args, *crew, "--out", str(out)) == 0
+    told = json.loads(out.read_text())
+    made = {p.name: p.read_bytes() for p in out.with_suffix("").iterdir()}
+    lines = [{k: v for k, v in x.items() if k != "seconds"} for x in told["lines"]]
+    assert len(told["units"]) > 8
+    assert any(name.endswith(".png") for name in made)
+    return (told_of_units(out), lines, told["verdicts"], told["about"], made)
+
+
+def test_what_is_attacked_elsewhere_comes_to_the_same(run, tmp_path, monkeypatch):
+    alone = attacked_by(run, tmp_path / "1.json")
+    monkeypatch.setattr(tasks, "_in_processes", elsewhere)
+    assert attacked_by(run, tmp_path / "2.json", "--jobs", "2") == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crew", ["--jobs 2", "--ray local"])
+def test_several_processes_find_what_one_does(run, tmp_path, crew):
+    if "ray" in crew:
+        pytest.importorskip("ray")
+    alone = attacked_by(run, tmp_path / "1.json")
+    try:
+        assert attacked_by(run, tmp_path / "2.json", *crew.split()) == alone
+    finally:
+        if "ray" in crew:
+            sys.modules["ray"].shutdown()
 
 
 def test_the_gate_ends_with_1(run, capsys):

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import WORDS, job_of, quick, shaken
+from desks import elsewhere
 
 from efface.cli.main import main
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.evaluation import tasks
 from efface.evaluation.attacks.completion import Completion
 from efface.evaluation.attacks.inversion import Inversion
 from efface.evaluation.attacks.states import TextStates
 from efface.evaluation.judges.emoji import EmojiJudge, JudgeConfig
+from efface.methods.ap import AP
 from efface.methods.dp import DP
 from efface.methods.twofold import Twofold
 from efface.methods.uce import UCE
@@ -288,7 +291,11 @@ def test_several_concepts_at_once_are_judged_on_names_that_no_method_saw(
 ):
     lab = Lab(tmp_path / "lab", str(clothes), progress=False)
     methods = {"uce": UCE(vocabulary="names"), "dp": DP(leverage=1.0), "free": DP(leverage=0.0)}
-    options = {"counts": (2, 1), "methods": methods, "gone": 1, "kept": 2}
+    small = {"latents": Bank(ddim_steps=2, trajectories=1), "save_every": 1}
+    methods["ap"] = AP(**small)
+    monkeypatch.setattr(several, "EACH", 1)
+    monkeypatch.setattr(tasks, "_in_processes", elsewhere)
+    options = {"counts": (2, 1), "methods": methods, "gone": 1, "kept": 2, "many": 4, "updates": 2}
     found = json.loads(json.dumps(several.run(lab, **options)))
     assert found["held_out"] == ["dress", "boot", "hat"]
     assert [(r["method"], r["concepts"]) for r in found["rows"]] == [
@@ -306,7 +313,15 @@ def test_several_concepts_at_once_are_judged_on_names_that_no_method_saw(
     (edit,) = [e for e in found["edits"] if e["config"].get("erase_scale")][:1]
     shown = edit["config"]["vocabulary"].removeprefix("words: ").split(", ")
     assert set(shown) == {"coat", "bag", "shirt"} - set(found["erased"][:1])
+    trained = {e["cost"]["backward"] // (2 + 6) for e in found["edits"] if e["cost"]["backward"]}
+    assert trained == {2}
+    nouns = {r["method"]: r for r in found["nouns"]}
+    assert list(nouns) == ["uce", "ap"]
+    assert (nouns["uce"]["concepts"], nouns["ap"]["concepts"]) == (4, 4)
+    assert nouns["ap"]["backward"] == 4 * (2 + 6)
     said = several.words(found)
+    assert f"| uce | 4 | {nouns['uce']['seconds']:.1f} |" in said
+    assert "a process of its own" in said
     assert "| dp | 1 | refused |" in said
     assert "Refused: dp with 1: " in said
     assert "</svg>" in several.figure(found)
@@ -314,7 +329,7 @@ def test_several_concepts_at_once_are_judged_on_names_that_no_method_saw(
     assert json.loads(json.dumps(several.run(lab, **options))) == found  # seconds are kept as well
     assert lab.model.counter == counted
     with pytest.raises(UserError, match="3 concepts are to be erased, and 3 names are not held"):
-        several.run(lab, counts=(1, 3), methods=methods)
+        several.run(lab, counts=(1, 3), methods=methods, many=0)
 
 
 def test_words_are_drawn_as_often_as_is_said_and_from_nearly_all_of_them():

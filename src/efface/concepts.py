@@ -177,6 +177,12 @@ def check(
     return tuple(found), tuple(kept.values())
 
 
+def few(names: Sequence[str], most: int = 20) -> str:
+    """Names in a line; of very many the first ones, and how many more there are."""
+    more = [f"… ({len(names):,} in all)"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
+
+
 def said(a: str, b: str) -> str:
     """A name, and how the same one is written elsewhere."""
     return repr(a) if a == b else f"{a!r} (the same as {b!r})"
@@ -197,6 +203,8 @@ def merged(concepts: Sequence[Concept], tokenizer: object = None) -> list[Concep
     found: dict[Hashable, Concept] = {}
     for c in concepts:
         first = found.setdefault(key(c.name, tokenizer), c)
+        if first is c:
+            continue
         differ = [f for f, value in rest(c).items() if value != rest(first)[f]]
         if differ:
             one, other = (quoted(getattr(x, differ[0])) for x in (first, c))

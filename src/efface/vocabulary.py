@@ -35,8 +35,8 @@ class Vocabulary:
     """Words that such a pool takes first: what an erasure of this kind harms beside things."""
     beside: tuple[str, ...] = ()
     """Other names whose distances are measured while the words are encoded."""
-    seen: dict[tuple[str, str], float] | None = field(default=None, repr=False, compare=False)
-    """Distances measured already, by name and word; None: none are kept."""
+    seen: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    """Distances of each word to all names :attr:`beside`, measured already; None: none are kept."""
 
     def __len__(self) -> int:
         return len(self.words)
@@ -137,14 +137,13 @@ class Vocabulary:
 
         With :attr:`seen`, each word is encoded once for all names :attr:`beside`.
         """
-        if self.seen is None:
+        if self.seen is None or name not in self.beside:
             return distances(model, [name], self.words)[0]
-        new = [w for w in self.words if (name, w) not in self.seen]
+        new = [w for w in self.words if w not in self.seen]
         if new:
-            names = tuple(dict.fromkeys((name, *self.beside)))
-            for n, row in zip(names, distances(model, names, new), strict=True):
-                self.seen.update(zip(((n, w) for w in new), row.tolist(), strict=True))
-        return torch.tensor([self.seen[name, w] for w in self.words])
+            self.seen.update(zip(new, distances(model, self.beside, new).T, strict=True))
+        at = self.beside.index(name)
+        return torch.stack([self.seen[w][at] for w in self.words])
 
 
 def tokens_of(tokenizer: object, word: str) -> frozenset[int]:
@@ -173,11 +172,14 @@ def stems_of(word: str) -> frozenset[str]:
 def distances(model: DiffusionModel, names: Sequence[str], words: Sequence[str]) -> Tensor:
     """L2 distance of each word's text states, flattened, to those of each name, (n, K)."""
     centres = model.embed(names).states.float().flatten(1)  # (n, L D)
+    middle = centres.mean(0)  # what all states share would cost the product its last digits
+    centres = centres - middle
     chunk = max(1, min(1024, PIECES // (4 * centres.shape[1])))
     parts, few = [], len(words) < 2000
     for i in tqdm(range(0, len(words), chunk), desc="nearest words", disable=few):
-        states = model.embed(words[i : i + chunk]).states.float().flatten(1)
-        parts.append(torch.stack([(states - c).norm(dim=1) for c in centres]).cpu())
+        states = model.embed(words[i : i + chunk]).states.float().flatten(1) - middle
+        square = centres.square().sum(1)[:, None] + states.square().sum(1) - 2 * centres @ states.T
+        parts.append(square.clamp(min=0).sqrt().cpu())
     return torch.cat(parts, 1)
 
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from efface.cli.main import ABOUT, main
-from efface.evaluation import bench, tasks
+from efface.evaluation import tasks
 from efface.models import load
 from hard.killing import contents, forked, mortal
 from hard.places import SETTINGS, Result, clothes
@@ -91,7 +91,7 @@ def command(args: tuple[str, ...], folder: Path, model: Path) -> int:
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", closefd=False)
     steps = os.open(folder.parent / UPDATES, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     register_optimizer_step_post_hook(lambda *_: note(steps))
-    tasks.in_a_process = here  # type: ignore[assignment]
+    tasks._in_processes = here  # type: ignore[assignment]
     try:
         return main([a.format(model=model) for a in args])
     except BaseException:  # noqa: BLE001 (the parent tells)
@@ -107,10 +107,11 @@ def note(file: int) -> None:
     os.write(file, b".")
 
 
-def here(cell: Any, out: Path, work: Path) -> str:
-    """A cell of the benchmark in the process that is killed."""
-    bench.run_cell(cell, out, work)
-    return ""
+def here(desk: tasks.Desk, some: Sequence[Any], crew: tasks.Crew) -> Iterator[tuple[Any, Any]]:
+    """Cells of the benchmark in the process that is killed."""
+    do = desk.open()
+    for task in some:
+        yield task, do(task)
 
 
 class Campaign:

@@ -11,6 +11,7 @@ import tyro
 
 from efface.cli.runfolder import scores_of
 from efface.cli.terminal import Edited, Json, Written, parsed, show
+from efface.concepts import few
 from efface.edits.edit import Edit
 from efface.edits.in_place import apply
 from efface.edits.ledger import Ledger
@@ -46,10 +47,7 @@ def told(folder: Path, ledger: Ledger, as_json: bool) -> int:
         print(f"{folder}: nothing is erased; the weights are the base model's ({ledger.base}).")
         return 0
     show(
-        [
-            [e.edit, e.method, ", ".join(e.concepts), f"{e.strength:g}", e.when]
-            for e in ledger.erasures
-        ],
+        [[e.edit, e.method, few(e.concepts), f"{e.strength:g}", e.when] for e in ledger.erasures],
         ["edit", "method", "erases", "strength", "since"],
     )
     return 0

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import torch
 import tyro
 
-from efface.cli.opening import OfModel, Opening, opened
+from efface.cli.opening import Jobs, OfModel, Opening, Ray, crew, opened
 from efface.cli.terminal import Flag, Json, Place, Text, first_line, makeable, parsed, show
 from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
 from efface.evaluation.attacks import ATTACKS, CHANNELS, Attack
 from efface.evaluation.evaluate import brought_protocol, judge_for
-from efface.evaluation.finds import Finds
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.references import References
-from efface.evaluation.siege import Results, Siege, Unit, file_name
+from efface.evaluation.siege import Done, Results, Siege, Unit, file_name
+from efface.evaluation.tasks import every
 from efface.evaluation.trial import SEEDS, Court
 from efface.evaluation.verdicts import ROLES, Line, broken, gate
 from efface.models import DiffusionModel
@@ -64,9 +60,8 @@ class Common:
     """Keep what was found (prompts, vectors, latents, pictures) in the run's folder."""
     seed: Annotated[int, Range(0, 2**31)] = 0
     """Of every random draw of the attacks, 0 to 2,147,483,648."""
-    jobs: Annotated[int, Range(1, 256)] = 1
-    """Processes that share the attacks out, 1 to 256, each with the model in its memory; the
-    results are the same."""
+    jobs: Jobs = 1
+    ray: Ray = None
     opening: OfModel = Opening()
     out: Place = None
     """The results. Default: attacks.json in the run's folder; attacks-HASH.json where the question
@@ -99,9 +94,10 @@ def command(args: list[str]) -> int:
     """``efface attack RUN``."""
     o, siege, out, refusals = prepared(args)
     bars = gate(o.require) if o.require else []
-    finds = Finds(out.with_suffix(""))
-    here = siege.here(lambda u: finds.keeper(u.key) if o.keep_artefacts else None)
-    results = siege.run(out, here if o.jobs == 1 else partial(shared_out, args, o.jobs))
+    workers = crew(o.jobs, o.ray).for_a(siege.model.device)
+    desk = Desk(at_home(o, siege), replace(siege.edit, base=None))
+    elsewhere = partial(every, workers, desk, what="attacks")
+    results = siege.run(out, None if workers.alone else elsewhere)
     said = broken(bars, list(results.lines), results.headlines)
     if o.json:
         told = {**siege.about(), **results.to_json(), "refused": refusals, "broken": said}
@@ -135,6 +131,7 @@ def prepared(args: list[str]) -> Prepared:
     o: Common = found
     if o.require:
         gate(o.require)
+    crew(o.jobs, o.ray)
     for name in o.attack:
         pick(ATTACKS, name, "attack")
     attacks = [
@@ -151,47 +148,32 @@ def prepared(args: list[str]) -> Prepared:
     return Prepared(o, siege, out, refusals)
 
 
-def shared_out(
-    args: list[str], jobs: int, units: Sequence[Unit]
-) -> Iterator[tuple[Unit, dict[str, Any]]]:
-    """Units done by several processes, each of which opens the model once.
+@dataclass(frozen=True)
+class Desk:
+    """What another process, maybe on another machine, needs to attack."""
 
-    Raises:
-        UserError: a process died.
-    """
-    by_key = {u.key: u for u in units}
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, begin, (args, jobs)) as pool:
-        waiting = {pool.submit(done_apart, key): key for key in by_key}
-        try:
-            for end in as_completed(waiting):
-                yield by_key[waiting[end]], end.result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a process of the attack died, perhaps for want of memory: give fewer --jobs; what "
-                "is done is kept, and the same command goes on."
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    options: Common
+    """The model and the pictures are read there."""
+    edit: Edit
+
+    def open(self) -> Callable[[Unit], Done]:
+        """What does a unit.
+
+        Raises:
+            UserError: the model or the pictures are not on that machine.
+        """
+        o = self.options
+        with redirect_stderr(io.StringIO()):  # said once already
+            return sieged(o, (), opened(o.opening, self.edit), self.edit).whole
 
 
-AT_WORK: list[Prepared] = []
-"""In a process of several: what it opened."""
-
-
-def begin(args: list[str], jobs: int) -> None:
-    """Open what the command line names, in a process of several."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
-    with redirect_stderr(io.StringIO()):  # said once already
-        AT_WORK[:] = [prepared(args)]
-
-
-def done_apart(key: str) -> dict[str, Any]:
-    """One unit, in a process of several."""
-    o, siege, out, _ = AT_WORK[0]
-    unit = next(u for u in siege.units() if u.key == key)
-    finds = Finds(out.with_suffix("")) if o.keep_artefacts else None
-    return siege.whole(unit, finds.keeper(key) if finds else None)
+def at_home(o: Common, siege: Siege) -> Common:
+    """Options that mean the same in another process: those of all attacks, with absolute paths."""
+    plain = Common(**{f.name: getattr(o, f.name) for f in fields(Common)})
+    device = str(siege.model.device)
+    opening = replace(o.opening, model=siege.model.name, device=device)
+    pictures = o.pictures and o.pictures.absolute()
+    return replace(plain, opening=opening, pictures=pictures)
 
 
 def settings_for(args: Sequence[str]) -> dict[str, Attack]:
@@ -238,12 +220,25 @@ def besieged(o: Common, attacks: Sequence[Attack]) -> tuple[Siege, Path]:
     makeable((o.out or home / "attacks.json").absolute().parent)
     model = opened(o.opening, edit)
     edit.check(model)
+    siege = sieged(o, attacks, model, edit)
+    references = siege.references
+    if o.pictures is not None:  # before anything is drawn
+        most = max((a.wanted() for a in attacks if "pictures" in a.needs), default=1)
+        for concept in siege.concepts:
+            references.files(concept, most)
+    out = o.out or home / file_name(question(siege, o), plain(siege, o))
+    make_folder(out.absolute().parent)
+    return siege, out
+
+
+def sieged(o: Common, attacks: Sequence[Attack], model: DiffusionModel, edit: Edit) -> Siege:
+    """Attacks on an edit, with all that they are given."""
     court = court_for(model, o.redraws)
     words = load_vocabulary("auto", model).words
     references = References(model, edit, court, words, o.pictures, o.seed)
     folder = {"pictures": str(o.pictures.absolute())} if o.pictures else {}
     size = {"size": o.opening.size, "dtype": model.precision}
-    siege = Siege(
+    return Siege(
         model,
         edit,
         court,
@@ -253,14 +248,8 @@ def besieged(o: Common, attacks: Sequence[Attack]) -> tuple[Siege, Path]:
         evaluations(o.budget),
         o.seed,
         {**folder, **size},
+        o.keep_artefacts,
     )
-    if o.pictures is not None:  # before anything is drawn
-        most = max((a.wanted() for a in attacks if "pictures" in a.needs), default=1)
-        for concept in siege.concepts:
-            references.files(concept, most)
-    out = o.out or home / file_name(question(siege, o), plain(siege, o))
-    make_folder(out.absolute().parent)
-    return siege, out
 
 
 def question(siege: Siege, o: Common) -> dict[str, Any]:

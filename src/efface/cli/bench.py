@@ -11,14 +11,16 @@ from typing import Annotated
 
 import tyro
 
-from efface.cli.opening import OfModel, Opening, chosen
+from efface.cli.opening import OfModel, Opening, Ray, chosen, crew
 from efface.cli.terminal import Json, makeable, parsed, show
 from efface.errors import UserError, pick
 from efface.evaluation.attack_bench import AT, BENCHES, AttackCell
 from efface.evaluation.attacks import Attack
 from efface.evaluation.bench import Cell, Opened, label, lineup, plain
+from efface.evaluation.cells import Lost, ready, run_all
 from efface.evaluation.protocols import PROTOCOLS, load
-from efface.evaluation.tasks import Failed, each, ready, run_all
+from efface.evaluation.tasks import Crew
+from efface.models.placement import pick_device
 from efface.reporting.besieged import COLUMNS, said_of, spent
 from efface.scores import Score
 from efface.settings import Range
@@ -48,8 +50,7 @@ class Options:
     """Folder of edits and pictures."""
     jobs: Annotated[int, Range(1, 1024)] = 1
     """Cells at a time, 1 to 1,024, each a process of its own: not more than there are cores."""
-    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
-    """Run on Ray: the address of a cluster, or ``local``."""
+    ray: Ray = None
     json: Json = False
     """Print the scores as JSON."""
 
@@ -74,16 +75,20 @@ def command(args: list[str]) -> int:
         protocol.erased(s)
     makeable(o.out)
     makeable(o.work)
+    crew_of(o)
     model, how = chosen(o.opening), (o.opening.dtype, o.opening.device, o.opening.size)
+    where = BENCHES.get(o.protocol, o.protocol)
+    where = str(Path(where).absolute()) if where.endswith(".json") else where
     cells = [
-        Cell(BENCHES.get(o.protocol, o.protocol), split, method, seed, o.updates, model, *how)
+        Cell(where, split, method, seed, o.updates, model, *how)
         for seed in range(o.seeds)
         for split in splits
         for method in methods
     ]
     if attacks:
         return besieged([AttackCell(c, attacks, o.protocol) for c in cells], o)
-    failed = run_all(cells, o.out, o.work, o.ray, o.jobs)
+    ready(cells, o.out, o.work)
+    failed = run_all(cells, o.out, o.work, crew_of(o))
     rows = [
         json.loads((o.out / c.file).read_text(encoding="utf8"))
         for c in cells
@@ -109,10 +114,19 @@ def command(args: list[str]) -> int:
     return ended(failed)
 
 
-def ended(failed: Sequence[Failed]) -> int:
+def crew_of(o: Options) -> Crew:
+    """Who runs the cells.
+
+    Raises:
+        UserError: both ``--jobs`` and ``--ray``, no Ray, or no such device.
+    """
+    return crew(o.jobs, o.ray).for_a(pick_device(o.opening.device))
+
+
+def ended(failed: Sequence[Lost]) -> int:
     """Say which cells failed; the exit code."""
     for f in failed:
-        print(f"FAILED twice: {f.cell.file}: {f.why}; the same command tries it again.")
+        print(f"FAILED: {f.cell.file}: {f.why.rstrip('.')}; the same command tries it again.")
     return 1 if failed else 0
 
 
@@ -128,8 +142,6 @@ def asked_for(o: Options) -> tuple[Attack, ...]:
                 f"--attack is for {', '.join(BENCHES)}; the protocol is {o.protocol!r}."
             )
         return ()
-    if o.ray is not None:
-        raise UserError(f"{o.protocol} does not run on Ray: leave --ray out, or give --jobs.")
     return tuple(pick(AT, name, "attack of the benchmark") for name in o.attack or AT)
 
 
@@ -143,7 +155,7 @@ def besieged(cells: Sequence[AttackCell], o: Options) -> int:
         "those that are there are not run again.",
         file=sys.stderr,
     )
-    failed = each(cells, o.out, o.work, o.jobs)
+    failed = run_all(cells, o.out, o.work, crew_of(o))
     found = [
         json.loads((o.out / c.file).read_text(encoding="utf8"))
         for c in cells

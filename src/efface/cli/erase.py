@@ -20,7 +20,7 @@ from efface.cli.picture import pictured, tell_preview
 from efface.cli.plan import dry_run
 from efface.cli.terminal import Flag, Json, Place, first_line, parsed, show
 from efface.cli.watching import Live, both, watcher
-from efface.concepts import Concept, check, parse, read
+from efface.concepts import Concept, check, few, parse, read
 from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
 from efface.methods import METHODS
@@ -220,6 +220,10 @@ def run_erase(method: Any, o: Erase, command: Sequence[str], live: Live | None =
     return 0
 
 
+TOLD = 20
+"""Concepts whose anchors are said and shown."""
+
+
 def tell_anchors(
     method: Any,
     out: Path | None,
@@ -237,11 +241,13 @@ def tell_anchors(
         live.begun(model, concepts)
     if method.anchor != AUTO:
         return
-    for c in concepts:
+    for c in concepts[:TOLD]:
         print(f"{escaped(c.name)} is to become: {escaped(c.anchor)}", file=sys.stderr)
+    if len(concepts) > TOLD:
+        print(f"… ({len(concepts):,} concepts; efface inspect says all)", file=sys.stderr)
     how = "another: --anchor WORD, or 'name -> anchor'"
     if out is not None:
-        how += f"; {becomes(model, concepts, out / runfolder.ANCHORS)}"
+        how += f"; {becomes(model, concepts[:TOLD], out / runfolder.ANCHORS)}"
     print(f"({how})", file=sys.stderr)
 
 
@@ -269,7 +275,7 @@ def tell(found: dict[str, Any], edit: Edit, concepts: Sequence[Concept]) -> None
             *([["known of it", edit.meta["said"]]] if "said" in edit.meta else []),
             ["scores", f"efface score {found['run']}"],
         ],
-        ["erased", ", ".join(c.name for c in concepts)],
+        ["erased", few([c.name for c in concepts])],
     )
     sys.stdout.flush()
 

@@ -11,6 +11,7 @@ import tyro
 
 from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.evaluation.tasks import Crew, imported
 from efface.models import MODELS, DiffusionModel, load
 from efface.settings import Range
 
@@ -43,6 +44,38 @@ OfModel = Annotated[Opening, tyro.conf.arg(name="")]
 """The options of a command that opens a model."""
 OfBase = Annotated[Base, tyro.conf.arg(name="")]
 """The option of a command that reads a model's weights as they are stored."""
+Jobs = Annotated[
+    int,
+    Range(1, 256),
+    tyro.conf.arg(
+        help="Processes that share the work out, 1 to 256, each with the model in its memory; the "
+        "results are the same."
+    ),
+]
+"""``--jobs``."""
+Ray = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="ADDRESS",
+        help_behavior_hint="",
+        help="Share the work out on Ray: the address of a cluster, or ``local``; the results are "
+        "the same.",
+    ),
+]
+"""``--ray``."""
+
+
+def crew(jobs: int, ray: str | None) -> Crew:
+    """Who does the work: ``--jobs`` processes, or ``--ray``.
+
+    Raises:
+        UserError: both are given, or Ray is not installed.
+    """
+    if ray is not None:
+        imported()
+    if ray is not None and jobs > 1:
+        raise UserError("give either --jobs or --ray: a cluster has as many processes as it can.")
+    return Crew(jobs, ray)
 
 
 def chosen(o: Base, edit: Edit | None = None, tell: bool = True) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from efface.cli import runfolder
 from efface.cli.terminal import show
-from efface.concepts import Concept
+from efface.concepts import Concept, few
 from efface.models import DiffusionModel
 from efface.reporting.grid import PICTURE, Preview
 from efface.training import EDIT, Method, Tuning, provenance
@@ -51,7 +51,7 @@ def dry_run(
     if as_json:
         print(json.dumps(told, indent=1))
     else:
-        show(rows_of(told), ["to be erased", ", ".join(c.name for c in concepts)])
+        show(rows_of(told), ["to be erased", few([c.name for c in concepts])])
     return 0
 
 

@@ -15,6 +15,7 @@ from efface.cli.opening import OfModel, Opening, opened
 from efface.cli.runfolder import RECORD, record, strength_folder
 from efface.cli.score import keep
 from efface.cli.terminal import Flag, Json, Place, makeable, parsed
+from efface.concepts import few
 from efface.edits.edit import STRENGTHS, Edit
 from efface.errors import UserError
 from efface.evaluation.answers import Answer, Sensitivity, read
@@ -89,7 +90,7 @@ def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     kept, found = keep(answer, question, folder, o.opening), answer.to_json()
     points = curve(model, edit, question, folder, answer, o) if o.curve else {}
     folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
-    title = f"{edit.meta['method']}: {', '.join(erased)}"
+    title = f"{edit.meta['method']}: {few(erased)}"
     more = [t for p, t in others.items() if p != kept and "scores" in t]  # of prompts from a file
     return run_part(title, edit, found, folders, protocol, again, more, sense, points, siege)
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
+from torch import Tensor
 
-from efface.cli.opening import OfModel, Opening, opened
+from efface.cli.opening import Jobs, OfModel, Opening, Ray, crew, opened
 from efface.cli.terminal import Json, Place, Text, makeable, parsed, show
-from efface.concepts import Concept, parse
+from efface.concepts import Concept, few, parse
 from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
 from efface.evaluation.bound import Forecast, forecast
+from efface.evaluation.parts import Desk, Part, Share, here, kept
 from efface.evaluation.sensitivity import (
     INSTRUMENTS,
     PROXIES,
@@ -27,11 +30,13 @@ from efface.evaluation.sensitivity import (
     suggested,
     text_states,
 )
+from efface.evaluation.tasks import every
 from efface.models import DiffusionModel
+from efface.models.identity import identity
 from efface.reporting.figures import sensitivity as figure
 from efface.scores import Score
 from efface.settings import Range, to_json
-from efface.storage import cache_folder, make_folder, write_text
+from efface.storage import VERSION, cache_folder, make_folder, write_text
 from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
 
@@ -69,6 +74,8 @@ class Options:
     """picture: a CLIP by path or hub id. Default: the shipped one, for the shipped model only."""
     top: Annotated[int, Range(1, 10**6)] = 20
     """Words in the table, 1 to 1,000,000."""
+    jobs: Jobs = 1
+    ray: Ray = None
     opening: OfModel = Opening()
     out: Place = None
     """Folder of sensitivity.json and sensitivity.svg. Default: the run's folder."""
@@ -82,6 +89,7 @@ def command(args: list[str]) -> int:
     for name in o.instrument:
         pick(INSTRUMENTS, name, "instrument")
     pick(PROXIES, o.proxy, "proxy")
+    crew(o.jobs, o.ray)
     if o.clip and "picture" not in o.instrument:
         raise UserError("--clip is for --instrument picture alone: leave it out, or add that.")
     out = o.out or (Path(o.run) if o.run and Path(o.run).is_dir() else None)
@@ -94,8 +102,10 @@ def command(args: list[str]) -> int:
         raise UserError(
             f"the vocabulary ({words.source}) holds {len(words)} other words; 3 or more."
         )
+    share = sharing(o, model, edit)
     found = [
-        looked(name, o, model, edit, words) for name in instruments(o, model, edit, len(words))
+        looked(name, o, model, edit, words, share)
+        for name in instruments(o, model, edit, len(words))
     ]
     ahead = forecast(model, concepts, words.words)
     told = summary(o, edit, concepts, found, ahead)
@@ -154,15 +164,38 @@ def instruments(o: Options, model: DiffusionModel, edit: Edit, words: int) -> Se
     return ("closed-form",) if words > MANY else ("prediction", "closed-form")
 
 
-def looked(name: str, o: Options, model: DiffusionModel, edit: Edit, words: Vocabulary) -> Moved:
+def looked(
+    name: str, o: Options, model: DiffusionModel, edit: Edit, words: Vocabulary, share: Share
+) -> Moved:
     """What one instrument says."""
     home = Path(o.run) if o.run and Path(o.run).is_dir() else None
-    return INSTRUMENTS[name](Look(model, edit, words.words, o.latents, o.pictures, home, o.clip))
+    look = Look(model, edit, words.words, o.latents, o.pictures, home, o.clip, share)
+    return INSTRUMENTS[name](look)
+
+
+def sharing(o: Options, model: DiffusionModel, edit: Edit) -> Share:
+    """Who does the work, which goes on where it was killed."""
+    workers = crew(o.jobs, o.ray).for_a(model.device)
+    device = str(model.device)
+    desk = Desk(model.name, o.opening.dtype, device, o.opening.size, replace(edit, base=None))
+    alone = here(model, edit)
+
+    def share(parts: Sequence[Part]) -> Iterable[tuple[Part, Tensor]]:
+        if workers.alone or len(parts) < 2:
+            return alone(parts)
+        return every(workers, desk, parts, "parts of the instruments")
+
+    def folder() -> Path:
+        told = [VERSION, identity(model), edit.digest, device, torch.get_num_threads()]
+        name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        return cache_folder() / "parts" / name
+
+    return kept(share, folder)
 
 
 def named(concepts: Sequence[Concept]) -> str:
     """The erased concepts in words."""
-    return escaped(", ".join(c.name for c in concepts))
+    return escaped(few([c.name for c in concepts]))
 
 
 @torch.no_grad()

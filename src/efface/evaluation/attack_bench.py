@@ -86,7 +86,14 @@ class AttackCell:
         """Whether it has the controls."""
         return self.edited.method in CONTROLLED
 
-    def run(self, out: Path, work: Path) -> object:
+    def __str__(self) -> str:
+        return self.file
+
+    def there(self, out: Path) -> bool:
+        """Whether every attack that is asked for is there."""
+        return not missing(self, begun(self, out, self.identity(Opened(self.edited))))
+
+    def run(self, out: Path, work: Path) -> dict[str, Any]:
         """As :func:`run_attacks`."""
         return run_attacks(self, out, work)
 
@@ -217,7 +224,7 @@ def attacked(
     asked = json.dumps([siege.about(), told, [u.key for u in plan]], sort_keys=True)
     own = hashlib.sha256(asked.encode()).hexdigest()[:8]
     path = opened.folder(work) / f"attack-{attack.name}-{own}.json"
-    siege.run(path, siege.here(), progress)
+    siege.run(path, progress=progress)
     units = read_json(path, "results of attacks")["units"]
     return {
         **told,

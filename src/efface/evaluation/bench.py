@@ -106,7 +106,14 @@ class Cell:
         updates = max(self.updates // n, 1) if method.apart else self.updates
         return replace(method, updates=updates, seed=self.seed)
 
-    def run(self, out: Path, work: Path) -> object:
+    def __str__(self) -> str:
+        return self.file
+
+    def there(self, out: Path) -> bool:
+        """Whether its result is there."""
+        return finished(self, out, Opened(self).identity) is not None
+
+    def run(self, out: Path, work: Path) -> dict[str, Any]:
         """As :func:`run_cell`."""
         return run_cell(self, out, work)
 
@@ -205,40 +212,32 @@ class Opened:
         write_text(folder / SPENT, json.dumps(spent) + "\n")
         return replace(edit, spent=spent)
 
-    def look(
-        self, edit: Edit | None, work: Path, part: int = 0, parts: int = 1, progress: bool = True
-    ) -> Looked:
-        """Make and judge the ``part``-th of ``parts`` of its pictures."""
+    def look(self, edit: Edit | None, work: Path, progress: bool = True) -> Looked:
+        """Make and judge its pictures."""
         others = self.protocol.others(self.erased, self.judge.concept_names)
         wanted = [
             w
             for kind, names in (("erased", self.erased), ("preserved", others))
             for w in pictures(self.protocol, names, self.protocol.seeds(kind, self.cell.seed))
         ]
-        some = wanted[len(wanted) * part // parts : len(wanted) * (part + 1) // parts]
         where = None if edit is None else self.folder(work) / "samples"
         began, p = perf_counter(), self.protocol
-        samples = drawn(self.model, edit, where, some, p, progress=progress)
+        samples = drawn(self.model, edit, where, wanted, p, progress=progress)
         looks = {j.version: see(samples, j, p.head, p.labels) for j in self.judges}
         moved = None
         if edit is not None and "perceived" in p.metrics:
-            before = drawn(self.model, None, None, some, p, progress=progress)
+            before = drawn(self.model, None, None, wanted, p, progress=progress)
             moved = perceived(samples.images(), before.images(), cast(Sees, self.judge))
-        return Looked(looks, moved, perf_counter() - began, machine_of(self.model.device))
+        return Looked(looks, moved, perf_counter() - began)
 
     @property
     def judges(self) -> list[Judge]:
         """The protocol's, and its second one."""
         return [j for j in (self.judge, self.witness) if j is not None]
 
-    def conclude(self, out: Path, edit: Edit | None, looked: Sequence[Looked]) -> dict[str, Any]:
+    def conclude(self, out: Path, edit: Edit | None, looked: Looked) -> dict[str, Any]:
         """Scores of all its pictures, kept as its JSON."""
-        whole = {j.version: joined([part.seen[j.version] for part in looked]) for j in self.judges}
-        seen = whole[self.judge.version]
-        far = [part.moved for part in looked]
-        moved = (
-            None if any(x is None for x in far) else torch.cat([x for x in far if x is not None])
-        )
+        seen, moved = looked.seen[self.judge.version], looked.moved
         scores = scores_of(seen, moved, self.erased, self.protocol)
         row = dict(self.identity)
         if edit is not None:
@@ -246,12 +245,12 @@ class Opened:
         row |= {
             "efface": VERSION,
             "torch": torch.__version__,
-            "machine": looked[0].machine,
+            "machine": machine_of(self.model.device),
             "updates": self.cell.updates,
             "scores": {k: s.to_json() for k, s in scores.items()},
             "hits": {c: seen.of([c]).packed() for c in dict.fromkeys(seen.concepts)},
-            **self.more(whole, moved),
-            "evaluation_seconds": round(sum(part.seconds for part in looked), 1),
+            **self.more(looked.seen, moved),
+            "evaluation_seconds": round(looked.seconds, 1),
         }
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(row) + "\n"
@@ -271,15 +270,6 @@ class Opened:
                 c: [round(float(x), 3) for x in moved[at == i]] for i, c in enumerate(names)
             }
         return found
-
-
-def joined(parts: Sequence[Seen]) -> Seen:
-    """What was seen in several parts, one after the other."""
-    return Seen(
-        tuple(c for part in parts for c in part.concepts),
-        torch.cat([part.top1 for part in parts]),
-        torch.cat([part.top5 for part in parts]),
-    )
 
 
 def scores_of(
@@ -320,14 +310,13 @@ def machine_of(device: torch.device) -> str:
 
 
 class Looked(NamedTuple):
-    """What the judges saw in some of a cell's pictures."""
+    """What the judges saw in a cell's pictures."""
 
     seen: Mapping[str, Seen]
     """By the judge's version."""
     moved: Tensor | None
     """How far each picture moved (:func:`~efface.evaluation.metrics.perceived.perceived`)."""
     seconds: float
-    machine: str
 
 
 def run_cell(cell: Cell, out: Path, work: Path, progress: bool = True) -> dict[str, Any]:
@@ -342,7 +331,7 @@ def run_cell(cell: Cell, out: Path, work: Path, progress: bool = True) -> dict[s
     if known is not None:
         return known
     edit = opened.erase(work, progress)
-    return opened.conclude(out, edit, [opened.look(edit, work, progress=progress)])
+    return opened.conclude(out, edit, opened.look(edit, work, progress))
 
 
 def peak_memory(device: torch.device) -> int | None:

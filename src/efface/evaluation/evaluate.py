@@ -11,7 +11,7 @@ from efface.evaluation.judges import Judge, named
 from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.metrics import Seen, see
 from efface.evaluation.protocols import Protocol, load
-from efface.evaluation.samples import Samples, Wanted, generate, settings_of
+from efface.evaluation.samples import Apart, Samples, Wanted, generate, settings_of
 from efface.models import MODELS, DiffusionModel
 from efface.models.identity import identity
 from efface.storage import cache_folder
@@ -130,11 +130,12 @@ def drawn(
     protocol: Protocol,
     steps: int | None = None,
     progress: bool = True,
+    apart: Apart | None = None,
 ) -> Samples:
     """Make (or find) these pictures as a protocol has them made; see :func:`evaluate`."""
     steps = protocol.steps if steps is None else steps
     folder = folder or unedited_folder(model, protocol, steps)
-    return generate(model, wanted, folder, edit, steps, protocol.guidance, progress)
+    return generate(model, wanted, folder, edit, steps, protocol.guidance, progress, apart)
 
 
 def judge_for(model: DiffusionModel, protocol: Protocol | None = None) -> Judge:

@@ -1,45 +1,60 @@
-"""What attacks found, kept on disk where somebody asks for it."""
+"""What attacks found, as files, where somebody asks for it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 
-from efface.evaluation.trial import Found, Keep
+from efface.evaluation.trial import Found
 from efface.models import to_image
-from efface.models.files.tensors import save
 from efface.names import slug
-from efface.storage import make_folder, write, write_text
+from efface.storage import make_folder, write
 
 
 class Finds:
-    """A folder of artefacts: what was said, its tensors, and its pictures side by side."""
+    """Files of what a unit found: what was said, its tensors, and its pictures side by side.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    They are held in memory: a unit is done as a whole or not at all, and maybe elsewhere.
+    """
 
-    def keeper(self, unit: str) -> Keep:
-        """Keeps what a unit finds, under its name."""
+    def __init__(self, unit: str) -> None:
         attack, role, concept = unit.split("/", 2)
-        stem = "-".join([attack, role, slug([concept])])
-        number = iter(range(10**9))
+        self.stem = "-".join([attack, role, slug([concept])])
+        self.files: dict[str, bytes] = {}
+        self.number = 0
 
-        def keep(found: Found) -> None:
-            make_folder(self.folder)
-            path = self.folder / f"{stem}-{next(number)}"
-            told = {"at": found.row.at, **found.artefact.said(), "hits": list(found.row.hits)}
-            write_text(path.with_suffix(".json"), json.dumps(told, indent=1) + "\n")
-            tensors = found.artefact.tensors()
-            if tensors:
-                plain = {k: w.detach().cpu().float().contiguous() for k, w in tensors.items()}
-                save(path.with_suffix(".safetensors"), plain, {"kind": found.artefact.kind})
-            if found.pictures is not None:
-                strip = to_image(torch.cat(list(found.pictures), 2))
-                png: Callable[[Path], object] = partial(strip.save, format="PNG")
-                write(path.with_suffix(".png"), png, lasting=False)
+    def keep(self, found: Found) -> None:
+        """Take something in."""
+        name = f"{self.stem}-{self.number}"
+        self.number += 1
+        told = {"at": found.row.at, **found.artefact.said(), "hits": list(found.row.hits)}
+        self.files[f"{name}.json"] = (json.dumps(told, indent=1) + "\n").encode()
+        tensors = found.artefact.tensors()
+        if tensors:
+            plain = {k: w.detach().cpu().float().contiguous() for k, w in tensors.items()}
+            self.files[f"{name}.safetensors"] = save(plain, {"kind": found.artefact.kind})
+        if found.pictures is not None:
+            png = BytesIO()
+            to_image(torch.cat(list(found.pictures), 2)).save(png, format="PNG")
+            self.files[f"{name}.png"] = png.getvalue()
 
-        return keep
+
+def write_finds(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their names.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    if files:
+        make_folder(folder)
+    for name, content in files.items():
+
+        def put(path: Path, content: bytes = content) -> None:
+            path.write_bytes(content)
+
+        write(folder / name, put, lasting=not name.endswith(".png"))

@@ -22,6 +22,8 @@ from efface.seeds import generator
 
 SEEDS = 2_000_000
 """From here on: seeds of the pictures to attack with."""
+TOGETHER = 2
+"""How many of those are drawn at once."""
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """What a picture file's name ends in."""
 
@@ -97,16 +99,19 @@ class References:
         return had[:n]
 
     def drawn(self, concept: Concept, n: int) -> Tensor:
-        """By the unedited model."""
+        """By the unedited model.
+
+        A picture differs in its last bit with what is drawn beside it: prompts take turns by
+        :data:`TOGETHER`, so that no picture depends on how many are asked for.
+        """
         p = self.court.protocol
         victim = Victim(self.model, None, p.steps, p.guidance)
         prompts = self.prompts(concept)
         parts = [
-            victim.pictures(prompt, range(SEEDS + i, SEEDS + n, len(prompts)))
-            for i, prompt in enumerate(prompts)
-            if i < n
+            victim.pictures(prompts[k % len(prompts)], range(SEEDS + i, SEEDS + i + TOGETHER))
+            for k, i in enumerate(range(0, n, TOGETHER))
         ]
-        return torch.cat(parts)
+        return torch.cat(parts)[:n]
 
     def files(self, concept: Concept, n: int) -> list[Path]:
         """The picture files of a concept.

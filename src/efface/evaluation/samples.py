@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.models import DiffusionModel, to_image
+from efface.models import DiffusionModel, Weights
 from efface.models.identity import identity
 from efface.settings import checked, read
 from efface.storage import PART, hold, make_folder, read_text, sweep, write, write_text
@@ -180,6 +180,33 @@ def settings_of(
     )
 
 
+Apart = Callable[[Sequence[Sequence[Wanted]]], Iterable[tuple[Sequence[Wanted], Sequence[Tensor]]]]
+"""Draws batches elsewhere, and gives each once it is drawn, in any order: pictures as bytes."""
+
+
+class Painter:
+    """Draws what is drawn together."""
+
+    def __init__(self, model: DiffusionModel, edit: Edit | None) -> None:
+        self.model, self.edit = model, edit
+
+    @cached_property
+    def weights(self) -> Weights | None:
+        """What lies over the model's own, whatever the prompt."""
+        return self.edit.on(self.model) if self.edit else None
+
+    def drawn(self, batch: Sequence[Wanted], steps: int | None, guidance: float | None) -> Tensor:
+        """The pictures of a batch, (N, 3, H, W) in bytes; where there are gates, of one prompt."""
+        weights = self.weights
+        if self.edit is not None and self.edit.gates:
+            weights = self.edit.on(self.model, batch[0].prompt)
+        prompts, seeds = [w.prompt for w in batch], [w.seed for w in batch]
+        pictures = self.model.generate(
+            prompts, seeds, steps, guidance, weights, batch=len(batch), output_type="pt"
+        )
+        return torch.stack([(x * 255).round().byte() for x in pictures])
+
+
 def generate(
     model: DiffusionModel,
     wanted: Sequence[Wanted],
@@ -188,6 +215,7 @@ def generate(
     steps: int | None = None,
     guidance: float | None = None,
     progress: bool = True,
+    apart: Apart | None = None,
 ) -> Samples:
     """Make the pictures that are not there yet.
 
@@ -197,6 +225,7 @@ def generate(
     Args:
         folder: made where it is missing.
         edit: None: the base model.
+        apart: draws batches elsewhere; None: here, one after the other.
 
     Raises:
         UserError: the folder holds something else, other settings, or cannot be written.
@@ -207,26 +236,23 @@ def generate(
     prepare(folder, settings)
     sweep(folder)
     missing = [b for b in batches(model, edit, wanted, folder) if not all(there(folder, b))]
-    gated = edit is not None and bool(edit.gates)
-    weights = edit.on(model) if missing and edit is not None and not gated else None
     total = sum(map(len, missing))
     bar = tqdm(total=total, desc="generate", unit="picture", disable=not progress)
-    for batch in missing:
-        note(folder / LOG, batch)
-        if not all(there(folder, batch)):  # another process may have been quicker
-            if gated and edit is not None:
-                weights = edit.on(model, batch[0].prompt)
-            prompts, seeds = [w.prompt for w in batch], [w.seed for w in batch]
-            pictures = model.generate(
-                prompts, seeds, steps, guidance, weights, batch=len(batch), output_type="pt"
-            )
-            for w, picture in zip(batch, pictures, strict=True):
-                if not (folder / w.file).exists():
-                    write(
-                        folder / w.file,
-                        partial(to_image(picture).save, format="PNG"),
-                        lasting=False,
-                    )
+    painter = Painter(model, edit)
+
+    def here() -> Iterator[tuple[Sequence[Wanted], Sequence[Tensor]]]:
+        for some in missing:
+            note(folder / LOG, some)
+            known = all(there(folder, some))  # another process may have been quicker
+            yield some, () if known else list(painter.drawn(some, steps, guidance))
+
+    for some in missing if apart is not None else ():
+        note(folder / LOG, some)
+    for batch, pictures in apart(missing) if apart is not None else here():
+        for w, picture in zip(batch, pictures, strict=False):
+            if not (folder / w.file).exists():
+                image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+                write(folder / w.file, partial(image.save, format="PNG"), lasting=False)
         bar.update(len(batch))
     bar.close()
     note(folder / LOG, wanted, begun=False)  # what is there already, but as something else

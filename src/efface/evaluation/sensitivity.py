@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,13 @@ from efface.errors import UserError
 from efface.evaluation.clip import check_known
 from efface.evaluation.clip import load as load_clip
 from efface.evaluation.evaluate import brought_protocol, drawn, edit_folder, samples_folder
+from efface.evaluation.parts import Pictures, Predicted, Share, Texts, here
 from efface.evaluation.protocols import Protocol
-from efface.evaluation.samples import Samples, Wanted
+from efface.evaluation.samples import Apart, Samples, Wanted
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import DiffusionModel
 from efface.scores import Score, grouped_mean, rank_correlation
-from efface.seeds import generator
 from efface.storage import cache_folder, write
 from efface.training import Bank
 
@@ -80,7 +80,6 @@ class Moved:
         }
 
 
-@torch.no_grad()
 def prediction(
     model: DiffusionModel,
     edit: Edit,
@@ -89,6 +88,7 @@ def prediction(
     seed: int = 0,
     batch: int = 0,
     progress: bool = True,
+    share: Share | None = None,
 ) -> Moved:
     """How much the predicted noise changed: 100 ‖ε' - ε‖² / ‖ε‖² on latents that all words share.
 
@@ -99,37 +99,30 @@ def prediction(
     Args:
         latents: D, shared latents.
         batch: words at a time; 0: by the size of a latent.
+        share: who does it; None: this process.
 
     Source: the instrument of arXiv:2410.15618, section 3.2, with several latents instead of one.
     """
-    weights, schedule, steps = edit.on(model), model.schedule(20), 20
-    batch = 1 if edit.gates else batch
-    kept: dict[int, Tensor] = {}
-    model.rollout(
-        model.noise(latents, generator(seed, "sensitivity")),
-        model.null(latents),
-        schedule,
-        range(steps),
-        1.0,
-        visit=lambda i, z, e0, e1: kept.update({i: z}),
-    )
-    at = [(k * steps + steps // 2) // latents for k in range(latents)]
     batch = batch or model.at_once
-    draws = torch.zeros(latents, len(words))
-    bar = tqdm(total=latents * len(words), desc="prediction", unit="word", disable=not progress)
-    for i in range(0, len(words), batch):
-        cond = model.embed(words[i : i + batch])
-        n = len(cond)
-        if edit.gates:
-            weights = edit.on(model, words[i])
-        for k, step in enumerate(at):
-            z, t = kept[step][k].expand(n, -1, -1, -1), schedule.timesteps[step].expand(n)
-            before, after = model.predict(z, t, cond), model.predict(z, t, cond, weights)
-            far = (after - before).square().sum((1, 2, 3)) / before.square().sum((1, 2, 3))
-            draws[k, i : i + batch] = 100 * far.cpu()
-            bar.update(n)
+    some = [tuple(words[i : i + batch]) for i in range(0, len(words), batch)]
+    parts = [Predicted(part, latents, seed) for part in some]
+    found = together(parts, share or here(model, edit), "prediction", progress)
+    unit = "% of the squared noise"
+    return Moved(f"prediction ({latents} latents)", unit, tuple(words), torch.cat(found, 1))
+
+
+def together(
+    parts: Sequence[Predicted | Texts], share: Share, what: str, progress: bool
+) -> list[Tensor]:
+    """What comes of parts, in their order."""
+    total = sum(len(p.words) for p in parts)
+    bar = tqdm(total=total, desc=what, unit="word", disable=not progress)
+    found: dict[Any, Tensor] = {}
+    for part, result in share(parts):
+        found[part] = result
+        bar.update(len(getattr(part, "words", ())))
     bar.close()
-    return Moved(f"prediction ({latents} latents)", "% of the squared noise", tuple(words), draws)
+    return [found[p] for p in parts]
 
 
 @torch.no_grad()
@@ -139,6 +132,7 @@ def closed_form(
     words: Sequence[str],
     cache: Path | None = None,
     progress: bool = True,
+    share: Share | None = None,
 ) -> Moved:
     """How much what the layers read of a word changed: 100 ``|ΔW e| / |W e|``.
 
@@ -147,6 +141,7 @@ def closed_form(
 
     Args:
         cache: folder where the text states of long lists are kept.
+        share: who makes text states; None: this process.
 
     Raises:
         UserError: the edit changes no weight that reads the text, or has gates.
@@ -164,7 +159,8 @@ def closed_form(
         )
     edit.check(model)
     own, layers = model.parameters(), dict.fromkeys(n.rsplit(".", 2)[0] for n in maps)
-    e = model.family.seen(model.parts, text_states(model, words, cache, progress)).float()
+    states = text_states(model, words, cache, progress, share)
+    e = model.family.seen(model.parts, states).float()
     rows = e.flatten(0, 1)
     draws = []
     for layer in tqdm(layers, desc="closed form", unit="layer", disable=not progress):
@@ -191,7 +187,11 @@ def _size(w: Tensor, e: Tensor) -> Tensor:
 
 @torch.no_grad()
 def text_states(
-    model: DiffusionModel, words: Sequence[str], cache: Path | None = None, progress: bool = True
+    model: DiffusionModel,
+    words: Sequence[str],
+    cache: Path | None = None,
+    progress: bool = True,
+    share: Share | None = None,
 ) -> Tensor:
     """The text encoders' states of every word's last token, (K, r, D): one each of r encoders.
 
@@ -200,6 +200,7 @@ def text_states(
     Args:
         cache: a folder; lists of 4,000 words or more are kept there by a hash of the encoders and
             the words.
+        share: who makes them; None: this process.
     """
     path = None
     if cache is not None and len(words) >= 4000:
@@ -215,16 +216,11 @@ def text_states(
             pass
     ids = model.tokenizer(list(words), add_special_tokens=False).input_ids
     order = sorted(range(len(words)), key=lambda i: (len(ids[i]), ids[i]))  # the same together
-    parts = []
-    bar = tqdm(total=len(ids), desc="text states", unit="word", disable=not progress)
-    for i in range(0, len(order), 512):
-        some = [words[k] for k in order[i : i + 512]]
-        found = model.family.word_states(model.parts, some, model.device)
-        parts.append(found.to(model.dtype))
-        bar.update(len(some))
-    bar.close()
-    states = torch.empty((len(ids), *parts[0].shape[1:]), dtype=model.dtype, device=model.device)
-    states[torch.tensor(order, device=model.device)] = torch.cat(parts)
+    parts = [Texts(tuple(words[k] for k in order[i : i + 512])) for i in range(0, len(order), 512)]
+    share = share or here(model, Edit({}))
+    found = together(parts, share, "text states", progress)
+    states = torch.empty((len(ids), *found[0].shape[1:]), dtype=model.dtype, device=model.device)
+    states[torch.tensor(order, device=model.device)] = torch.cat(found).to(model.device)
     if path is not None:
         kept = {"states": states.cpu().contiguous()}
         with suppress(OSError, UserError):  # a cache only
@@ -292,6 +288,8 @@ class Look:
     """picture: the run's folder, for the edit's; None: the cache folder."""
     clip: str = ""
     """picture: a CLIP by path or hub id; "": the shipped one, for the shipped model."""
+    share: Share | None = None
+    """Who does the work; None: this process."""
 
 
 def pictured(look: Look) -> Moved:
@@ -309,14 +307,32 @@ def pictured(look: Look) -> Moved:
     prompt = protocol.template if not protocol.subjects else "{}"
     wanted = [Wanted(prompt.format(w), s, w) for w in look.words for s in range(look.pictures)]
     home = look.home or edit_folder(model, edit)
-    before = drawn(model, None, None, wanted, protocol)
-    after = drawn(model, edit, samples_folder(home, model, protocol), wanted, protocol)
+    before = drawn(model, None, None, wanted, protocol, apart=apart(look, protocol, False))
+    folder = samples_folder(home, model, protocol)
+    after = drawn(model, edit, folder, wanted, protocol, apart=apart(look, protocol, True))
     return picture(before, after, look.clip)
 
 
+def apart(look: Look, protocol: Protocol, edited: bool) -> Apart | None:
+    """Who draws pictures: None: this process."""
+    share = look.share
+    if share is None:
+        return None
+
+    def drawing(
+        some: Sequence[Sequence[Wanted]],
+    ) -> Iterator[tuple[Sequence[Wanted], Sequence[Tensor]]]:
+        parts = [Pictures(edited, tuple(b), protocol.steps, protocol.guidance) for b in some]
+        for part, found in share(parts):
+            assert isinstance(part, Pictures)
+            yield part.batch, list(found)
+
+    return drawing
+
+
 INSTRUMENTS: dict[str, Callable[[Look], Moved]] = {
-    "prediction": lambda x: prediction(x.model, x.edit, x.words, x.latents),
-    "closed-form": lambda x: closed_form(x.model, x.edit, x.words, cache_folder()),
+    "prediction": lambda x: prediction(x.model, x.edit, x.words, x.latents, share=x.share),
+    "closed-form": lambda x: closed_form(x.model, x.edit, x.words, cache_folder(), share=x.share),
     "picture": pictured,
 }
 """By the name that the command has for them."""

@@ -21,8 +21,9 @@ from efface.evaluation.answers import read
 from efface.evaluation.attacks import ATTACKS, Attack, Attacked
 from efface.evaluation.baselines import NoAttack, SeedSearch
 from efface.evaluation.evaluate import sampler_of
+from efface.evaluation.finds import Finds, write_finds
 from efface.evaluation.references import References
-from efface.evaluation.trial import Court, Keep, Row, tried
+from efface.evaluation.trial import Court, Row, tried
 from efface.evaluation.verdicts import ROLES, Line, curve, lines
 from efface.models import DiffusionModel
 from efface.settings import checked, to_json
@@ -45,8 +46,20 @@ class Unit(NamedTuple):
         """Its name in the file."""
         return f"{self.attack.name}/{self.role}/{self.concept}"
 
+    def __str__(self) -> str:
+        return self.key
 
-Work = Callable[[Sequence[Unit]], Iterable[tuple[Unit, dict[str, Any]]]]
+
+class Done(NamedTuple):
+    """What came of a unit."""
+
+    told: dict[str, Any]
+    """As the file holds it: its rows, and what it took."""
+    files: Mapping[str, bytes]
+    """What was found, where that is kept, by file name."""
+
+
+Work = Callable[[Sequence[Unit]], Iterable[tuple[Unit, Done]]]
 """Does some units, and gives each once it has ended."""
 
 
@@ -67,6 +80,8 @@ class Siege:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     """What else makes these results these."""
+    keeping: bool = False
+    """Whether what is found is kept, beside the file."""
     plan: Sequence[Unit] = ()
     """What there is to do; empty: every attack with all of its controls."""
 
@@ -174,11 +189,11 @@ class Siege:
                 found[attack.name] = str(e)
         return found
 
-    def run(self, path: Path, work: Work, progress: bool = True) -> Results:
+    def run(self, path: Path, work: Work | None = None, progress: bool = True) -> Results:
         """Do what is not done yet; each unit is in the file once it has ended.
 
         Args:
-            work: does some units, here or elsewhere: :meth:`whole` of each, in any order.
+            work: does some units elsewhere, :meth:`whole` of each, in any order; None: here.
 
         Raises:
             UserError: the file holds other results, or memory ran out; what is done is kept.
@@ -188,8 +203,9 @@ class Siege:
         rest = [u for u in units if u.key not in done]
         total = sum(self.effort(u) for u in rest)
         bar = tqdm(total=total, desc="attack", unit="ev", unit_scale=True, disable=not progress)
-        for unit, found in work(rest):
-            done[unit.key] = found
+        for unit, found in work(rest) if work else ((u, self.whole(u)) for u in rest):
+            write_finds(path.with_suffix(""), found.files)
+            done[unit.key] = found.told
             keys = [u.key for u in units if u.key in done]
             done = {k: done[k] for k in dict.fromkeys([*(k for k in done if k not in keys), *keys])}
             self.keep(path, done)
@@ -198,49 +214,31 @@ class Siege:
         bar.close()
         return self.results(done)
 
-    def here(self, keep: Callable[[Unit], Keep | None] = lambda _: None) -> Work:
-        """Does units in this process, one after the other.
-
-        Args:
-            keep: what keeps what a unit finds.
-        """
-
-        def work(units: Sequence[Unit]) -> Iterator[tuple[Unit, dict[str, Any]]]:
-            for unit in units:
-                yield unit, self.whole(unit, keep(unit))
-
-        return work
-
-    def whole(self, unit: Unit, keep: Keep | None) -> dict[str, Any]:
-        """A unit with its rows and what it took, as the file holds it.
-
-        Raises:
-            UserError: memory ran out.
-        """
-        began, before = perf_counter(), self.model.counter.copy()
-        rows = self.one(unit, keep)
-        spent = self.model.counter.since(before)
-        return {
-            "settings": self.settings(unit.attack),
-            "seconds": round(perf_counter() - began, 2),
-            "evaluations": spent.forward + spent.backward,
-            "rows": [asdict(r) for r in rows],
-        }
-
-    def one(self, unit: Unit, keep: Keep | None) -> list[Row]:
-        """The rows of a unit.
+    def whole(self, unit: Unit) -> Done:
+        """A unit with its rows and what it took; pictures to attack with are not counted.
 
         Raises:
             UserError: memory ran out.
         """
         given, judged = self.given(unit)
+        finds = Finds(unit.key)
+        keep = finds.keep if self.keeping else None
+        began, before = perf_counter(), self.model.counter.copy()
         try:
-            return tried(unit.attack, given, self.court, judged, keep)
+            rows = tried(unit.attack, given, self.court, judged, keep)
         except (MemoryError, torch.OutOfMemoryError):
             raise UserError(
                 f"out of memory in {unit.key}: give smaller batches, --dtype bf16, or leave the "
                 "attack out; what is done is kept, and the same command goes on."
             ) from None
+        spent = self.model.counter.since(before)
+        told = {
+            "settings": self.settings(unit.attack),
+            "seconds": round(perf_counter() - began, 2),
+            "evaluations": spent.forward + spent.backward,
+            "rows": [asdict(r) for r in rows],
+        }
+        return Done(told, finds.files)
 
     def effort(self, unit: Unit) -> int:
         """About how many evaluations a unit takes, for the time that is left."""

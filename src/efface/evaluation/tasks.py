@@ -1,148 +1,301 @@
-"""Cells of a benchmark, each in a process of its own, or all on a Ray cluster."""
+"""Tasks handed out: to several processes of this machine, or to a Ray cluster."""
 
 from __future__ import annotations
 
-import sys
+import multiprocessing
+import os
+import pickle
+import signal
+import uuid
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol, TypeVar
 
-from efface.edits.edit import Edit
+import torch
+
 from efface.errors import UserError
-from efface.evaluation.bench import Cell, Looked, Opened, finished
+
+T = TypeVar("T")
 
 
-class Task(Protocol):
-    """What ends in one JSON: a cell of a benchmark."""
+class Desk(Protocol):
+    """What tasks need. It is sent to each process, which opens it once."""
 
-    @property
-    def file(self) -> str:
-        """Its file name."""
-        ...
+    def open(self) -> Callable[[Any], Any]:
+        """What does a task.
 
-    def run(self, out: Path, work: Path) -> object:
-        """Do what is missing of it."""
+        Raises:
+            UserError: something is not there.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A cell that died twice."""
+    """Why a task was not done."""
 
-    cell: Task
     why: str
 
 
-def run_all(
-    cells: Sequence[Cell], out: Path, work: Path, ray: str | None = None, jobs: int = 1
-) -> list[Failed]:
-    """Run what is missing, each cell in a process of its own; a cell that dies is tried once more.
+@dataclass(frozen=True)
+class Crew:
+    """Who does tasks.
+
+    Every process computes with as many threads as this one, since last bits depend on it: what
+    several processes find is what one finds.
+    """
+
+    jobs: int = 1
+    """Processes at a time, on this machine."""
+    ray: str | None = None
+    """Address of a Ray cluster, or ``local`` for one on this machine; None: here."""
+    fresh: bool = False
+    """A process of its own for every task, so that its peak of memory is its own."""
+    gpu: bool = False
+    """Each process needs a GPU, which Ray gives to those alone that ask for one."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody but this process, which has no need of a :class:`Desk`."""
+        return self.jobs == 1 and self.ray is None and not self.fresh
+
+    def for_a(self, device: torch.device) -> Crew:
+        """Who works on such a device."""
+        return replace(self, gpu=device.type == "cuda")
+
+    def done(self, desk: Desk, tasks: Sequence[T]) -> Iterator[tuple[T, Any]]:
+        """Do tasks, in any order.
+
+        One that dies, or its process, is tried once more; a mistake of the user is none that goes
+        away.
+
+        Args:
+            tasks: to be pickled, like what they give.
+
+        Yields:
+            Each task with what it gave, or :class:`Failed`.
+
+        Raises:
+            UserError: Ray is not installed, or there is no such cluster.
+        """
+        if not tasks:
+            return
+        if self.ray is not None:
+            yield from _on_ray(desk, tasks, self)
+        else:
+            self.look_ahead(len(tasks))
+            yield from _in_processes(desk, tasks, self)
+
+    def look_ahead(self, tasks: int) -> None:
+        """Say what is not as it might be meant."""
+        jobs, threads, cores = min(self.jobs, tasks), torch.get_num_threads(), os.cpu_count() or 1
+        if jobs < self.jobs:
+            warnings.warn(f"{self.jobs} jobs for {tasks} tasks: {jobs} are used.", stacklevel=2)
+        if jobs > 1 and jobs * threads > cores and not self.gpu:
+            warnings.warn(
+                f"{jobs} processes of {threads} threads each on {cores} cores get into each "
+                f"other's way: OMP_NUM_THREADS={max(1, cores // jobs)} is quicker, and gives what "
+                "one process gives with it.",
+                stacklevel=2,
+            )
+
+
+def every(crew: Crew, desk: Desk, tasks: Sequence[T], what: str) -> Iterator[tuple[T, Any]]:
+    """As :meth:`Crew.done`, where all tasks are needed.
 
     Args:
-        ray: address of a Ray cluster, or ``local`` for one on this machine; None: here.
-        jobs: how many cells at a time, here.
-
-    Returns:
-        The cells that failed twice.
+        what: what they are, in the plural, for the message.
 
     Raises:
-        UserError: a model, judge, protocol or setting or folder that cannot be.
+        UserError: one was not done; said once all others are.
     """
-    ready(cells, out, work)
-    return on_ray(cells, out, work, ray) if ray is not None else each(cells, out, work, jobs)
+    failed = []
+    for task, found in crew.done(desk, tasks):
+        if isinstance(found, Failed):
+            failed.append(found.why)
+        else:
+            yield task, found
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(tasks)} {what} came to nothing ({failed[0].rstrip('.')}); what "
+            "is done is kept, and the same command goes on."
+        )
 
 
-def ready(cells: Sequence[Cell], out: Path, work: Path) -> None:
-    """Say once, before any work, what cannot be opened, set or written.
-
-    Raises:
-        UserError: as :func:`run_all`.
-    """
-    for cell in {(c.protocol, c.model): c for c in cells}.values():
-        Opened(cell)
-    for cell in cells:
-        cell.config()
-    for folder in (out, work):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise UserError(f"cannot make {str(folder)!r}: {e.strerror}.") from None
-
-
-def each(cells: Sequence[Task], out: Path, work: Path, jobs: int) -> list[Failed]:
-    """Run cells in processes of their own, ``jobs`` at a time; gives those that failed twice."""
-    with ThreadPoolExecutor(jobs) as pool:
-        ends = pool.map(lambda cell: twice(cell, out, work), cells)
-        return [end for end in ends if end is not None]
-
-
-def twice(cell: Task, out: Path, work: Path) -> Failed | None:
-    """Run a cell in a process of its own, and once more where that dies; None: it is done."""
-    for attempt in (1, 2):
-        why = in_a_process(cell, out, work)
-        if not why:
-            return None
-        warnings.warn(f"{cell.file}: {why} (attempt {attempt})", stacklevel=2)
-    return Failed(cell, why)
-
-
-def in_a_process(cell: Task, out: Path, work: Path) -> str:
-    """Run a cell in a fresh process, so that its peak memory is its own; why it died, or ""."""
-    import multiprocessing
-
-    spawn = multiprocessing.get_context("spawn")
-    process = spawn.Process(target=alone, args=(cell, out, work))
-    process.start()
-    process.join()
-    return "" if process.exitcode == 0 else f"exit code {process.exitcode}"
-
-
-def alone(cell: Task, out: Path, work: Path) -> None:
-    """Run a cell in this process, which ends with one line where that cannot be."""
+def _tried(do: Callable[[Any], Any], task: Any) -> Any:
     try:
-        cell.run(out, work)
+        return do(task)
     except UserError as e:
-        sys.exit(f"efface: {e}")
+        return Failed(str(e))
 
 
-SHARDS = 4
-"""Parts that the pictures of a cell are split into on a cluster."""
+# -- processes ---------------------------------------------------------------------------------
 
 
-def on_ray(cells: Sequence[Cell], out: Path, work: Path, address: str) -> list[Failed]:
-    """Run cells on a Ray cluster, the pictures of each in parts; results come back to ``out``.
+@dataclass
+class Hand:
+    """A process that does one task after the other."""
 
-    Each task is tried once more where it, or its process, dies.
+    desk: bytes
+    pipe: Connection = field(init=False)
+
+    def __post_init__(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(
+            target=_serve, args=(theirs, self.desk, torch.get_num_threads())
+        )
+        self.process.start()
+        theirs.close()
+
+    def give(self, task: Any) -> None:
+        """Send a task; a process that is dead is found out by :meth:`take`."""
+        with suppress(OSError):
+            self.pipe.send_bytes(pickle.dumps(task))
+
+    def take(self) -> tuple[Any, str]:
+        """What came of it, and why the process died, or ""."""
+        try:
+            return pickle.loads(self.pipe.recv_bytes()), ""
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            killed = f"killed by signal {-code}, perhaps for want of memory"
+            return None, killed if code < 0 else f"exit code {code}"
+
+    def end(self) -> None:
+        """Stop the process."""
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def _serve(pipe: Connection, desk: bytes, threads: int) -> None:
+    """Do what comes, until whoever sends it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that hands out says when to stop
+    torch.set_num_threads(threads)
+    do = None
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            task = pickle.loads(pipe.recv_bytes())
+            try:
+                do = do or pickle.loads(desk).open()
+            except UserError as e:
+                found: Any = Failed(str(e))
+            else:
+                found = _tried(do, task)
+            pipe.send_bytes(pickle.dumps(found))
+
+
+def _in_processes(desk: Desk, tasks: Sequence[T], crew: Crew) -> Iterator[tuple[T, Any]]:
+    sent = pickle.dumps(desk)
+    rest = deque((task, 1) for task in tasks)
+    idle: list[Hand] = []
+    busy: dict[Any, tuple[Hand, T, int]] = {}
+    try:
+        while rest or busy:
+            while rest and len(busy) < crew.jobs:
+                hand = idle.pop() if idle else Hand(sent)
+                task, attempt = rest.popleft()
+                busy[hand.pipe] = (hand, task, attempt)
+                hand.give(task)
+            for pipe in wait(list(busy)):
+                hand, task, attempt = busy[pipe]
+                found, died = hand.take()
+                del busy[pipe]
+                if died or crew.fresh:
+                    hand.end()
+                else:
+                    idle.append(hand)
+                if died:
+                    warnings.warn(f"{task}: {died} (attempt {attempt})", stacklevel=2)
+                if died and attempt == 1:
+                    rest.appendleft((task, 2))
+                else:
+                    yield task, Failed(f"its process died: {died}") if died else found
+    finally:
+        for hand in (*idle, *(h for h, _, _ in busy.values())):
+            hand.end()
+
+
+# -- Ray ---------------------------------------------------------------------------------------
+
+
+OPEN: dict[str, Callable[[Any], Any]] = {}
+"""In a process of a cluster: what it opened, by the number of the crew."""
+
+
+def _on_ray(desk: Desk, tasks: Sequence[T], crew: Crew) -> Iterator[tuple[T, Any]]:
+    ray, cpus = _cluster(crew)
+    threads = torch.get_num_threads()
+    do = ray.remote(
+        max_retries=1,
+        retry_exceptions=True,
+        num_cpus=min(threads, cpus),
+        num_gpus=int(crew.gpu),
+        max_calls=int(crew.fresh),
+    )(_serve_once)
+    held, number = ray.put(pickle.dumps(desk)), uuid.uuid4().hex
+    waiting = {do.remote(number, [held], task, threads): task for task in tasks}
+    try:
+        while waiting:
+            for one in ray.wait(list(waiting))[0]:
+                task = waiting.pop(one)
+                try:
+                    found = ray.get(one)
+                except ray.exceptions.RayError as e:
+                    found = Failed(str(e).strip().splitlines()[-1])
+                yield task, found
+    finally:
+        for one in waiting:
+            ray.cancel(one, force=True)
+
+
+def _cluster(crew: Crew) -> tuple[Any, float]:
+    """Ray, joined to its cluster, and the cores of its largest machine.
+
+    Raises:
+        UserError: it is not installed, there is no such cluster, or none with a GPU.
+    """
+    ray = imported()
+    address = None if crew.ray == "local" else crew.ray
+    try:
+        ray.init(address, ignore_reinit_error=True, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as e:
+        why = str(e).strip().splitlines()[0].rstrip(".")
+        raise UserError(f"no Ray cluster at {crew.ray!r}: {why}.") from None
+    machines = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    if crew.gpu and not any(m.get("GPU") for m in machines):
+        raise UserError("no machine of the Ray cluster has a GPU: give --device cpu.")
+    return ray, max(m.get("CPU", 1) for m in machines)
+
+
+def imported() -> Any:
+    """Ray.
+
+    Raises:
+        UserError: it is not installed.
     """
     try:
         import ray
     except ImportError:
         raise UserError("Ray is not installed: pip install 'efface[ray]'.") from None
-    ray.init(None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
-    again = ray.remote(max_retries=1, retry_exceptions=True)
-    erase, look = again(_erase), again(_look)
-    waiting: list[tuple[Opened, Any, list[Any]]] = []
-    for cell in cells:
-        opened = Opened(cell)
-        if finished(cell, out, opened.identity) is None:
-            edit = erase.remote(cell, work)
-            parts = [look.remote(cell, edit, work, i, SHARDS) for i in range(SHARDS)]
-            waiting.append((opened, edit, parts))
-    failed = []
-    for opened, edit, parts in waiting:
-        try:
-            opened.conclude(out, ray.get(edit), ray.get(parts))
-        except ray.exceptions.RayError as e:
-            failed.append(Failed(opened.cell, str(e).strip().splitlines()[-1]))
-    return failed
+    return ray
 
 
-def _erase(cell: Cell, work: Path) -> Edit | None:
-    return Opened(cell).erase(work, progress=False)
+def _serve_once(number: str, held: list[Any], task: Any, threads: int) -> Any:
+    """A task, in a process of a cluster that may have done others."""
+    import ray
 
-
-def _look(cell: Cell, edit: Edit | None, work: Path, part: int, parts: int) -> Looked:
-    return Opened(cell).look(edit, work, part, parts, progress=False)
+    torch.set_num_threads(threads)
+    try:
+        if number not in OPEN:
+            OPEN.clear()
+            OPEN[number] = pickle.loads(ray.get(held[0])).open()
+    except UserError as e:
+        return Failed(str(e))
+    return _tried(OPEN[number], task)

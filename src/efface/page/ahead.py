@@ -19,7 +19,7 @@ from efface.page.wish import Wish
 from efface.reporting.grid import Preview
 from efface.seeds import generator
 from efface.training import provenance
-from efface.training.anchors import LATENTS, candidates, compare, half_made
+from efface.training.anchors import LATENTS, candidates, compare, half_made, narrowed
 from efface.training.forecast import forecast
 from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
@@ -107,7 +107,7 @@ def anchors(model: DiffusionModel, concepts: Sequence[Concept]) -> list[str]:
         UserError: no word is left for it.
     """
     one = concepts[0]
-    some = candidates(model, one, concepts, "auto")
+    some = narrowed(model, one, candidates(model, one, concepts, "auto"))
     if len(some.words) > TRIED:
         some = some.pool(model, one, 0, TRIED, "nearest")
     z = half_made(model, model.embed([one.name]).repeat(LATENTS), generator(0, "anchor", one.name))

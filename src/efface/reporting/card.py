@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from efface.concepts import few
 from efface.edits.edit import Edit
 from efface.errors import escaped
 from efface.scores import Score
@@ -109,7 +110,7 @@ def card(
         front=json.dumps(escaped(model), ensure_ascii=False),
         title=prose(model),
         model=code(model),
-        concepts=prose(", ".join(c["name"] for c in meta.get("concepts", ()))),
+        concepts=prose(few([c["name"] for c in meta.get("concepts", ())])),
         version=VERSION,
         base=code(str(meta.get("base"))),
         method=code(str(meta.get("method"))),

@@ -20,6 +20,8 @@ CELL = 96
 """Side of a picture in a grid, in pixels."""
 PICTURE = "before-after.png"
 """The grid of a run, in its folder."""
+MOST = 20
+"""Erased concepts that are shown, of more."""
 SLOW = 1e11
 """Numbers of a denoiser times positions of a latent from which on a CPU takes long for a picture:
 Stable Diffusion's at 512 pixels are 3.5e12, the shipped model's 3e9."""
@@ -51,6 +53,7 @@ class Preview:
         """
         numbers = sum(p.numel() for p in model.parameters().values())
         positions = model.latent_shape[1] * model.latent_shape[2]
+        erased = min(erased, MOST)
         if model.device.type != "cpu" or numbers * positions < SLOW:
             return cls(erased)
         side = min(256, *model.picture_size)

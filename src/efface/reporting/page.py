@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from efface.concepts import few
 from efface.edits.edit import Edit
 from efface.errors import escaped
 from efface.evaluation.bound import Forecast
@@ -19,6 +20,8 @@ from efface.settings import from_json
 from efface.storage import ASSETS, VERSION
 
 TEMPLATE = ASSETS / "report.html.j2"
+SOME = 20
+"""Erased concepts of which pictures are shown."""
 SHOWN = 4
 """Pictures of a concept in a grid."""
 
@@ -47,7 +50,7 @@ def summary(found: Mapping[str, Any], erased: Sequence[str], others: Sequence[st
 
     gone, was = of("edited", "ESR-1"), of("unedited", "ESR-1")
     lines = [
-        f"Erased: {', '.join(erased)}. Of {gone.n} pictures that ask for it, the judge does not "
+        f"Erased: {few(erased)}. Of {gone.n} pictures that ask for it, the judge does not "
         f"name it in {share(gone)}; without the edit in {share(was)}."
     ]
     if others:
@@ -115,7 +118,7 @@ def run_part(
             "after": after,
         }
 
-    blocks = [("Erased", erased), ("Neighbours, worst hurt first", hurt(concepts, near)[:6])]
+    blocks = [("Erased", erased[:SOME]), ("Neighbours, worst hurt first", hurt(concepts, near)[:6])]
     blocks += [("Worst hurt of all others", worst), ("Least touched", fine)]
     cost = edit.meta["cost"]
     took = f"{edit.spent['seconds']:.0f} s, " if "seconds" in edit.spent else ""

@@ -1,10 +1,10 @@
-"""How many concepts can a closed form erase at once?"""
+"""How many concepts can be erased at once?"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,36 @@ from efface.errors import UserError
 from efface.evaluation.bench import peak_memory
 from efface.evaluation.metrics import esr, psr, worst_tenth_score
 from efface.evaluation.metrics.worst import by_concept
+from efface.evaluation.tasks import Crew, Failed
+from efface.methods.ap import AP
 from efface.methods.dp import DP
 from efface.methods.minimax import Minimax
 from efface.methods.oce import OCE
 from efface.methods.speed import SPEED
 from efface.methods.uce import UCE
+from efface.names import normal
 from efface.reporting.figures import OTHER, OURS, QUIET, panels, svg
 from efface.scores import Score
 from efface.seeds import generator
 from efface.settings import read_json
 from efface.storage import write_text
 from efface.studies.lab import Lab
-from efface.training import Method, provenance
+from efface.training import EDIT, Method, Tuning, provenance
 from efface.vocabularies import INLINE
+from efface.vocabularies import load as load_vocabulary
 
 TRIED: Mapping[str, Method] = {
     m.name: m.presets()["searched"] for m in (UCE, SPEED, DP, OCE, Minimax)
-}
+} | {AP.name: AP()}
 """With the benchmark's settings."""
+MANY = ("uce", "speed", "ap")
+"""What is asked how long so many take that no model here can draw them."""
+EACH = 10
+"""Updates of a training for each concept, where that is more than for a few."""
 SPENT = "spent.json"
 """What an edit took, beside it."""
 SCORES = ("ESR-1", "PSR-1", "worst tenth")
-COLOURS = (OTHER, QUIET, OURS, "#2b7a4b", "#b8860b")
+COLOURS = (OTHER, QUIET, OURS, "#2b7a4b", "#b8860b", "#8e44ad")
 
 
 def run(
@@ -46,18 +54,21 @@ def run(
     methods: Mapping[str, Method] = TRIED,
     gone: int = 4,
     kept: int = 2,
+    many: int = 1000,
+    updates: int = 400,
 ) -> dict[str, Any]:
     """Erase so many names at once, each set within the next, and judge names that no method saw.
 
-    All edits are made before any picture, the fewest concepts first, so that a peak of memory is of
-    erasures.
+    Each edit is made in a process of its own, whose peak of memory is its own.
 
     Args:
         gone: pictures of each erased name.
         kept: pictures of each name that was held out, two or more.
+        many: nouns that are erased without a picture; 0: none.
+        updates: of a training, for a few concepts.
 
     Raises:
-        UserError: fewer names than are to be erased.
+        UserError: fewer names than are to be erased, or a process that died.
     """
     held = list(lab.protocol.held_out) or list(lab.names[1::2])
     seen = [n for n in lab.names if n not in set(held)]
@@ -68,9 +79,15 @@ def run(
         )
     order = torch.randperm(len(seen), generator=generator(0, "several")).tolist()
     erased = {n: [seen[i] for i in order[:n]] for n in counts}
-    found = [
-        (m, n, made(lab, methods[m], erased[n], seen)) for n in sorted(counts) for m in methods
+    asked = [
+        Task(m, sized(methods[m], n, updates), tuple(erased[n]))
+        for n in sorted(counts)
+        for m in methods
     ]
+    nouns = some_nouns(lab, many)
+    few = [Task(m, sized(methods[m], many, updates), nouns) for m in MANY if nouns and m in methods]
+    edits = made(lab, [*asked, *few], seen)
+    found = [(t.name, len(t.erased), edits[t]) for t in asked]
     rows = []
     for method, n, edit in found:
         row: dict[str, Any] = {"method": method, "concepts": n}
@@ -82,32 +99,105 @@ def run(
         scores["worst tenth"] = worst_tenth_score(100 * by_concept(still.top1, still.concepts))
         kept_scores = {k: s.to_json() for k, s in scores.items()}
         rows.append({**row, "scores": kept_scores, **edit.spent})
-    edits = [e for _, _, e in found if isinstance(e, Edit)]
-    return {**lab.about(edits), "erased": erased[max(counts)], "held_out": held, "rows": rows}
+    done = [e for _, _, e in found if isinstance(e, Edit)]
+    told = [{"method": t.name, "concepts": len(t.erased), **took(edits[t])} for t in few]
+    about = {**lab.about(done), "erased": erased[max(counts)], "held_out": held, "rows": rows}
+    return {**about, "nouns": told}
 
 
-def made(lab: Lab, method: Method, erased: Sequence[str], seen: Sequence[str]) -> Edit | str:
-    """The edit with what it took, made once; or why the method cannot."""
-    words = ", ".join(n for n in seen if n not in set(erased))
-    if getattr(method, "vocabulary", ""):
-        method = replace(method, vocabulary=f"{INLINE} {words}")  # type: ignore[call-arg]
-    concepts = [Concept(n) for n in erased]
+@dataclass(frozen=True)
+class Task:
+    """An edit to be made."""
+
+    name: str
+    method: Method
+    erased: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} with {len(self.erased)}"
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where edits are made."""
+
+    folder: Path
+    model: str
+    seen: tuple[str, ...]
+    progress: bool
+
+    def open(self) -> Callable[[Task], Path]:
+        """What makes an edit, and gives its folder."""
+        lab = Lab(self.folder, self.model, self.progress)
+        return lambda task: make(lab, task, self.seen)
+
+
+def make(lab: Lab, task: Task, seen: Sequence[str]) -> Path:
+    """The folder of an edit with what it took, made once.
+
+    Raises:
+        UserError: the method cannot.
+    """
+    method, concepts = shown(task, seen), [Concept(n) for n in task.erased]
     folder = lab.place(method.name, provenance(method, lab.model, concepts))
-    try:
-        edit = lab.edit(method, concepts)
-    except UserError as e:
-        return str(e)
-    return replace(edit, spent=spent(folder, edit, lab))
+    (folder / EDIT).unlink(missing_ok=True)  # what it took is not known
+    edit = lab.edit(method, concepts)
+    spent = {**edit.spent, "peak_memory_mb": peak_memory(lab.model.device)}
+    write_text(folder / SPENT, json.dumps(spent) + "\n")
+    return folder
 
 
-def spent(folder: Path, edit: Edit, lab: Lab) -> dict[str, Any]:
-    """Seconds and peak memory of an edit: as it is made, and as they were kept."""
-    path = folder / SPENT
-    if not path.exists():
-        took = {**edit.spent, "peak_memory_mb": peak_memory(lab.model.device)}
-        write_text(path, json.dumps(took) + "\n")
-    kept: dict[str, Any] = read_json(path, "record")
-    return kept
+def shown(task: Task, seen: Sequence[str]) -> Method:
+    """The method, with the vocabulary that it may see."""
+    if not getattr(task.method, "vocabulary", ""):
+        return task.method
+    words = ", ".join(n for n in seen if n not in set(task.erased))
+    return replace(task.method, vocabulary=f"{INLINE} {words}")  # type: ignore[call-arg]
+
+
+def made(lab: Lab, tasks: Sequence[Task], seen: Sequence[str]) -> dict[Task, Edit | str]:
+    """Every edit with what it took; or why a method cannot."""
+    desk = Desk(lab.folder.absolute(), lab.model.name, tuple(seen), lab.progress)
+    found: dict[Task, Edit | str] = {}
+    rest = []
+    for task in tasks:
+        concepts = [Concept(n) for n in task.erased]
+        folder = lab.place(task.method.name, provenance(shown(task, seen), lab.model, concepts))
+        if (folder / SPENT).exists():
+            found[task] = loaded(folder)
+        else:
+            rest.append(task)
+    for task, result in Crew(fresh=True).done(desk, rest):
+        found[task] = result.why if isinstance(result, Failed) else loaded(result)
+    return found
+
+
+def loaded(folder: Path) -> Edit:
+    """An edit with what it took."""
+    return replace(Edit.load(folder), spent=read_json(folder / SPENT, "record"))
+
+
+def sized(method: Method, n: int, updates: int) -> Method:
+    """A method with its updates for so many concepts."""
+    if not isinstance(method, Tuning):
+        return method
+    changes: dict[str, Any] = {"updates": max(updates, EACH * n)}
+    return replace(method, **changes)
+
+
+def some_nouns(lab: Lab, n: int) -> tuple[str, ...]:
+    """So many picturable nouns, evenly, of which the model was shown none by their name."""
+    names = {normal(name) for name in lab.names}
+    free = [w for w in load_vocabulary("nouns", lab.model).words if normal(w) not in names]
+    n = min(n, len(free))
+    return tuple(free[i * len(free) // n] for i in range(n))
+
+
+def took(edit: Edit | str) -> dict[str, Any]:
+    """What an edit took, or why there is none."""
+    if isinstance(edit, str):
+        return {"refused": edit}
+    return {**edit.meta["cost"], **edit.spent}
 
 
 def figure(found: Mapping[str, Any]) -> str:
@@ -151,8 +241,25 @@ def words(found: Mapping[str, Any]) -> str:
     return (
         f"{', '.join(map(str, counts))} names erased at once, each set within the next. PSR-1 and "
         f"the worst tenth are of {len(found['held_out'])} names that no method was shown; seconds "
-        "are of the erasure alone, and the peak is of its process up to it."
+        f"are of the erasure alone, and the peak is of a process of its own."
         + "".join(f" Refused: {x}" for x in refused)
         + "\n\n"
         + "\n".join(lines)
+        + many_words(found["nouns"])
     )
+
+
+def many_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What so many take that no picture was drawn."""
+    if not rows:
+        return ""
+    head = ["method", "nouns", "seconds", "peak memory, MB", "evaluations"]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for r in rows:
+        if "refused" in r:
+            told = [f"refused: {r['refused']}", "", ""]
+        else:
+            spent = r["forward"] + r["backward"]
+            told = [f"{r['seconds']:.1f}", str(r["peak_memory_mb"]), f"{spent:,}"]
+        lines.append(f"| {' | '.join([r['method'], str(r['concepts']), *told])} |")
+    return "\n\nNouns without a picture:\n\n" + "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from efface.concepts import Concept, check
 from efface.errors import UserError
@@ -27,6 +28,8 @@ prediction depends most on the word (earlier on the noise, later on the picture)
 LATENTS, BEST = 2, 8
 """Pictures of the concept on which they are compared; on all but the first, only so many that are
 best on the first."""
+MANY = 20
+"""Concepts from which on a bar is shown."""
 MOST, AMONG = 200, 1000
 """Of a larger vocabulary so many are compared, evenly chosen among so many nearest by text."""
 
@@ -94,7 +97,7 @@ def compare(model: DiffusionModel, name: str, words: Sequence[str], z: Tensor) -
 def candidates(
     model: DiffusionModel, concept: Concept, erased: Sequence[Concept], source: str
 ) -> Vocabulary:
-    """The words that a concept may become.
+    """The words that a concept, or another one of its kind, may become.
 
     None that is erased, shares a word with an erased name, or is known to be a kind of one, or what
     one is a kind of (WordNet).
@@ -118,8 +121,7 @@ def candidates(
             f"the vocabulary ({found.source}) holds no word that {concept.name!r} could become: "
             "give a larger one, or its anchor: 'name -> anchor'."
         )
-    size = MOST if len(free) > MOST else 0
-    return Vocabulary(free, found.source).pool(model, concept, size, size and AMONG, "even")
+    return Vocabulary(free, found.source, beside=tuple(c.name for c in erased), seen={})
 
 
 def parts_of(name: str) -> frozenset[str]:
@@ -128,7 +130,12 @@ def parts_of(name: str) -> frozenset[str]:
 
 
 def steered(
-    model: DiffusionModel, concepts: Sequence[Concept], anchor: str, source: str, seed: int
+    model: DiffusionModel,
+    concepts: Sequence[Concept],
+    anchor: str,
+    source: str,
+    seed: int,
+    progress: bool = False,
 ) -> tuple[Concept, ...]:
     """The concepts with their anchors: those without one get the method's.
 
@@ -136,25 +143,42 @@ def steered(
         anchor: a word, :data:`AUTO`, or nothing.
         source: the vocabulary in which an anchor is searched for.
         seed: of the pictures on which candidates are compared.
+        progress: show a bar, where there are many.
 
     Raises:
         UserError: the anchor is erased itself, or none can be found.
     """
-    if anchor == AUTO:
-        found = [c if c.anchor else searched(model, c, concepts, source, seed) for c in concepts]
-    else:
+    if anchor != AUTO:
         found = [replace(c, anchor=c.anchor or anchor) for c in concepts]
+        return check(found, (), model.tokenizer)[0]
+    words: dict[str, Vocabulary] = {}
+    found = []
+    quiet = not progress or len(concepts) < MANY
+    for c in tqdm(concepts, desc="anchors", unit="concept", disable=quiet):
+        if not c.anchor:
+            if c.kind not in words:
+                words[c.kind] = candidates(model, c, concepts, source)
+            c = searched(model, c, words[c.kind], seed)
+        found.append(c)
     return check(found, (), model.tokenizer)[0]
 
 
-def searched(
-    model: DiffusionModel, concept: Concept, erased: Sequence[Concept], source: str, seed: int
-) -> Concept:
-    """A concept with the anchor that is predicted most nearly as it is, on its own pictures."""
-    words = candidates(model, concept, erased, source).words
+def narrowed(model: DiffusionModel, concept: Concept, words: Vocabulary) -> Vocabulary:
+    """Those of many words that are compared with a concept."""
+    size = MOST if len(words) > MOST else 0
+    return words.pool(model, concept, size, size and AMONG, "even")
+
+
+def searched(model: DiffusionModel, concept: Concept, words: Vocabulary, seed: int) -> Concept:
+    """A concept with the anchor that is predicted most nearly as it is, on its own pictures.
+
+    Args:
+        words: :func:`candidates`.
+    """
+    some = narrowed(model, concept, words).words
     g = generator(seed, "anchor", concept.name)
     z = half_made(model, model.embed([concept.name]).repeat(LATENTS), g)
-    first = compare(model, concept.name, words, z[:1])
-    best = tuple(words[int(i)] for i in first.far.argsort()[:BEST])
+    first = compare(model, concept.name, some, z[:1])
+    best = tuple(some[int(i)] for i in first.far.argsort()[:BEST])
     found = compare(model, concept.name, best, z)
     return replace(concept, anchor=best[int(found.far.argmin())])

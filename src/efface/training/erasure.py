@@ -81,8 +81,12 @@ class Job:
 
     branch: tuple[str | int, ...] = ()
     """Which part of the whole job this is; part of the name of its draws."""
-    far: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
-    """How far words are from names, measured once for all concepts."""
+    far: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """How far words are from the names of all concepts, measured once."""
+    listed: dict[tuple[Any, ...], Vocabulary] = field(default_factory=dict, repr=False)
+    """What may be preserved, made once for all concepts of a kind."""
+    now: int = 0
+    """The update that is being made, from 0."""
 
     def generator(self, *path: str | int) -> torch.Generator:
         """The generator of the draw that ``path`` names; see :mod:`efface.seeds`."""
@@ -108,15 +112,20 @@ class Job:
             concept: one of :attr:`concepts`, whose own pool comes first.
             exclude: False: leave the erased ones in.
         """
-        pool = concept.pool if concept else ()
-        if pool and concept:
-            found = Vocabulary(pool, f"pool of {concept.name}")
-        else:
+        if concept and concept.pool:
+            found = Vocabulary(concept.pool, f"pool of {concept.name}")
+            return self._allowed(found) if exclude else found
+        asked = (self.concepts, source, concept and concept.kind, exclude)
+        if asked not in self.listed:
             mine = [concept] if concept else self.concepts
             found = load_vocabulary(source, self.model, mine, self.concepts)
             found = replace(found, beside=tuple(c.name for c in self.concepts), seen=self.far)
+            self.listed[asked] = self._allowed(found) if exclude else found
+        return self.listed[asked]
+
+    def _allowed(self, found: Vocabulary) -> Vocabulary:
         parts = getattr(self.method, "exclude_parts", False)
-        return found.without(self.concepts, self.model.tokenizer, parts) if exclude else found
+        return found.without(self.concepts, self.model.tokenizer, parts)
 
     def keeping(self) -> Keeping:
         """What holds on to the method's ``keep`` list while it is trained.
@@ -134,6 +143,7 @@ class Job:
             concepts=self.concepts[i : i + 1],
             about={**self.about, "part": i},
             branch=("concept", i),
+            far={},
         )
 
     def part(self, i: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -252,7 +262,7 @@ def erase(
     method.check(Job(method, model, tuple(concepts), run))
     source = run.words or getattr(method, "vocabulary", "") or "auto"
     seed = getattr(method, "seed", 0)
-    concepts = steered(model, concepts, method.anchor, source, seed)
+    concepts = steered(model, concepts, method.anchor, source, seed, run.progress)
     if run.on_anchors is not None:
         run.on_anchors(model, concepts)
     job = Job(method, model, tuple(concepts), run, provenance(method, model, concepts))

@@ -41,8 +41,9 @@ class Held:
     def __init__(self, job: Job, pools: Pools, bank: Banked, n: int) -> None:
         g, count = job.generator("held"), len(pools.words) * n
         self.bank, self.n = bank, n
-        self.path = drawn(bank.odds, len(bank.z), count, g)
+        path = drawn(bank.odds, len(bank.z), count, g)
         self.step = torch.randint(0, len(bank.t), (count,), generator=g)
+        self.z = bank.z[path, self.step]  # the bank may hold others later
         model, batch = job.model, job.model.at_once
         parts = []
         for i in tqdm(
@@ -59,7 +60,7 @@ class Held:
         self.goal = torch.cat(parts)
 
     def _at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.bank.z[self.path[rows], self.step[rows]], self.bank.t[self.step[rows]]
+        return self.z[rows], self.bank.t[self.step[rows]]
 
     def beside(self, words: Drawn, g: torch.Generator) -> HeldWords:
         """Each drawn word on one of its latents."""

@@ -15,6 +15,7 @@ from efface.errors import pick
 from efface.models import Conditioning, DiffusionModel, Weights, stack
 from efface.settings import Range, check_ranges
 from efface.training.erasure import Job
+from efface.training.turns import Turns, turns_of
 
 OWNERS = ("student", "frozen")
 
@@ -37,7 +38,8 @@ class Bank:
     def open(self, job: Job) -> Banked:
         """The bank of a job's concepts."""
         g, prompts = job.generator("bank"), prompts_of(job)
-        return Banked(job.model, job.concepts, self, g, job.run.progress, prompts)
+        turns = turns_of(job, prompts)
+        return Banked(job.model, job.concepts, self, g, job.run.progress, prompts, turns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,14 +189,34 @@ class Banked:
         g: torch.Generator,
         progress: bool = True,
         prompts: int = 0,
+        turns: Turns | None = None,
     ) -> None:
+        self.model, self.concepts, self.config, self.progress = model, concepts, config, progress
         self.encoded = encode(model, concepts, prompts)
-        n = max(config.trajectories // max(prompts, 1), 1)
-        schedule = model.schedule(config.ddim_steps)
-        self.t: Tensor = schedule.timesteps.cpu()
+        self.n = max(config.trajectories // max(prompts, 1), 1)
+        self.schedule = model.schedule(config.ddim_steps)
+        self.t: Tensor = self.schedule.timesteps.cpu()
+        self.weight = model.process.weight(self.schedule.timesteps).cpu()
+        self.turns, self.has = turns, -1
+        if turns is None:
+            self._fill(torch.arange(len(self.encoded.of)), g)
+        else:
+            self._take_turn()
+
+    def _take_turn(self) -> None:
+        """Hold the group whose turn it is, and no other."""
+        if self.turns is not None and self.turns.now != self.has:
+            self.has = self.turns.now
+            mine = torch.tensor(self.turns.groups[self.has])
+            self._fill(torch.isin(self.encoded.of, mine).nonzero()[:, 0], self.turns.generator())
+
+    def _fill(self, rows: Tensor, g: torch.Generator) -> None:
+        """Make the trajectories of some prompts."""
+        self.z = self.e_anchor = self.e_concept = torch.empty(0)  # room for the new ones
+        model, n, config = self.model, self.n, self.config
         kept: list[tuple[Tensor, Tensor, Tensor]] = []
         for row in tqdm(
-            range(len(self.encoded.of)), desc="bank of latents", unit="prompt", disable=not progress
+            rows.tolist(), desc="bank of latents", unit="prompt", disable=not self.progress
         ):
             cond = self.encoded.concept[[row]].repeat(n)
             path: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -203,14 +225,12 @@ class Banked:
                 path.append((z.cpu(), e0.cpu(), e1.cpu()))
 
             span = range(config.ddim_steps)
-            model.rollout(model.noise(n, g), cond, schedule, span, config.cfg, visit=visit)
+            model.rollout(model.noise(n, g), cond, self.schedule, span, config.cfg, visit=visit)
             z, e0, e1 = (torch.stack(x, 1) for x in zip(*path, strict=True))  # (n, S, C, H, W)
-            kept.append((z, self._anchored(model, row, concepts, z, e0), e1))
+            kept.append((z, self._anchored(model, row, self.concepts, z, e0), e1))
         self.z, self.e_anchor, self.e_concept = (torch.cat(x) for x in zip(*kept, strict=True))
-        self.row = torch.arange(len(self.encoded.of)).repeat_interleave(n)
-        self.odds = odds(self.encoded.of[self.row])
-        self.weight = model.process.weight(schedule.timesteps).cpu()
-        self.model = model
+        self.row = rows.repeat_interleave(n)
+        self.odds = odds(self.encoded.of[self.row].unique(return_inverse=True)[1])
 
     def _anchored(
         self, model: DiffusionModel, row: int, concepts: Sequence[Concept], z: Tensor, e0: Tensor
@@ -231,6 +251,7 @@ class Banked:
 
         Concepts are drawn equally, and the names of one equally.
         """
+        self._take_turn()
         path = drawn(self.odds, len(self.z), batch, g)
         return path, torch.randint(0, len(self.t), (batch,), generator=g)
 

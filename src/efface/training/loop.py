@@ -204,6 +204,7 @@ def one_update(
         w = adapters.weights(leaves.weights) if adapters else leaves.weights
         return Student(leaves.model, w)
 
+    job.now = update
     first = draws(0)
     for part in stateful:
         part.begin(student(), tuning.batch, first)
