@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from inspect import isabstract, isclass
 from pkgutil import iter_modules
-from typing import Generic, TypeVar, get_origin
+from typing import Generic, TypeVar, cast, get_origin
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class Table(Mapping[str, type[T]], Generic[T]):
         own = getattr(made, "name", None)
         if own != point.name:
             return f"its entry point is called {point.name!r}, its class {own!r}"
-        return made
+        return cast(type[T], made)
 
     def __getitem__(self, name: str) -> type[T]:
         return self.known[name]
