@@ -116,7 +116,7 @@ def refusal(told: str, args: Sequence[str], prog: str) -> str:
         missing = ", ".join(x.strip() for x in head[1:] if re.match(r" {4}\S", x))
         return f"{missing} is missing; {prog} --help says what can be given."
     said = " ".join(" ".join(head).split()).rstrip(".")
-    lone = re.match(r"Missing value for argument '(--[\w.-]+)'", said)
+    lone = re.match(r"Missing value for argument '\W*(--[\w.-]+)", said)
     if lone is not None:
         return f"{lone[1]} needs a value; {prog} --help says which."
     wrong = re.match(r"Error parsing (--[\w.-]+)", said)
