@@ -157,26 +157,18 @@ def tasks(a: argparse.Namespace, model: DiffusionModel, words: Path) -> dict[str
     return {k: f for k, f in found.items() if not a.only or k in a.only}
 
 
-def measure(a: argparse.Namespace, words: Path) -> dict[str, Any]:
-    """Everything, in turns."""
-    began = perf_counter()
+def measure(a: argparse.Namespace, words: Path, out: Path) -> None:
+    """Everything, in turns; what is in the file already is not measured again.
+
+    Args:
+        out: the JSON, written after every run.
+    """
     model = random_model(a.arch, a.device, DTYPES[a.dtype], a.size)
     if a.attention == "plain":
         from diffusers.models.attention_processor import AttnProcessor
 
         model.denoiser.set_attn_processor(AttnProcessor())
-    rows: dict[str, dict[str, Any]] = {}
-    for _ in range(a.rounds):
-        for name, run in tasks(a, model, words).items():
-            rows[name] = joined(rows.get(name), attempt(run))
-            print(name, json.dumps(rows[name]), flush=True)
-    for name, cls in METHODS.items():
-        if cls.closed_form and (not a.only or name in a.only):
-            method = replace(cls(), vocabulary=str(words))  # type: ignore[call-arg]
-            for n in MANY:
-                rows[f"{name}, {n}"] = attempt(lambda m=method, n=n: closed(model, m, n))
-                print(f"{name}, {n}", rows[f"{name}, {n}"], flush=True)
-    return {
+    about = {
         "efface": VERSION,
         "torch": torch.__version__,
         "machine": machine(model.device),
@@ -186,9 +178,25 @@ def measure(a: argparse.Namespace, words: Path) -> dict[str, Any]:
         "dtype": a.dtype,
         "attention": a.attention,
         "compile": a.compile,
-        "took": round(perf_counter() - began, 1),
-        "rows": rows,
     }
+    had = json.loads(out.read_text()) if out.exists() else {}
+    rows: dict[str, dict[str, Any]] = had["rows"] if about.items() <= had.items() else {}
+
+    def keep(name: str, row: dict[str, Any]) -> None:
+        rows[name] = row
+        write_text(out, json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        print(name, json.dumps(row), flush=True)
+
+    for turn in range(a.rounds):
+        for name, run in tasks(a, model, words).items():
+            if len(rows.get(name, {}).get("seconds", ())) <= turn * a.updates:
+                keep(name, joined(rows.get(name), attempt(run)))
+    for name, cls in METHODS.items():
+        if cls.closed_form and (not a.only or name in a.only):
+            method = replace(cls(), vocabulary=str(words))  # type: ignore[call-arg]
+            for n in MANY:
+                if f"{name}, {n}" not in rows:
+                    keep(f"{name}, {n}", attempt(lambda m=method, n=n: closed(model, m, n)))
 
 
 def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -314,14 +322,16 @@ def main() -> None:
         return
     if a.device == "cpu" and not a.size and a.arch != "tiny":
         a.size = 256
-    with tempfile.TemporaryDirectory() as folder:
-        words = Path(folder) / "words.txt"
-        words.write_text("\n".join(f"word {i}" for i in range(WORDS)) + "\n")
-        found = {"parity": parity(a)} if a.parity else measure(a, words)
     kind = "".join(c if c.isalnum() else "-" for c in machine(torch.device(a.device))).lower()
     out = a.out or OUT / f"{kind}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, json.dumps(found, indent=1) + "\n")
+    if a.parity:
+        write_text(out, json.dumps({"parity": parity(a)}, indent=1) + "\n")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            words = Path(folder) / "words.txt"
+            words.write_text("\n".join(f"word {i}" for i in range(WORDS)) + "\n")
+            measure(a, words, out)
     print(out)
 
 

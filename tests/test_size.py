@@ -139,3 +139,32 @@ def test_the_script_for_a_gpu_runs_on_a_cpu_at_tiny_sizes(tmp_path):
     )
     assert short.returncode == 1
     assert "left out, the time is over" in short.stderr
+
+
+def test_a_killed_measurement_goes_on(size, tmp_path, monkeypatch, capsys):
+    out, words = tmp_path / "x.json", tmp_path / "words.txt"
+    words.write_text("one\ntwo\n")
+    asked = ["--arch", "tiny", "--updates", "1", "--rounds", "2", "--only", "esd", "--only", "uce"]
+    a = size.options().parse_args(asked)
+    seen, real = [], size.ours
+
+    def killed(model, method, *rest):
+        seen.append(method.name)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(model, method, *rest)
+
+    monkeypatch.setattr(size, "ours", killed)
+    with pytest.raises(KeyboardInterrupt):
+        size.measure(a, words, out)
+    once = json.loads(out.read_text())["rows"]["esd"]["seconds"]
+    size.measure(a, words, out)
+    rows = json.loads(out.read_text())["rows"]
+    assert seen == ["esd"] * 3
+    assert rows["esd"]["seconds"][:1] == once
+    assert list(rows) == ["esd", "uce, 1", "uce, 10", "uce, 100"]
+    size.measure(a, words, out)
+    assert len(seen) == 3
+    a.batch = 2  # another question
+    size.measure(a, words, out)
+    assert len(seen) == 5
