@@ -114,6 +114,12 @@ class Twofold(Method, Tuning):
         return value
 
     @classmethod
+    def presets(cls) -> Mapping[str, Twofold]:
+        """``firm``: pushes beyond the anchor under a find as well: holds more, harms more."""
+        return {"firm": cls(recall=Recall(eta=1.5))}
+
+    @classmethod
     def lineup(cls) -> Mapping[str, Entry]:
-        """With all channels."""
-        return {"twofold": Entry(cls.label, cls())}
+        """With all channels, and the same firm."""
+        firm = Entry(f"{cls.label}, firm", cls.presets()["firm"])
+        return {"twofold": Entry(cls.label, cls()), "twofold-firm": firm}
