@@ -197,7 +197,7 @@ def test_vectors_go_down_the_signs_of_the_gradient(tiny, job, bank, student):
 
 
 def test_latents_move_within_the_ball_to_where_both_models_agree_more(tiny, bank, student):
-    channel = Latents(bank, Recall(batch=64, steps=5, latents_radius=0.2))
+    channel = Latents(bank, Recall(batch=64, steps=5, latents_radius=0.2, eta=1.5))
     plain = channel.draw(4, draws())
     assert torch.equal(plain.z, bank.draw(draws(), 4).z)
     channel.search(student.still(), draws(3))
