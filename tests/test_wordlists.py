@@ -310,6 +310,14 @@ def test_distances_are_those_of_the_words_one_by_one(tiny, monkeypatch):
             assert float(row[i]) == pytest.approx(one, rel=1e-5)
 
 
+def test_distances_from_many_names_are_nearly_those_one_by_one(tiny, monkeypatch):
+    exact = distances(tiny, NAMES[:7], NAMES[:20])
+    monkeypatch.setattr("efface.vocabulary.FEW", 6)
+    found = distances(tiny, NAMES[:7], NAMES[:20])
+    assert not torch.equal(found, exact)
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=0.02)
+
+
 def test_each_word_is_encoded_once_for_all_concepts(tiny, tmp_path, monkeypatch):
     path = tmp_path / "words.txt"
     path.write_text("\n".join(NAMES))

@@ -18,6 +18,8 @@ from efface.names import ids_of, keys, normal
 if TYPE_CHECKING:
     from efface.models import DiffusionModel
 
+FEW = 100
+"""Names whose distances are measured one by one, exactly."""
 PIECES = 1 << 28
 """Bytes of text states that are held at a time while distances are measured."""
 
@@ -172,15 +174,26 @@ def stems_of(word: str) -> frozenset[str]:
 def distances(model: DiffusionModel, names: Sequence[str], words: Sequence[str]) -> Tensor:
     """L2 distance of each word's text states, flattened, to those of each name, (n, K)."""
     centres = model.embed(names).states.float().flatten(1)  # (n, L D)
-    middle = centres.mean(0)  # what all states share would cost the product its last digits
-    centres = centres - middle
+    far = one_by_one if len(names) <= FEW else at_once
     chunk = max(1, min(1024, PIECES // (4 * centres.shape[1])))
     parts, few = [], len(words) < 2000
     for i in tqdm(range(0, len(words), chunk), desc="nearest words", disable=few):
-        states = model.embed(words[i : i + chunk]).states.float().flatten(1) - middle
-        square = centres.square().sum(1)[:, None] + states.square().sum(1) - 2 * centres @ states.T
-        parts.append(square.clamp(min=0).sqrt().cpu())
+        states = model.embed(words[i : i + chunk]).states.float().flatten(1)
+        parts.append(far(centres, states).cpu())
     return torch.cat(parts, 1)
+
+
+def one_by_one(centres: Tensor, states: Tensor) -> Tensor:
+    """Distances of (K, D) from (n, D), (n, K)."""
+    return torch.stack([(states - c).norm(dim=1) for c in centres])
+
+
+def at_once(centres: Tensor, states: Tensor) -> Tensor:
+    """The same by a product, for many centres; it loses some digits of small distances."""
+    middle = centres.mean(0)  # what all share would cost the product its last digits
+    centres, states = centres - middle, states - middle
+    square = centres.square().sum(1)[:, None] + states.square().sum(1) - 2 * centres @ states.T
+    return square.clamp(min=0).sqrt()
 
 
 def kmeans_1d(far: Tensor, size: int, rounds: int = 100) -> Tensor:

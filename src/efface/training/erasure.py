@@ -27,6 +27,7 @@ from efface.training.runs import EDIT, Run
 from efface.training.student import Loss, Stateful, Student
 from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
+from efface.wordlists import relatives
 
 
 class Made(NamedTuple):
@@ -115,9 +116,9 @@ class Job:
         if concept and concept.pool:
             found = Vocabulary(concept.pool, f"pool of {concept.name}")
             return self._allowed(found) if exclude else found
-        asked = (self.concepts, source, concept and concept.kind, exclude)
+        mine = [concept] if concept else self.concepts
+        asked = (self.concepts, source, relatives(mine), exclude)
         if asked not in self.listed:
-            mine = [concept] if concept else self.concepts
             found = load_vocabulary(source, self.model, mine, self.concepts)
             found = replace(found, beside=tuple(c.name for c in self.concepts), seen=self.far)
             self.listed[asked] = self._allowed(found) if exclude else found
