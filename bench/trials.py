@@ -54,7 +54,7 @@ def lean(**options: Any) -> AP:
 
 def twofold(against: float = 1.0, **options: Any) -> Twofold:
     """Twofold with some settings changed: its own, or its recall's."""
-    own = {k: options.pop(k) for k in ("preserve", "preserve_batch") if k in options}
+    own = {k: options.pop(k) for k in ("preserve", "preserve_batch", "average") if k in options}
     return Twofold(against=against, recall=Recall(**{"eta": 1.5, **options}), **own)
 
 
@@ -87,6 +87,15 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
         f"falling-eta{e:g}": (lean(batch=2, preserve_batch=6, eta=e, decay=0.5), SEARCHED, 0)
         for e in (1.5, 2.0, 3.0, 4.0)
     },
+    "ours": (lean(batch=2, preserve_batch=6, eta=1.5), SEARCHED, 0),
+    **{
+        f"mean-{share:g}-eta{e:g}": (
+            lean(batch=2, preserve_batch=6, eta=e, average=share),
+            SEARCHED,
+            0,
+        )
+        for share, e in ((0.25, 1.5), (0.5, 1.5), (0.25, 2.0), (0.5, 2.0))
+    },
     "cosine-3-200": (ap(updates=200, decay=1.0, lr=6e-4), "cosine", 3),
     **{
         f"least-{rank}": (lean(batch=2, preserve_batch=6, eta=1.5), "least", rank)
@@ -101,6 +110,8 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
     "twofold-onto-0.6": (twofold(0.6, eta=0.0), SEARCHED, 0),
     "twofold-onto-preserve2": (twofold(eta=0.0, preserve=2.0), SEARCHED, 0),
     "twofold-preserve3": (twofold(preserve=3.0), SEARCHED, 0),
+    "twofold-mean": (twofold(average=0.5), SEARCHED, 0),
+    "twofold-onto-mean": (twofold(eta=0.0, average=0.5), SEARCHED, 0),
     "twofold-tokens": (twofold(states=False, latents=False), SEARCHED, 0),
 }
 """A method, the order in which candidates are anchors, and which of them is taken."""
@@ -244,6 +255,8 @@ def said(method: Any) -> str:
             f"rate falling over the last {100 * method.decay:.0f} %"
             + (f" from {method.lr:g}" if method.lr else "")
         ]
+    if method.average:
+        more.append(f"mean of the last {100 * method.average:.0f} %")
     return ", ".join(more)
 
 

@@ -175,6 +175,44 @@ def test_a_decaying_rate_is_what_adam_is_given(tiny):
     assert moved[1] == pytest.approx(lr / 2, rel=0.2)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_last_weights_are_averaged(tiny, rank):
+    method = dataclasses.replace(quick(ESD(lr=1e-3, rank=rank), "", 4), average=0.5)
+    steps, k = [], next(iter(quick(ESD(), "", 1).erase(tiny, [CHURCH], QUIET).weights))
+
+    def on_update(update, losses, edit):
+        steps.append(edit.weights[k].clone())
+
+    plain = dataclasses.replace(method, average=0.0)
+    plain.erase(tiny, [CHURCH], Run(progress=False, on_update=on_update))
+    found = method.erase(tiny, [CHURCH], QUIET).weights[k]
+    assert not torch.equal(steps[2], steps[3])
+    if not rank:  # the mean of products is not the product of means
+        torch.testing.assert_close(found, (steps[2] + steps[3]) / 2)
+    assert not torch.equal(found, steps[3])
+
+
+def test_a_mean_goes_on_after_a_kill(tiny, tmp_path):
+    method = dataclasses.replace(quick(ESD(lr=1e-3, save_every=1), "", 4), average=0.75)
+    whole = method.erase(tiny, [CHURCH], QUIET)
+
+    def killed(update, losses, edit):
+        if update == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        method.erase(tiny, [CHURCH], Run(tmp_path, progress=False, on_update=killed))
+    again = method.erase(tiny, [CHURCH], Run(tmp_path, progress=False))
+    assert all(torch.equal(w, again.weights[k]) for k, w in whole.weights.items())
+
+
+def test_how_many_updates_are_averaged():
+    def n(share):
+        return Tuning(updates=400, average=share).averaged
+
+    assert [n(0), n(0.25), n(1), n(1e-9)] == [0, 100, 400, 1]
+
+
 def test_a_run_says_among_which_words_anchors_are_searched(tiny, word_list):
     method = dataclasses.replace(quick(ESD(), word_list), anchor="auto")
     edit = method.erase(tiny, ["church"], dataclasses.replace(QUIET, words="words: big cow, sun"))

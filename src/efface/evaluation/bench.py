@@ -156,7 +156,14 @@ def usable(protocol: Protocol, split: str) -> str:
     return f"{INLINE} {', '.join(protocol.usable(protocol.erased(split), known))}"
 
 
-BEFORE = {"anchor": "", "decay": 0.0, "diversify": 0, "invariants": True, "reuse": 0}
+BEFORE = {
+    "anchor": "",
+    "decay": 0.0,
+    "average": 0.0,
+    "diversify": 0,
+    "invariants": True,
+    "reuse": 0,
+}
 """Settings that came later, at what older results were made with."""
 
 

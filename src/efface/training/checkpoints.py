@@ -111,3 +111,50 @@ def stepped(name: str, value: Tensor, adam: torch.optim.Optimizer, w: Tensor) ->
     if name != "step":
         return value.to(w.device)
     return value if isinstance(adam, torch.optim.Adam) else int(value)
+
+
+class Mean:
+    """The mean of trained weights over their last updates (arXiv:1803.05407), in place of Adam's.
+
+    Args:
+        weights: what is trained, in place.
+        first: the update (from 0) from which on weights count.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], first: int) -> None:
+        self.weights, self.first = weights, first
+        self.mean: dict[str, Tensor] = {}
+        self.n = 0
+
+    def add(self, update: int) -> None:
+        """Take the weights after an update in, if they count."""
+        if update < self.first:
+            return
+        self.n += 1
+        for k, w in self.weights.items():
+            if k in self.mean:
+                self.mean[k] += (w.detach() - self.mean[k]) / self.n
+            else:
+                self.mean[k] = w.detach().clone()
+
+    def now(self) -> Mapping[str, Tensor]:
+        """What would be kept if this were the last update: the mean, if there is one yet."""
+        return self.mean or self.weights
+
+    def end(self) -> None:
+        """Put the mean into the trained weights."""
+        for k, w in self.mean.items():
+            self.weights[k].data.copy_(w)
+
+    def state(self) -> dict[str, Tensor]:
+        """The mean so far, and of how many."""
+        return {"n": torch.tensor(self.n), **{f"w/{k}": w for k, w in self.mean.items()}}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take it back."""
+        self.n = int(state["n"])
+        self.mean = {
+            k: state[f"w/{k}"].to(w.device, copy=True)
+            for k, w in self.weights.items()
+            if self.n
+        }

@@ -15,7 +15,7 @@ from efface.edits.edit import Edit
 from efface.edits.lowrank import LowRank
 from efface.errors import UserError
 from efface.models import DiffusionModel, checkpointed, release
-from efface.training.checkpoints import Checkpoint, adam_of
+from efface.training.checkpoints import Checkpoint, Mean, adam_of
 from efface.training.processes import add_up, join
 from efface.training.runs import Paused
 from efface.training.student import Loss, Stateful, Student
@@ -92,7 +92,9 @@ def finetune(
     release(model)
     if run.trial is not None:
         return tried(job, run.trial, leaves, adapters, loss, stateful, adam)
-    keep = Checkpoint(run.folder, fingerprint, leaves, adam, stateful)
+    mean = Mean(leaves, tuning.updates - tuning.averaged)
+    kept = [*stateful, mean] if tuning.averaged else stateful
+    keep = Checkpoint(run.folder, fingerprint, leaves, adam, kept)
     done = keep.restore(model.counter)
     bar = tqdm(
         range(done, tuning.updates),
@@ -114,9 +116,10 @@ def finetune(
             some["lr"] = lr * tuning.pace(update)
         adam.step()
         adam.zero_grad()
+        mean.add(update)
         done, stop = update + 1, False
         if run.on_update is not None:
-            now = Edit(laid(leaves, adapters), fingerprint)
+            now = Edit(laid(mean.now(), adapters), fingerprint)
             try:
                 stop = bool(run.on_update(done, {"loss": value}, now))
             except Paused:
@@ -129,6 +132,7 @@ def finetune(
         if stop:
             break
     bar.close()
+    mean.end()
     return Trained({k: w.cpu() for k, w in laid(leaves, adapters).items()}, done)
 
 

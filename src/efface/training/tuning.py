@@ -26,6 +26,9 @@ class Tuning:
     decay: Annotated[float, Range(0, 1)] = 0.0
     """Share of the updates, the last ones, over which the learning rate falls to 0, in a straight
     line."""
+    average: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the updates, the last ones, whose weights are averaged (arXiv:1803.05407); 0: the
+    last weights as they are. Costs no evaluation, and memory for a copy of what is trained."""
     diversify: Diversify = 0
     """Prompts that stand for each erased name, filled into templates of its kind, and its anchor in
     the same prompt for it (arXiv:2603.18767); 0: the bare name (CA, MACE: a few templates)."""
@@ -47,6 +50,11 @@ class Tuning:
         """Share of the learning rate that the ``update``-th update (from 0) is made with."""
         falling = self.decay * self.updates
         return min(1.0, (self.updates - update) / falling) if falling else 1.0
+
+    @property
+    def averaged(self) -> int:
+        """How many updates, the last ones, have their weights averaged."""
+        return max(round(self.average * self.updates), 1) if self.average else 0
 
     @property
     def rows(self) -> int:
