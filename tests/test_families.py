@@ -265,17 +265,18 @@ def test_last_words_are_where_the_text_encoders_put_them(family):
     one, two = model.embed(["a cat"]).states[0], model.embed(["a dog"]).states[0]
     for column in at[2].tolist():
         assert not torch.allclose(one[column], two[column])
-    words = model.family.word_states(model.parts, ["a cat", "dog"], model.device)
-    slow = model.embed(["a cat", "dog"]).states
-    for i, row in enumerate(model.last_word(["a cat", "dog"]).tolist()):
+    asked = ["a cat", "dog", "", "dog", "the red house on the hill"]
+    words, slow = model.words(asked), model.embed(asked).states
+    for i, row in enumerate(model.last_word(asked).tolist()):
         torch.testing.assert_close(words[i], slow[i, row], rtol=1e-4, atol=1e-5)
 
 
-def test_a_long_prompt_warns_once(family):
+@pytest.mark.parametrize("words", [False, True])
+def test_a_long_prompt_warns_once(family, words):
     _, _, model = family
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        model.embed(["house " * 200])
+        (model.words if words else model.embed)(["house " * 200])
     assert len([w for w in said if "cut off" in str(w.message)]) == 1
 
 

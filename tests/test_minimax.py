@@ -253,14 +253,13 @@ def test_the_worst_word_is_the_one_that_is_seen_to_be_harmed(tiny, words, harm, 
     maps, worst = tiny.text_maps(), {}
     own = [tiny.parameters()[n].double() for n in maps]
     for kind in (harm, "states"):
-        method = Minimax(vocabulary=str(words), harm=kind, ridge=0.0, tolerance=1e-3)
+        method = Minimax(vocabulary=str(words), harm=kind, ridge=1e-6, tolerance=1e-3)
         job = job_of(tiny, [CHURCH], method)
         weights = weigh(tiny, maps, WORDS, job.generator("harm"))
         made = method.make(job).weights
         change = [made[n].double() - w for n, w in zip(maps, own, strict=True)]
         found = []
-        for word in WORDS:
-            e = text_vectors(tiny, [word])[0]
+        for e in text_vectors(tiny, WORDS):
             up, down = (
                 sum(x * float((m @ e).square().sum()) for x, m in zip(weights, some, strict=True))
                 for some in (change, own)

@@ -117,11 +117,9 @@ class Texts:
     def __str__(self) -> str:
         return f"the text states of {self.words[0]!r} and {len(self.words) - 1} more"
 
-    @torch.no_grad()
     def done(self, at: Opened) -> Tensor:
         """Of every word's last token, (n, r, D): one each of r encoders."""
-        model = at.model
-        return model.family.word_states(model.parts, list(self.words), model.device).to(model.dtype)
+        return at.model.words(list(self.words))
 
 
 @dataclass(frozen=True)

@@ -230,6 +230,16 @@ class DiffusionModel:
         self._null = self._null or self.family.null(self.embed([""], batch=1))
         return self._null.repeat(n)
 
+    @torch.no_grad()
+    def words(self, prompts: Sequence[str]) -> Tensor:
+        """States of each prompt's last word, (n, r, D): one of each of r text encoders.
+
+        What :meth:`embed` gives at :meth:`last_word`, but for rounding; CLIP, whose states do not
+        depend on what comes after them, is asked for no more tokens than the prompts have.
+        """
+        warn_long(self.family, self.parts, prompts)
+        return self.family.word_states(self.parts, prompts, self.device).to(self.dtype)
+
     def last_word(self, prompts: Sequence[str]) -> Tensor:
         """Positions of each prompt's last word among its states, (n, r): once an encoder."""
         return self.family.last_word(self.parts, prompts)

@@ -64,9 +64,8 @@ def text_vectors(model: DiffusionModel, prompts: Sequence[str], rows: str = "sub
     found = []
     for i in range(0, len(prompts), CHUNK):
         some = prompts[i : i + CHUNK]
-        states = model.embed(some).states.cpu()  # (n, L, D)
-        if rows == "subject":
-            states = states[torch.arange(len(some))[:, None], model.last_word(some)]
+        given = model.words(some) if rows == "subject" else model.embed(some).states
+        states = given.cpu()  # (n, r or L, D)
         found.append(model.family.seen(model.parts, states.flatten(0, 1)).double())
     return torch.cat(found)
 

@@ -18,7 +18,7 @@ from efface.models import DiffusionModel, checkpointed, release
 from efface.training.checkpoints import Checkpoint, Mean, adam_of
 from efface.training.processes import add_up, join
 from efface.training.runs import Paused
-from efface.training.student import Loss, Stateful, Student
+from efface.training.student import Kept, Loss, Stateful, Student
 from efface.training.trial import Trial
 from efface.training.tuning import Tuning
 
@@ -93,7 +93,7 @@ def finetune(
     if run.trial is not None:
         return tried(job, run.trial, leaves, adapters, loss, stateful, adam)
     mean = Mean(leaves, tuning.updates - tuning.averaged)
-    kept = [*stateful, mean] if tuning.averaged else stateful
+    kept: list[Kept] = [*stateful, *([mean] if tuning.averaged else [])]
     keep = Checkpoint(run.folder, fingerprint, leaves, adam, kept)
     done = keep.restore(model.counter)
     bar = tqdm(
