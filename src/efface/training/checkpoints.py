@@ -154,7 +154,5 @@ class Mean:
         """Take it back."""
         self.n = int(state["n"])
         self.mean = {
-            k: state[f"w/{k}"].to(w.device, copy=True)
-            for k, w in self.weights.items()
-            if self.n
+            k: state[f"w/{k}"].to(w.device, copy=True) for k, w in self.weights.items() if self.n
         }
