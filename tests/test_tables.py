@@ -136,3 +136,14 @@ def test_a_concept_preserved_in_both_splits_is_one_concept(tmp_path):
     found = read(write(tmp_path, *cells), "emoji-objects")["ap"]
     assert score(found, "preserved", 1, "emoji-objects").n == len(OTHERS)
     assert score(found, "erased", 1, "emoji-objects").n == 10
+
+
+def test_minutes_are_those_of_the_fastest_cell_on_a_cpu():
+    def cell(seconds, kind):
+        return {"machine": f"x86_64, 1 threads, {kind}", "cost": {"seconds": seconds}}
+
+    cells = [cell(240.0, "cpu"), cell(90.0, "cpu"), cell(30.0, "a card")]
+    assert fastest(cells) == "1.5"
+    assert fastest(cells[2:]) == "0.5 (a card)"
+    assert fastest([cell(0.2, "cpu")]) == "< 0.1"
+    assert fastest([{"machine": "x86_64, 1 threads, cpu"}]) == "–"

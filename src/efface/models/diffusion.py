@@ -58,10 +58,10 @@ class DiffusionModel(Components):
         """
         warn_long(self.family, self.parts, prompts)
         batch = batch or max(1, min(256, 2**14 // self.null(1).states.shape[1]))
-        parts, few = [], len(prompts) < 4000
+        parts, few, to = [], len(prompts) < 4000, (where or self.device, self.dtype)
         for i in tqdm(range(0, len(prompts), batch), desc="embed", disable=few):
             some = self.family.encode(self.parts, prompts[i : i + batch], self.device)
-            parts.append(some.each(lambda x: x.to(where or self.device, self.dtype)))
+            parts.append(some.each(lambda x: x.to(*to)))
         whole = stack(parts)
         if null and "" in prompts:
             said = torch.tensor([bool(p) for p in prompts])
@@ -113,11 +113,12 @@ class DiffusionModel(Components):
             The prediction, (B, C, H, W), in fp32.
         """
         self.fill()
-        half = cond.each(lambda x: x.to(self.dtype))
-        asked = Asked(self.denoiser, z.to(self.dtype), t, half, guidance, self.picture_size)
+        dtype = self.dtype  # once: diffusers looks through all of its weights for it
+        half = cond.each(lambda x: x.to(dtype))
+        asked = Asked(self.denoiser, z.to(dtype), t, half, guidance, self.picture_size)
         inputs = {**self.family.inputs(asked), "return_dict": False}
         if weights:
-            cast = {k: w.to(self.dtype) for k, w in weights.items()}
+            cast = {k: w.to(dtype) for k, w in weights.items()}
             out = functional_call(self.denoiser, cast, (), inputs)[0]
         else:
             out = self.denoiser(**inputs)[0]
