@@ -175,6 +175,21 @@ def test_a_decaying_rate_is_what_adam_is_given(tiny):
     assert moved[1] == pytest.approx(lr / 2, rel=0.2)
 
 
+def test_candidates_do_not_depend_on_the_order_of_the_concepts(tiny, monkeypatch):
+    some = [Concept("church"), Concept("nudity"), Concept("Van Gogh", kind="style")]
+    seen = []
+
+    def taken(model, concept, words, seed):
+        seen.append((concept.name, words.words))
+        return dataclasses.replace(concept, anchor=words.words[len(seen)])
+
+    monkeypatch.setattr(anchors, "searched", taken)
+    for order in (some, some[::-1]):
+        anchors.steered(tiny, order, "auto", "auto", 0)
+    assert sorted(seen[:3]) == sorted(seen[3:])
+    assert len({words for _, words in seen}) == 3
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_last_weights_are_averaged(tiny, rank):
     method = dataclasses.replace(quick(ESD(lr=1e-3, rank=rank), "", 4), average=0.5)

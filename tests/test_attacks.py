@@ -180,8 +180,10 @@ def test_a_picture_is_noised_and_drawn_over_from_its_strength_on(tiny, edit, pic
     outside = replace(art, hole=0.5)._inside(clean)[0, 0]
     assert outside.tolist()[0] == [False] * 4
     assert outside.sum() == 4
-    full = replace(art, strength=1.0, hole=1.0).drawn(victim, SEEDS)
-    assert torch.allclose(full, whole, atol=1e-5)
+    alone = by_hand(tiny, noise(tiny), cond, edit.on(tiny), steps, 2.0, 0)
+    full = replace(art, strength=1.0, hole=1.0).drawn(victim, SEEDS)  # nothing of the picture
+    assert torch.allclose(full, tiny.decode(alone), atol=1e-5)
+    assert not torch.allclose(full, whole, atol=1e-3)
     seen = []
     keep = tiny.decode
     tiny.decode = lambda z: seen.append(z) or keep(z)
@@ -337,6 +339,17 @@ def test_states_of_the_unedited_model_are_the_prompts_own(given, tiny):
     assert not torch.allclose(own.cond.states, blind.cond.states)
 
 
+def test_states_count_the_maps_that_the_edit_left_alone(given, tiny):
+    own, maps = tiny.parameters(), tiny.text_maps()
+    values = {n: own[n] * 0.5 for n in maps if ".to_v." in n}
+    (found,) = TextStates(ridges=(1e-7,)).artefacts(replace(given, edit=edit_of(tiny, values)))
+    two = [[{**own, **w}[n].double() for n in maps] for w in ({}, values)]
+    clean = tiny.embed(["a coat"]).states[0]
+    want = inverse(*two, clean.double(), 1e-7)
+    torch.testing.assert_close(found.cond.states[0], want.states.float())
+    assert not torch.allclose(found.cond.states[0], 2 * clean, rtol=1e-2)  # what values alone want
+
+
 def test_states_need_maps_that_the_edit_changes(given, tiny):
     own = tiny.parameters()
     other = {k: own[k] + 0.1 for k in tiny.group("selfattn")} or {
@@ -368,6 +381,17 @@ def test_the_reading_is_the_change_of_what_the_maps_read(given, tiny):
     assert word.success == (rank <= 2)
     assert word.drawn(given.victim, SEEDS) is None
     assert list(Reading().artefacts(replace(given, edit=None))) == []
+
+
+def test_other_erased_names_do_not_hide_one(given, tiny):
+    scores = Reading().scores(tiny, given.edit, CLOTHES)
+    ahead = [CLOTHES[i] for i in scores.argsort(descending=True)][:2]
+    name = CLOTHES[int(scores.argmin())]
+    concepts = [Concept(name, synonyms=(ahead[0],)).to_json(), Concept(ahead[1]).to_json()]
+    edit = Edit(given.edit.weights, {**given.edit.meta, "concepts": concepts}, base=tiny)
+    mine = replace(given, edit=edit, concept=Concept(name, synonyms=(ahead[0],)))
+    (word,) = Reading().artefacts(mine)
+    assert word.measured["rank"] == word.measured["of"] == len(CLOTHES) - 2
 
 
 def test_an_edit_along_one_word_is_read_from_it(given, tiny):
@@ -684,9 +708,15 @@ def test_null_text_comes_back_to_the_pictures(given, tiny):
     assert far[0] < far[1]
     (blind,) = attack.artefacts(replace(given, blind=True))
     assert torch.allclose(blind.z.flatten(1).norm(dim=1), found.z.flatten(1).norm(dim=1), rtol=1e-4)
-    poor = replace(given, budget=2, start=tiny.counter.copy())
-    inverted(poor, 3, 2, given.pictures[:2])
-    assert tiny.counter.since(poor.start).forward == 2
+
+
+@pytest.mark.parametrize(("budget", "n", "rounds"), [(13, 2, 2), (7, 2, 1), (5, 1, 1)])
+def test_a_small_budget_inverts_fewer_pictures_but_every_step(given, tiny, budget, n, rounds):
+    poor = replace(given, budget=budget, start=tiny.counter.copy())
+    found = inverted(poor, 3, 2, given.pictures[:2])
+    assert tiny.counter.since(poor.start).forward == 3 * n * rounds
+    torch.testing.assert_close(found, inverted(given, 3, rounds, given.pictures[:n]))
+    assert NullText(steps=3).least() == 3
 
 
 def test_inpaint_has_a_point_a_hole(given):

@@ -11,7 +11,7 @@ from efface.errors import UserError
 from efface.methods import METHODS
 from efface.methods.ca import CA
 from efface.methods.esd import ESD
-from efface.methods.mace import refinement_rows
+from efface.methods.mace import refinement_rows, span_of
 from efface.methods.uce import UCE
 from efface.training import Bank, Rollout, Tuning
 from efface.training.closed_form import erased_rows, solve, text_vectors
@@ -36,14 +36,16 @@ def test_there_are_as_many_different_prompts_as_may_be_asked_for(kind):
 
 
 def test_pairs_are_prompts_beside_the_same_with_the_anchor():
-    assert [tuple(p) for p in DOG.pairs(2)] == [
+    assert [tuple(p)[:3] for p in DOG.pairs(2)] == [
         ("dog", "dog", "cat"),
         ("dog", "a picture of dog", "a picture of cat"),
         ("hound", "hound", "cat"),
         ("hound", "a picture of hound", "a picture of cat"),
     ]
     assert [p.instead for p in CHURCH.pairs(3)] == [""] * 3  # no anchor: the null prompt
-    assert [tuple(p) for p in DOG.pairs()] == [("dog", "dog", "cat"), ("hound", "hound", "cat")]
+    assert [tuple(p)[:3] for p in DOG.pairs()] == [("dog", "dog", "cat"), ("hound", "hound", "cat")]
+    ends = [tuple(p)[3:] for p in DOG.pairs(len(TEMPLATES["object"]))]
+    assert all(a.endswith(("dog", "hound")) and b.endswith("cat") for a, b in ends)
     style = Concept("cubism", kind="style").pairs(2)[1]
     assert style.prompt == TEMPLATES["style"][1].format("cubism")
 
@@ -104,16 +106,27 @@ def test_the_trajectories_of_a_name_are_shared_by_its_prompts(tiny):
 def test_rows_of_closed_forms_weigh_concepts_alike_however_many_prompts(tiny):
     bare = erased_rows(job_of(tiny, BOTH, UCE()))
     assert bare.names == ("church", "dog", "hound")
-    assert torch.equal(bare.c[:1], text_vectors(tiny, ["church"]))
+    torch.testing.assert_close(bare.c[:1], text_vectors(tiny, ["church"]), rtol=1e-4, atol=1e-5)
     found = erased_rows(job_of(tiny, BOTH, UCE()), diversify=4)
     assert found.names == ("church",) * 4 + ("dog",) * 4 + ("hound",) * 4
-    prompts = [p.prompt for c in BOTH for p in c.pairs(4)]
+    prompts = [p.subject for c in BOTH for p in c.pairs(4)]
     share = torch.tensor([1 / 4] * 4 + [1 / 8] * 8, dtype=torch.float64).sqrt()[:, None]
     torch.testing.assert_close(found.c, share * text_vectors(tiny, prompts))
     edit = UCE(diversify=4).erase(tiny, BOTH, QUIET)
     q = solve(found.c, found.a, None, 1.0, 1.0, 0.5)
     for name, w in edit.weights.items():
         torch.testing.assert_close(w, (tiny.parameters()[name].double() @ q).float())
+
+
+def test_the_row_of_a_filled_template_is_the_names_wherever_it_stands(tiny):
+    found = erased_rows(job_of(tiny, [Concept("church", "cow house")], UCE()), diversify=20)
+    some = templates("object", 20)
+    assert any(not t.endswith("{}") for t in some)
+    for row, name in ((found.c, "church"), (found.a, "cow house")):
+        for i, t in enumerate(some):
+            at = span_of(tiny, t, name).stop - 1
+            slow = tiny.embed([t.format(name)]).states[0, at].double() / 20**0.5
+            torch.testing.assert_close(row[i], slow, rtol=1e-4, atol=1e-5)
 
 
 def test_methods_with_templates_of_their_own_take_these_instead(tiny, words):

@@ -178,6 +178,8 @@ def test_activations_are_planned_as_they_are_kept(family):
     assert whole.trained == 16 * sum(own[n].numel() for n in names)
     assert whole.total == whole.frozen + whole.trained + whole.activations
     assert f"about {whole.total / 1e9:.1f} GB" in str(whole)
+    mean = plan(model, "kv", 3, averaged=True)
+    assert mean.trained - whole.trained == whole.trained // 4
     half = plan(model, "kv", 3, rank=1)
     assert half.trained != whole.trained
 
@@ -269,6 +271,22 @@ def test_last_words_are_where_the_text_encoders_put_them(family):
     words, slow = model.words(asked), model.embed(asked).states
     for i, row in enumerate(model.last_word(asked).tolist()):
         torch.testing.assert_close(words[i], slow[i, row], rtol=1e-4, atol=1e-5)
+
+
+def test_words_are_encoded_no_more_at_once_than_prompts_are(family, monkeypatch):
+    _, _, model = family
+    encoder, asked = model.parts[next(iter(model.family.encoders))], []
+    n = model._texts_at_once
+    words = [f"cat {i}" for i in range(n + 3)]
+    handle = encoder.register_forward_pre_hook(
+        lambda _, args, more: asked.append(len(args[0] if args else more["input_ids"])),
+        with_kwargs=True,
+    )
+    try:
+        assert len(model.words(words)) == n + 3
+    finally:
+        handle.remove()
+    assert max(asked) <= n
 
 
 @pytest.mark.parametrize("words", [False, True])

@@ -286,7 +286,6 @@ def test_words_are_drawn_as_often_as_they_were_seen_harmed(tiny, caught):
     assert at_work.odds.tolist() == [1.0] * 4
     known = {}
     for update in range(3):
-        at_work.begin(student, 2, draws(1))
         seen = {}
         student.asked.clear()
         caught[0].loss(student, draws(update))
@@ -296,15 +295,13 @@ def test_words_are_drawn_as_often_as_they_were_seen_harmed(tiny, caught):
         for w, harms in seen.items():
             fresh = sum(harms) / len(harms)
             known[w] = 0.25 * known[w] + 0.75 * fresh if w in known else fresh
-    state = {k: v.clone() for k, v in at_work.state().items()}
-    at_work.begin(student, 2, draws(1))
+        at_work.end(student)
     typical = sum(known.values()) / len(known)
     harm = torch.tensor([known.get(w, typical) for w in pool])
     odds = 0.8 * harm / harm.mean() + 0.2
     torch.testing.assert_close(at_work.odds, odds, rtol=1e-3, atol=1e-5)
     again = search.start(Setting(job, at_work.pools, None, None))
-    again.restore(state)
-    again.begin(student, 2, draws(1))
+    again.restore(at_work.state())
     assert torch.equal(again.odds, at_work.odds)
     drawn = at_work.draw(torch.zeros(4000, dtype=torch.long), 4000, draws(2)).chosen.bincount()
     torch.testing.assert_close(drawn / 4000, odds / odds.sum(), rtol=0, atol=0.03)

@@ -12,6 +12,7 @@ from efface.reporting.tables import (
     alike,
     difference,
     drawn,
+    fastest,
     markdown,
     ranking,
     read,

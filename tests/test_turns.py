@@ -11,13 +11,15 @@ from desks import elsewhere
 from efface.cli.main import main
 from efface.concepts import Concept, few, merged
 from efface.edits.edit import Edit
+from efface.errors import UserError
 from efface.evaluation import tasks
 from efface.methods.ap import AP
 from efface.methods.esd import ESD
+from efface.methods.stereo import STEREO
 from efface.names import normal
 from efface.seeds import generator
 from efface.studies import Lab, several
-from efface.training import Run, anchors, latents, turns
+from efface.training import Run, Student, anchors, latents, recall, turns
 from efface.training.forecast import forecast
 from efface.vocabulary import Vocabulary, distances
 
@@ -48,6 +50,29 @@ def test_every_concept_has_its_turn_and_only_its_group_is_held(tiny, words):
         assert len(bank.z) == n * len(groups[update // 2])
     drawn = {int(i) for i in b.which}
     assert drawn == set(groups[2])
+
+
+def test_latents_that_were_found_in_a_turn_go_with_it(tiny, words):
+    job = job_for(tiny, words)
+    bank = job.method.latents.open(job)
+    channel = recall.Latents(bank, recall.Recall(batch=4, steps=1))
+    job.now = 0
+    channel.search(Student(tiny, {}), generator(0))
+    first = channel.draw(8, generator(1))
+    assert any(torch.equal(first.z[0], z) for z in channel.found["z"])
+    again = recall.Latents(bank, channel.config)
+    again.restore(channel.state())
+    assert torch.equal(again.draw(8, generator(1)).z, first.z)
+    job.now = 5  # one concept, and fewer trajectories than were there
+    for held in (channel, again):
+        found, own = held.draw(8, generator(1)), bank.draw(generator(1), 8)
+        assert torch.equal(found.z, own.z)
+        assert torch.equal(found.cond.states, own.concept.states)
+
+
+def test_stereo_refuses_more_than_it_can_hold_latents_of(tiny, words):
+    with pytest.raises(UserError, match=r"of 3 at most, and there are 7: .*efface combine"):
+        quick(STEREO(), words).erase(tiny, SOME, QUIET)
 
 
 def test_latents_of_a_turn_are_those_of_its_concepts(tiny, words):

@@ -60,6 +60,10 @@ class Pair(NamedTuple):
     prompt: str
     instead: str
     """The same prompt with the anchor; the null prompt where that is the anchor."""
+    subject: str
+    """The prompt as far as the name goes: its last word is the name's."""
+    instead_subject: str
+    """The replacement as far as the anchor goes."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +125,15 @@ class Concept:
     def pairs(self, n: int = 0) -> list[Pair]:
         """Prompts of every name beside their replacements, ``n`` for each; 0: the bare names."""
         some = templates(self.kind, n) if n else ("{}",)
-        return [
-            Pair(name, t.format(name), t.format(self.anchor) if self.anchor else "")
-            for name in self.names
-            for t in some
-        ]
+        found = []
+        for name in self.names:
+            for t in some:
+                until = t[: t.index("{}") + 2]
+                mine, theirs = (
+                    [x.format(n) if n else "" for x in (t, until)] for n in (name, self.anchor)
+                )
+                found.append(Pair(name, mine[0], theirs[0], mine[1], theirs[1]))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types."""

@@ -24,9 +24,10 @@ from efface.concepts import Concept, check, few, parse, read
 from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
 from efface.methods import METHODS
-from efface.models import DiffusionModel, plan
+from efface.models import DiffusionModel
 from efface.reporting.grid import Preview, becomes
 from efface.training import AUTO, EDIT, Run, Tuning, join, provenance
+from efface.training.forecast import memory_plan
 
 
 @dataclass(frozen=True)
@@ -304,8 +305,7 @@ def tell_memory(model: DiffusionModel, method: Any, o: Erase) -> None:
         or sum(p.numel() for p in model.parameters().values()) < LARGE
     ):
         return
-    rows = method.rows
-    found = plan(model, method.group, rows, method.rank, o.checkpointing, method.adam_8bit)
+    found = memory_plan(method, model, 0, o.checkpointing)
     how = [model.precision, *([model.quantised] if model.quantised else [])]
     how += ["checkpointing"] * o.checkpointing + ["8-bit Adam"] * method.adam_8bit
     print(f"{model.family.label}, {method.group}, {', '.join(how)}: {found}", file=sys.stderr)

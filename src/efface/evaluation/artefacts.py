@@ -266,6 +266,8 @@ class Picture(Artefact):
         if not self.hole:
             return victim.finished(z, self.prompt, n, start)
         inside = self._inside(clean)
+        if start == 0:  # nothing of the picture is left in the hole
+            z = torch.where(inside, noise, z)
         for i in range(start, n):
             z = victim.latents(z, self.prompt, n, range(i, i + 1))
             known = clean

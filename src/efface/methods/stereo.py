@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from efface.errors import UserError
 from efface.models import Conditioning, check_clip, stack
 from efface.settings import Range
-from efface.training import Bank, Entry, Job, Loss, Made, Method, Student, Tuning
+from efface.training import Bank, Entry, Job, Loss, Made, Method, Student, Tuning, turns
 from efface.training.latents import Banked
 from efface.training.recall import Recall, Tokens
 
@@ -63,9 +64,15 @@ class STEREO(Method, Tuning):
         return min(int(self.share * self.updates), self.updates - 1) // max(self.rounds, 1)
 
     def check(self, job: Job) -> None:
-        """Refuse a model without token vectors."""
+        """Refuse a model without token vectors, and more names than it can hold latents of."""
         if self.rounds:
             check_clip(job.model, f"the method {self.name!r}")
+        n = sum(len(c.pairs(self.diversify)) for c in job.concepts)
+        if n > turns.HELD:
+            raise UserError(
+                f"stereo looks in the latents of all prompts at once, of {turns.HELD} at most, and "
+                f"there are {n:,}: erase in several runs and put them together (efface combine)."
+            )
 
     def make(self, job: Job) -> Made:
         """Search, then erase from the original weights."""

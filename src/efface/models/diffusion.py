@@ -57,7 +57,7 @@ class DiffusionModel(Components):
                 (SDXL's is zeros).
         """
         warn_long(self.family, self.parts, prompts)
-        batch = batch or max(1, min(256, 2**14 // self.null(1).states.shape[1]))
+        batch = batch or self._texts_at_once
         parts, few, to = [], len(prompts) < 4000, (where or self.device, self.dtype)
         for i in tqdm(range(0, len(prompts), batch), desc="embed", disable=few):
             some = self.family.encode(self.parts, prompts[i : i + batch], self.device)
@@ -81,7 +81,16 @@ class DiffusionModel(Components):
         depend on what comes after them, is asked for no more tokens than the prompts have.
         """
         warn_long(self.family, self.parts, prompts)
-        return self.family.word_states(self.parts, prompts, self.device).to(self.dtype)
+        n, dtype = self._texts_at_once, self.dtype
+        some = (prompts[i : i + n] for i in range(0, len(prompts), n))
+        return torch.cat(
+            [self.family.word_states(self.parts, p, self.device).to(dtype) for p in some]
+        )
+
+    @property
+    def _texts_at_once(self) -> int:
+        """Prompts per call of the text encoders, by the length of an encoded one."""
+        return max(1, min(256, 2**14 // self.null(1).states.shape[1]))
 
     def last_word(self, prompts: Sequence[str]) -> Tensor:
         """Positions of each prompt's last word among its states, (n, r): once an encoder."""

@@ -144,6 +144,7 @@ def plan(
     rank: int = 0,
     checkpointing: bool = False,
     adam8bit: bool = False,
+    averaged: bool = False,
 ) -> Plan:
     """What a training will take, from the architecture; nothing is computed.
 
@@ -153,6 +154,7 @@ def plan(
         rank: of low-rank adapters; 0: the weights themselves.
         checkpointing: compute activations again instead of keeping them.
         adam8bit: keep the moments in 8 bits.
+        averaged: keep the mean of what is trained beside it.
     """
     names, own = model.group(group), model.parameters()
     shapes = [own[n].shape for n in names]
@@ -168,7 +170,7 @@ def plan(
     laid = whole * (4 if size == 4 else 8) if rank else 0  # W + UD, and W itself in fp32
     return Plan(
         frozen,
-        moved * (ADAM_8BIT if adam8bit else ADAM) + copies + laid,
+        moved * ((ADAM_8BIT if adam8bit else ADAM) + 4 * averaged) + copies + laid,
         activations(model, names, rows, checkpointing),
     )
 

@@ -57,6 +57,9 @@ class Watcher:
             }
         )
 
+    def end(self, student: Student) -> None:
+        """Nothing."""
+
     def state(self) -> dict[str, Tensor]:
         """Nothing: a study's training is not resumed halfway."""
         return {}

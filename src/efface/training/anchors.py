@@ -18,7 +18,7 @@ from efface.names import normal
 from efface.seeds import generator
 from efface.vocabularies import load
 from efface.vocabulary import Vocabulary, stems_of
-from efface.wordlists import broader, kinds
+from efface.wordlists import broader, kinds, relatives
 
 AUTO = "auto"
 """The anchor that is searched for."""
@@ -151,14 +151,15 @@ def steered(
     if anchor != AUTO:
         found = [replace(c, anchor=c.anchor or anchor) for c in concepts]
         return check(found, (), model.tokenizer)[0]
-    words: dict[str, Vocabulary] = {}
+    words: dict[tuple[str, ...], Vocabulary] = {}
     found = []
     quiet = not progress or len(concepts) < MANY
     for c in tqdm(concepts, desc="anchors", unit="concept", disable=quiet):
         if not c.anchor:
-            if c.kind not in words:
-                words[c.kind] = candidates(model, c, concepts, source)
-            c = searched(model, c, words[c.kind], seed)
+            kin = (c.kind, *relatives([c]))  # which lists there are depends on it
+            if kin not in words:
+                words[kin] = candidates(model, c, concepts, source)
+            c = searched(model, c, words[kin], seed)
         found.append(c)
     return check(found, (), model.tokenizer)[0]
 

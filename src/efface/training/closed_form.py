@@ -84,6 +84,8 @@ class Erased(NamedTuple):
 def erased_rows(job: Job, rows: str = "subject", diversify: int = 0) -> Erased:
     """Text vectors of every erased name and of its anchor, each concept with the same weight.
 
+    The subject of a prompt is the name in it, whatever comes behind.
+
     Args:
         rows: of :func:`text_vectors`.
         diversify: prompts that stand for each name (:meth:`~efface.concepts.Concept.pairs`).
@@ -92,9 +94,12 @@ def erased_rows(job: Job, rows: str = "subject", diversify: int = 0) -> Erased:
     """
     pairs = [p for c in job.concepts for p in c.pairs(diversify)]
     share = max(diversify, 1) ** -0.5  # the prompts of a name weigh as one together
+    texts = [(p.prompt, p.instead) for p in pairs]
+    if rows == "subject":
+        texts = [(p.subject, p.instead_subject) for p in pairs]
     c, a = (
         share * evened(text_vectors(job.model, some, rows), job.concepts)
-        for some in ([p.prompt for p in pairs], [p.instead for p in pairs])
+        for some in zip(*texts, strict=True)
     )
     each = len(c) // len(pairs)
     return Erased(c, a, tuple(p.name for p in pairs for _ in range(each)))

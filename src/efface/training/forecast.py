@@ -79,7 +79,9 @@ def forecast(
     )
 
 
-def memory_plan(method: Method, model: DiffusionModel, size: int, checkpointing: bool) -> Plan:
+def memory_plan(
+    method: Method | Tuning, model: DiffusionModel, size: int, checkpointing: bool
+) -> Plan:
     """Bytes at the peak of an erasure.
 
     Args:
@@ -87,8 +89,8 @@ def memory_plan(method: Method, model: DiffusionModel, size: int, checkpointing:
     """
     if not isinstance(method, Tuning):
         return Plan(memory_of(model), size, 0)
-    few = method.adam_8bit
-    return plan(model, method.group, method.rows, method.rank, checkpointing, few)
+    few, mean = method.adam_8bit, method.averaged > 0
+    return plan(model, method.group, method.rows, method.rank, checkpointing, few, mean)
 
 
 def bytes_of_edit(edit: Edit) -> int:

@@ -201,14 +201,15 @@ class Banked:
         if turns is None:
             self._fill(torch.arange(len(self.encoded.of)), g)
         else:
-            self._take_turn()
+            self.turn()
 
-    def _take_turn(self) -> None:
-        """Hold the group whose turn it is, and no other."""
+    def turn(self) -> int:
+        """Hold the group whose turn it is, and no other; its number, -1 where there are none."""
         if self.turns is not None and self.turns.now != self.has:
             self.has = self.turns.now
             mine = torch.tensor(self.turns.groups[self.has])
             self._fill(torch.isin(self.encoded.of, mine).nonzero()[:, 0], self.turns.generator())
+        return self.has
 
     def _fill(self, rows: Tensor, g: torch.Generator) -> None:
         """Make the trajectories of some prompts."""
@@ -251,7 +252,7 @@ class Banked:
 
         Concepts are drawn equally, and the names of one equally.
         """
-        self._take_turn()
+        self.turn()
         path = drawn(self.odds, len(self.z), batch, g)
         return path, torch.randint(0, len(self.t), (batch,), generator=g)
 

@@ -227,4 +227,6 @@ def one_update(
         for w in leaves.weights.values():
             w.grad = torch.zeros_like(w) if w.grad is None else w.grad
         add_up([total, *(w.grad for w in leaves.weights.values() if w.grad is not None)])
+    for part in stateful:
+        part.end(student())
     return float(total)

@@ -117,6 +117,9 @@ class Recalls:
                 channel.search(student.still(), self.job.generator("recall", name, self.calls))
         self.calls += 1
 
+    def end(self, student: Student) -> None:
+        """Nothing."""
+
     def draw(self, g: torch.Generator) -> Recalled | None:
         """What random channels found, on latents of its own; None: there is no channel."""
         if not self.channels:
@@ -253,8 +256,8 @@ class Latents:
     def __init__(self, bank: Banked, config: Recall) -> None:
         self.bank, self.config = bank, config
         self.found: dict[str, Tensor] = {}
-        """Paths and steps in the bank (m,), moved latents and goals (m, C, H, W); empty: the bank's
-        own."""
+        """Paths and steps in the bank (m,), moved latents and goals (m, C, H, W), and of which turn
+        of the bank; empty, or of another turn: the bank's own."""
 
     def search(self, student: Student, g: torch.Generator) -> None:
         """Descend by the gradient's signs from a random start in the ball, on new latents."""
@@ -272,11 +275,12 @@ class Latents:
             pair = torch.cat([z, z]), torch.cat([b.t, b.t]), stack([b.concept, anchor])
             e_concept, e_anchor = model.predict(*pair).chunk(2)
         goal = b._replace(e_concept=e_concept, e_anchor=e_anchor).goal(self.config.eta)
-        self.found = {"path": path, "step": step, "z": z, "goal": goal}
+        turn = torch.tensor(self.bank.turn())
+        self.found = {"turn": turn, "path": path, "step": step, "z": z, "goal": goal}
 
     def draw(self, n: int, g: torch.Generator) -> Recalled:
         """Some of them, under the concept's name."""
-        if not self.found:
+        if not self.found or int(self.found["turn"]) != self.bank.turn():
             b = self.bank.draw(g, n)
             return Recalled(b.z, b.t, b.concept, b.goal(self.config.eta))
         i = torch.randint(0, len(self.found["path"]), (n,), generator=g)

@@ -51,6 +51,10 @@ class Stateful(Kept, Protocol):
         """Called once before an update's batches, the same in every process."""
         ...
 
+    def end(self, student: Student) -> None:
+        """Called once after them, in every process."""
+        ...
+
 
 class Clock:
     """Knows which update it is, from 0."""
@@ -61,6 +65,9 @@ class Clock:
     def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
         """One later."""
         self.update += 1
+
+    def end(self, student: Student) -> None:
+        """Nothing."""
 
     def state(self) -> dict[str, Tensor]:
         """The update."""

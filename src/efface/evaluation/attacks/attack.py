@@ -79,12 +79,17 @@ class Attacked:
         """The generator of the draw that ``path`` names."""
         return generator(self.seed, "attack", self.concept.name, *path)
 
+    def remaining(self) -> int | None:
+        """Evaluations that are left of the budget; None: it has no end."""
+        if self.budget is None:
+            return None
+        spent = self.model.counter.since(self.start)
+        return self.budget - spent.forward - spent.backward
+
     def left(self, more: int = 0) -> bool:
         """Whether the budget allows ``more`` evaluations."""
-        if self.budget is None:
-            return True
-        spent = self.model.counter.since(self.start)
-        return spent.forward + spent.backward + more <= self.budget
+        remaining = self.remaining()
+        return remaining is None or more <= remaining
 
     def succeeds(self, prompt: str, seed: int) -> bool:
         """Whether one picture of a prompt shows the concept to the judge, where there is one."""

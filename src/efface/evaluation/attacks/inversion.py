@@ -67,7 +67,7 @@ class Inversion(Attack):
         return 2 * self.batch * self.updates
 
     def full(self) -> Inversion:
-        """The paper's."""
+        """As many updates and pictures as the paper; its rate is for other vectors."""
         return replace(self, updates=5000, batch=16, pictures=25, templates=5)
 
     def check(self, given: Attacked) -> None:
@@ -119,14 +119,11 @@ class Inversion(Attack):
 
 
 def nearest(given: Attacked) -> str:
-    """The word nearest to the concept that shares none of its letters' tokens."""
+    """The word nearest to the concept that shares no token with any of its names."""
     model, name = given.model, given.concept.name
-    mine = set(model.tokenizer(name, add_special_tokens=False).input_ids)
-    words = [
-        w
-        for w in given.words
-        if not mine & set(model.tokenizer(w, add_special_tokens=False).input_ids)
-    ]
+    tokenizer = next(iter(model.family.encoders.values()))
+    mine = {i for n in given.concept.names for i in ids_in(model, tokenizer, n)}
+    words = [w for w in given.words if not mine & set(ids_in(model, tokenizer, w))]
     if not words:
         return "object"
     return words[int(distances(model, [name], words)[0].argmin())]

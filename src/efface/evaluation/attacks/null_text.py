@@ -54,8 +54,8 @@ class NullText(Attack):
         return self.pictures
 
     def least(self) -> int:
-        """One round of one step."""
-        return self.pictures
+        """One round of every step, of one picture."""
+        return self.steps
 
     def evaluations(self) -> int:
         """Forward alone."""
@@ -87,16 +87,17 @@ class NullText(Attack):
 def inverted(given: Attacked, steps: int, rounds: int, pictures: Tensor) -> Tensor:
     """Latents before the first step that lead to pictures, (N, C, H, W).
 
-    Stops early where the budget does: each step has one round at least.
+    A small budget takes rounds away, then pictures: every step has one round.
     """
     model, victim = given.model, Victim(given.model, given.edit)
     weights, schedule = victim.weights(""), model.schedule(steps)
+    if (most := given.remaining()) is not None:
+        rounds = max(1, min(rounds, most // (steps * len(pictures))))
+        pictures = pictures[: max(1, most // (steps * rounds))]
     z = model.encode(pictures)
     cond = model.embed([""]).repeat(len(z))
     for i in reversed(range(steps)):
         known, t = z, schedule.timesteps[i].expand(len(z))
         for _ in range(rounds):
-            if not given.left(len(z)):
-                break
             z = schedule.back(known, model.predict(z, t, cond, weights), i)
     return z

@@ -16,6 +16,7 @@ from efface.evaluation.artefacts import Artefact, Word
 from efface.evaluation.attacks.attack import Attack, Attacked
 from efface.evaluation.sensitivity import prediction, text_states
 from efface.models import DiffusionModel
+from efface.names import normal
 from efface.settings import Range, check_ranges
 
 
@@ -26,7 +27,7 @@ class Reading(Attack):
     Score of a word with state c: Σ ‖ΔW c‖² / Σ ‖W c‖² over the maps that read the text; of an edit
     that changes none of them, or has gates, the change of the predicted noise instead. An edit
     that is published beside its public base says with this what it hides: success is an erased
-    word among the first ``top``. It is the one attack that draws no picture.
+    word among the first ``top``, counted beside those that are not erased. It alone draws nothing.
     """
 
     name: ClassVar[str] = "reading"
@@ -62,7 +63,10 @@ class Reading(Attack):
             edit = shuffled(given.model, edit, given.generator("blind"))
         if given.negative:
             name = unheard(random.Random(given.seed), given.words)
-        words = list(dict.fromkeys([name, *given.words]))
+        known = given.edit.meta.get("concepts", [])
+        gone = {normal(n) for c in known for n in (c["name"], *c.get("synonyms", ()))}
+        others = [w for w in given.words if normal(w) not in gone]
+        words = list(dict.fromkeys([name, *others]))
         score = self.scores(given.model, edit, words)
         rank = 1 + int((score[1:] > score[0]).sum())
         yield Word(

@@ -69,7 +69,7 @@ class TextStates(Attack):
         """One a λ and a prompt."""
         own = given.model.parameters()
         edited = given.victim.weights("") or {}
-        maps = [n for n in given.model.text_maps() if n in edited] or given.model.text_maps()
+        maps = given.model.text_maps()  # what the edit left as it was counts as well
         base = [own[n].detach().double() for n in maps]
         after = [(edited.get(n, own[n])).detach().double() for n in maps]
         for ridge in self.ridges:

@@ -63,7 +63,7 @@ class UnlearnDiffAtk(Attack):
         check_ranges(self)
 
     def full(self) -> UnlearnDiffAtk:
-        """The paper's."""
+        """The paper's updates and levels, of every word."""
         return replace(self, levels=50, updates=40, words="all")
 
     def wanted(self) -> int:

@@ -47,7 +47,7 @@ class Exact:
 
 
 def states_of(job: Job, words: Sequence[str]) -> Tensor:
-    """The text states of words that trained text maps read, (U, D), on the CPU.
+    """The text states of words that trained text maps read, (U, r, D), on the CPU.
 
     Raises:
         UserError: no text map is trained.
@@ -58,18 +58,23 @@ def states_of(job: Job, words: Sequence[str]) -> Tensor:
             "search:exact --search.among looks at what trained text maps make of a word, and none "
             "is trained here: train another group of weights, or score every candidate (0)."
         )
-    return text_vectors(job.model, words).float()
+    found = text_vectors(job.model, words).float()
+    return found.view(len(words), -1, found.shape[1])
 
 
 @torch.no_grad()
 def changed(model: DiffusionModel, student: Student, states: Tensor) -> Tensor:
-    """How much else all trained text maps make of each text state, squared, (U,), on the CPU."""
-    own, form = model.parameters(), torch.zeros(states.shape[1], states.shape[1])
+    """How much else all trained text maps make of each word, squared, (U,), on the CPU.
+
+    Args:
+        states: (U, r, D), r of a word.
+    """
+    own, form = model.parameters(), torch.zeros(states.shape[2], states.shape[2])
     for name in model.text_maps():
         if name in student.weights:
             far = (student.weights[name] - own[name].to(student.weights[name])).float().cpu()
             form += far.T @ far
-    return ((states @ form) * states).sum(1)
+    return ((states @ form) * states).sum((1, 2))
 
 
 class ExactSearch(RandomSearch):

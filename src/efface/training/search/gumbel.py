@@ -113,6 +113,9 @@ class GumbelSearch:
                 self.climb(student, batch, g)
         self.calls += 1
 
+    def end(self, student: Student) -> None:
+        """Nothing."""
+
     def draw(self, which: Tensor, n: int, g: torch.Generator) -> Drawn:
         """A fresh sample for each of ``n`` rows."""
         cond, index = self._sampled(which, n, g)

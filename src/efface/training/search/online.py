@@ -54,7 +54,7 @@ class OnlineSearch(WeightedSearch):
         self.odds = self._odds()
 
     def learn(self, chosen: Tensor, harm: Tensor) -> None:
-        """Remember how much words were harmed, until the next update.
+        """Remember how much words were harmed, until the update ends.
 
         Args:
             chosen: which candidates, (N,).
@@ -63,8 +63,8 @@ class OnlineSearch(WeightedSearch):
         self.total.index_add_(0, chosen, harm.detach().float().cpu())
         self.times.index_add_(0, chosen, torch.ones(len(chosen)))
 
-    def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
-        """Take in what was seen in the last update, by all processes."""
+    def end(self, student: Student) -> None:
+        """Take in what was seen in the update, by all processes."""
         if join()[1] > 1:
             there = [x.to(student.model.device) for x in (self.total, self.times)]
             add_up(there)
@@ -83,10 +83,10 @@ class OnlineSearch(WeightedSearch):
         return by_share(harm, self.config.any)
 
     def state(self) -> dict[str, Tensor]:
-        """The running harm, and what was seen since."""
-        return {"harm": self.harm, "total": self.total, "times": self.times}
+        """The running harm."""
+        return {"harm": self.harm}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take them back."""
-        self.harm, self.total, self.times = (state[k].clone() for k in ("harm", "total", "times"))
+        """Take it back."""
+        self.harm = state["harm"].clone()
         self.odds = self._odds()

@@ -42,6 +42,9 @@ class RandomSearch:
     def begin(self, student: Student, batch: int, g: torch.Generator) -> None:
         """Nothing."""
 
+    def end(self, student: Student) -> None:
+        """Nothing."""
+
     def learn(self, chosen: Tensor, harm: Tensor) -> None:
         """Nothing."""
 
