@@ -195,7 +195,7 @@ def anchors_table() -> str:
     for name, (method, order, rank) in TRIALS.items():
         if isinstance(method, AP) and (rows := results(name)):
             what = order if order == SEARCHED else f"{order}, place {rank + 1}"
-            assert not order == SEARCHED or rows[0]["config"]["anchor"] == "auto"
+            assert order != SEARCHED or rows[0]["config"]["anchor"] == "auto"
             cells = [said(method), what if order else "null prompt", str(len(rows)), *numbers(rows)]
             cost = f"{rows[0]['cost']['forward']} F + {rows[0]['cost']['backward']} B"
             lines.append(f"| {' | '.join([*cells, cost])} |")

@@ -1,6 +1,7 @@
 """Every file of a model folder that can hold the denoiser: edited, left out, or refused by name."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -296,3 +297,23 @@ def test_an_edit_without_weights_is_refused_everywhere(tiny, folder, tmp_path):
 
 def test_a_card_without_files_has_no_such_table(tiny):
     assert "## Files" not in card(moved(tiny), None)
+
+
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_what_is_no_file_is_refused_by_name(tiny, folder, tmp_path, what):
+    name = folder / "unet" / "extra.safetensors"
+    name.symlink_to(tmp_path / "nowhere") if what == "link" else os.mkfifo(name)
+    edit = moved(load(folder, device="cpu"))
+    for do in (lambda: apply(folder, edit), lambda: contents(folder)):
+        with pytest.raises(UserError, match=r"extra.safetensors' is a link to nothing, or no file"):
+            do()
+
+
+def test_links_that_lead_round_are_not_followed(tiny, folder, tmp_path):
+    whole = contents(folder)
+    (folder / "unet" / "round").symlink_to(folder, target_is_directory=True)
+    (folder / "loop").symlink_to(".", target_is_directory=True)
+    assert contents(folder) == whole
+    (folder / "again").symlink_to(folder / "unet", target_is_directory=True)
+    (folder / "unet" / "round").unlink()
+    assert "again/diffusion_pytorch_model.safetensors" in contents(folder).alike

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from efface.cli.main import main
+from efface.cli.runfolder import scores_of
 from efface.concepts import Concept
 from efface.edits import in_place
 from efface.edits.combine import changes, combine, diff, overlap, overlaps
@@ -186,6 +188,63 @@ def test_the_commands(tiny, folder, tmp_path, capsys):
     assert "nothing is erased" in capsys.readouterr().out
 
 
+def test_a_folder_takes_no_edit_twice_through_a_combined_one(tiny, folder, tmp_path):
+    model = load(folder, device="cpu")
+    one, two, three = (moved(model, i, concepts=[Concept(n)]) for i, n in enumerate("abc"))
+    both = combine(model, [one, two])
+    apply(folder, one)
+    before = (folder / UNET).read_bytes()
+    for edit in (
+        both,
+        combine(model, [both, three]),
+        combine(model, [one.scaled(0.5, model), three]),
+    ):
+        with pytest.raises(UserError, match=f"{one.digest} would be in .* twice") as e:
+            apply(folder, edit)
+        assert f"remove {folder} {one.digest}" in str(e.value)
+    assert (folder / UNET).read_bytes() == before
+    apply(folder, combine(model, [two, three]))
+
+
+def test_scores_are_of_the_edit_that_was_scored(tiny, tmp_path):
+    one, two = moved(tiny, 0, concepts=[CHURCH]), moved(tiny, 1, concepts=[DOG])
+    one.save(tmp_path / "edit.safetensors")
+    score = {"value": 1.0, "low": 0.0, "high": 2.0, "n": 3}
+    said = {"protocol": "mine", "edited": {"ESR-1": score}, "edit": one.digest}
+    (tmp_path / "scores.json").write_text(json.dumps(said))
+    assert scores_of(tmp_path, one)["edited"]
+    assert scores_of(tmp_path / "edit.safetensors", one)["edited"]
+    assert scores_of(tmp_path, one.scaled(0.5, tiny))["edited"]  # of its own folder by strength
+    assert scores_of(tmp_path, two) is None
+    both = combine(tiny, [one, two])
+    both.save(tmp_path / "both.safetensors")
+    assert scores_of(tmp_path / "both.safetensors", both) is None
+    del said["edit"]  # before it was noted
+    (tmp_path / "scores.json").write_text(json.dumps(said))
+    assert scores_of(tmp_path, one)["edited"]
+
+
+def test_gates_that_a_file_leaves_open_are_told(tiny, folder, tmp_path, words, capsys):
+    method = quick(SPM(anchors=1, gated=True), words)
+    edit = method.erase(load(folder, device="cpu"), [CHURCH], Run(tmp_path / "run", progress=False))
+    (tmp_path / "run").mkdir(exist_ok=True)
+    edit.save(tmp_path / "run" / "edit.safetensors")
+    score = {"value": 1.0, "low": 0.0, "high": 2.0, "n": 3}
+    said = {"protocol": "mine", "edited": {"ESR-1": score}, "edit": edit.digest}
+    (tmp_path / "run" / "scores.json").write_text(json.dumps(said))
+    out = tmp_path / "merged"
+    for args in ([out], [tmp_path / "one.safetensors"], [tmp_path / "l.safetensors", "--rank", 64]):
+        command = "lora" if len(args) > 1 else "merge"
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            assert main([command, str(tmp_path / "run"), *map(str, args)]) == 0
+        assert "are open for every prompt" in capsys.readouterr().err
+    assert Ledger.read(out).erasures[0].scores is None
+    card = (out / "README.md").read_text()
+    assert "open for every prompt in these files" in card
+    assert "ESR-1" not in card
+
+
 # -- combine -----------------------------------------------------------------------------------
 
 
@@ -228,12 +287,13 @@ def test_combined_gates_still_open_for_their_concepts(tiny, words):
 
 
 def test_what_cannot_be_combined_is_refused(tiny, other_folder, words):
-    one = moved(tiny, 0)
+    one, two = moved(tiny, 0), moved(tiny, 1)
     other = moved(load(other_folder, device="cpu"), 0)
     for edits, why in (
         ([one], "got 1 edits"),
         ([one, one], "given twice"),
         ([one, other], "different base models"),
+        ([combine(tiny, [one, two]), one], f"{one.digest} is in .* would count twice"),
     ):
         for how in (combine, partial(jointly, methods=METHODS)):
             with pytest.raises(UserError, match=why):
@@ -315,3 +375,17 @@ def load_changed(folder, edit):
 def test_models_of_different_architectures_have_no_difference(tiny, emoji):
     with pytest.raises(UserError, match="different architectures"):
         diff(tiny, emoji)
+
+
+def test_a_combined_edit_is_a_safetensors_file_in_a_folder_that_is_made(tiny, tmp_path, capsys):
+    names = [str(tmp_path / f"{i}.safetensors") for i in (0, 1)]
+    for i in (0, 1):
+        moved(tiny, i, "kv").save(tmp_path / f"{i}.safetensors")
+    for bad in ("x", "x.json"):
+        assert main(["combine", *names, "--out", str(tmp_path / bad)]) == 2
+        assert "must end in .safetensors" in capsys.readouterr().err
+    out = tmp_path / "a" / "b" / "both.safetensors"
+    assert main(["combine", *names, "--out", str(out)]) == 0
+    assert Edit.load(out).meta["combined"]
+    assert main(["lora", names[0], str(tmp_path / "c" / "l.safetensors"), "--rank", "64"]) == 0
+    assert (tmp_path / "c" / "l.safetensors").is_file()

@@ -97,7 +97,7 @@ def test_what_a_kill_left_beside_a_finished_edit_is_swept(tiny_folder, tmp_path,
 def test_damaged_scores_are_one_line_that_names_the_field(tmp_path, text, told):
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(UserError, match=rf"scores\.json'.*{told}"):
-        runfolder.scores_of(tmp_path)
+        runfolder.scores_of(tmp_path, Edit({}))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"protocol": 1}', '{"protocol": ""}'])

@@ -308,4 +308,4 @@ def test_scores_at_a_strength_have_a_folder_of_their_own(monkeypatch, capsys):
     assert strength_folder(Path("run"), 1) == Path("run")
     assert strength_folder(Path("run"), 0.1) == Path("run/strength-0.1")
     assert strength_folder(Path("run"), 2) == strength_folder(Path("run"), 2.0)
-    assert scores_of(Path("run"), 0.1) is None
+    assert scores_of(Path("run"), Edit({}), 0.1) is None

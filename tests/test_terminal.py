@@ -286,7 +286,7 @@ def test_damaged_scores_are_one_line(tmp_path):
     for text in ("{", "[]"):
         (tmp_path / "scores.json").write_text(text)
         with pytest.raises(UserError, match=r"scores\.json'"):
-            runfolder.scores_of(tmp_path)
+            runfolder.scores_of(tmp_path, Edit({}))
 
 
 def test_scores_of_pictures_made_otherwise_stand_beside_the_plain_ones(tmp_path):

@@ -138,7 +138,7 @@ def readers() -> dict[str, Reader]:
         "scores.json": Reader(
             "scores.json",
             plain({"protocol": "x", "edited": {"ESR-1": SCORE}, "erased": ["a"]}),
-            lambda p: runfolder.scores_of(p.parent),
+            lambda p: runfolder.scores_of(p.parent, Edit({})),
         ),
         "sensitivity.json": Reader(
             "sensitivity.json",

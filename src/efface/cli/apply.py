@@ -34,7 +34,8 @@ class Options:
 def command(args: list[str]) -> int:
     """``efface apply EDIT FOLDER``."""
     o = parsed(Options, args, "efface apply")
-    edit, scores = Edit.load(o.edit), scores_of(o.edit, o.strength)
+    edit = Edit.load(o.edit)
+    scores = scores_of(o.edit, edit, o.strength)
     return told(o.folder, apply(o.folder, edit, scores, o.strength), o.json)
 
 

@@ -14,8 +14,9 @@ from efface.cli.opening import Base, OfBase, opened
 from efface.cli.terminal import Json, new, parsed, show
 from efface.edits.combine import ALIKE, combinable, combine, overlaps
 from efface.edits.edit import Edit
-from efface.errors import pick
+from efface.errors import UserError, pick
 from efface.methods import METHODS
+from efface.storage import make_folder
 from efface.training.joint import jointly
 
 
@@ -41,6 +42,8 @@ class Options:
 def command(args: list[str]) -> int:
     """``efface combine EDIT EDIT … --out FILE``."""
     o = parsed(Options, args, "efface combine")
+    if o.out.suffix != ".safetensors":
+        raise UserError(f"got {str(o.out)!r} for the edit; its name must end in .safetensors.")
     new(o.out)
     edits = [Edit.load(p) for p in o.edits]
     pick(dict.fromkeys(("sum", "joint")), o.how, "way to combine")
@@ -48,6 +51,7 @@ def command(args: list[str]) -> int:
     model = opened(o.base, edits[0], device="cpu")
     made = jointly(model, edits, METHODS) if o.how == "joint" else combine(model, edits)
     met = overlaps(model, edits)
+    make_folder(o.out.absolute().parent)
     made.save(o.out)
     for x in met:
         if x.share > ALIKE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -274,7 +275,7 @@ def tell(found: dict[str, Any], edit: Edit, concepts: Sequence[Concept]) -> None
             ["network evaluations", f"{cost['forward']:,} forward, {cost['backward']:,} backward"],
             *preserved(edit),
             *([["known of it", edit.meta["said"]]] if "said" in edit.meta else []),
-            ["scores", f"efface score {found['run']}"],
+            ["scores", f"efface score {shlex.quote(str(found['run']))}"],
         ],
         ["erased", few([c.name for c in concepts])],
     )

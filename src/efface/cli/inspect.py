@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ def command(args: list[str]) -> int:
         return folder(o.edit, o.json)
     edit = Edit.load(o.edit)
     sizes = {k: list(w.shape) for k, w in edit.weights.items()}
-    found = scores_of(o.edit) or {}
+    found = scores_of(o.edit, edit) or {}
     known = ("protocol", "judge", "edited", "difference")
     scores: dict[str, Any] = {k: found[k] for k in known if k in found}
     if o.json:
@@ -51,7 +52,7 @@ def command(args: list[str]) -> int:
             ["strength", f"{edit.strength:g}"],
             ["precision", ", ".join(str(m[k]) for k in ("dtype", "quantised") if k in m)],
             ["cost", json.dumps(m.get("cost", {}))],
-            ["scores", summary(scores) if scores else f"none yet: efface score {o.edit}"],
+            ["scores", summary(scores) if scores else unscored(o.edit)],
             ["digest", edit.digest],
             ["efface", str(m.get("efface"))],
             [
@@ -69,6 +70,13 @@ def command(args: list[str]) -> int:
 def arrow(concept: Mapping[str, Any]) -> str:
     """An erased concept, and what it is steered to."""
     return f"{concept['name']} -> {concept['anchor']}".removesuffix(" -> ")
+
+
+def unscored(path: Path) -> str:
+    """What is said where there are no scores."""
+    if path.is_dir():
+        return f"none yet: efface score {shlex.quote(str(path))}"
+    return "none: they are kept in a run's folder"
 
 
 def folder(path: Path, as_json: bool) -> int:

@@ -11,11 +11,13 @@ from typing import Annotated
 import tyro
 
 from efface.cli.opening import Base, OfBase, opened
+from efface.cli.runfolder import stored
 from efface.cli.terminal import Edited, Json, Place, Written, new, output, parsed, show
 from efface.edits.edit import Edit
 from efface.edits.lora import FORMS, factorise, save
 from efface.errors import UserError, pick
 from efface.settings import Range
+from efface.storage import make_folder
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def command(args: list[str]) -> int:
             f"give a higher --rank, or --allow-error {math.ceil(100 * found.error) / 100:g} to "
             "write it all the same."
         )
+    stored(edit, None)
+    make_folder(out.absolute().parent)
     save(model, found, out, o.form)
     told = {"lora": str(out), "rank": o.rank, "left_out": round(found.error, 6)}
     print(json.dumps(told)) if o.json else show(

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from efface.cli.opening import Base, OfBase, opened
-from efface.cli.runfolder import scores_of
+from efface.cli.runfolder import scores_of, stored
 from efface.cli.terminal import Edited, Place, Written, new, output, parsed
 from efface.edits.contents import LEDGER
 from efface.edits.edit import Edit
@@ -44,7 +44,7 @@ def command(args: list[str]) -> int:
     single = out.suffix == ".safetensors"
     if single or not (out / LEDGER).exists():  # of this very merge it is finished already
         new(out, "file" if single else "folder")
-    found = scores_of(o.edit, o.strength)
+    found = stored(edit, scores_of(o.edit, edit, o.strength))
     model = opened(o.base, edit, device="cpu")
     edit = edit.scaled(o.strength, model)
     if single:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -209,14 +210,37 @@ def strength_folder(home: Path, strength: float) -> Path:
     return home if strength == 1 else home / f"strength-{float(strength)!r}"
 
 
-def scores_of(path: Path, strength: float = 1.0) -> dict[str, Any] | None:
-    """The ``scores.json`` beside an edit, if it was scored at that strength.
+def scores_of(path: Path, edit: Edit, strength: float = 1.0) -> dict[str, Any] | None:
+    """The ``scores.json`` of an edit in its run's folder, if it was scored at that strength.
+
+    Args:
+        path: the folder, or the edit's file; that of another edit in a run's folder has none.
+        edit: at whatever strength.
 
     Raises:
         UserError: it is damaged.
     """
+    if path.is_file() and path.name != EDIT:
+        return None
     home = strength_folder(path if path.is_dir() else path.parent, strength)
     scores = home / "scores.json"
     if not scores.exists():
         return None
-    return read(Answer, scores, "scores")
+    found = read(Answer, scores, "scores")
+    return found if found.get("edit") in (None, edit.whole) else None
+
+
+def stored(edit: Edit, found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What of an edit's scores is true of weights that hold it: nothing, where it has gates.
+
+    Warns of that.
+    """
+    if not edit.gates:
+        return found
+    warnings.warn(
+        "this edit has gates that prompts open, which stored weights cannot have: in the file they "
+        "are open for every prompt, so that more is changed than was scored (--no-gated makes an "
+        "edit without).",
+        stacklevel=2,
+    )
+    return None

@@ -95,6 +95,22 @@ def combinable(edits: Sequence[Edit]) -> None:
         raise UserError(f"the edits are of different base models ({told}).")
     if len({e.digest for e in edits}) < len(edits):
         raise UserError("the same edit was given twice.")
+    for one, two in combinations(edits, 2):
+        if twice := ingredients(one) & ingredients(two):
+            raise UserError(
+                f"{sorted(twice)[0]} is in {called(one)} and in {called(two)}: it would count "
+                "twice."
+            )
+
+
+def ingredients(edit: Edit) -> set[str]:
+    """Digests of the edits that an edit is made of, its own among them, at whatever strength."""
+
+    def inside(digest: str, meta: Mapping[str, Any]) -> set[str]:
+        parts = [inside(str(m.get("digest")), m) for m in meta.get("combined", ())]
+        return {str(meta.get("whole", digest)), digest}.union(*parts)
+
+    return {edit.whole} | inside(edit.digest, edit.meta)
 
 
 def about(model: DiffusionModel, edits: Sequence[Edit], how: str) -> dict[str, Any]:

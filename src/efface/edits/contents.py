@@ -91,19 +91,32 @@ def contents(folder: Path) -> Contents:
 
 
 def files_of(folder: Path, hidden: list[str]) -> Iterator[Path]:
-    """The files of a model folder, without our own records.
+    """The files of a model folder, without our own records; links that lead round are not followed.
 
     Args:
         hidden: takes the hidden folders on the way.
+
+    Raises:
+        UserError: a link to nothing, or something that is no file.
     """
     for where, folders, files in os.walk(folder, followlinks=True):
         here, top = Path(where), Path(where) == folder
+        above = [here, *here.parents][: len(here.relative_to(folder).parts) + 1]
+        if not top and os.path.realpath(here) in map(os.path.realpath, above[1:]):
+            folders.clear()
+            continue
         dots = [f for f in folders if f.startswith(".")]
         hidden += [f"{(here / f).relative_to(folder).as_posix()}/" for f in dots]
         folders[:] = [f for f in folders if f not in dots and not (top and f == KEPT)]
         for name in files:
-            if name != LOCK and not PART.fullmatch(name) and not (top and name == LEDGER):
-                yield here / name
+            if name == LOCK or PART.fullmatch(name) or (top and name == LEDGER):
+                continue
+            if not (here / name).is_file():
+                raise UserError(
+                    f"{str(here / name)!r} is a link to nothing, or no file: take it out of the "
+                    "folder, or fetch the model again."
+                )
+            yield here / name
 
 
 def tensors_of(path: Path) -> Mapping[str, Entry] | None:

@@ -60,6 +60,11 @@ class Edit:
             h.update(w.view(torch.uint8).numpy().tobytes() if w.dim() else w.numpy().tobytes())
         return h.hexdigest()[:16]
 
+    @property
+    def whole(self) -> str:
+        """Digest of the edit at its own strength, whatever strength this is."""
+        return str(self.meta.get("whole") or self.digest)
+
     def change(self, name: str, own: Tensor) -> Tensor:
         """What it adds to a weight, fp32 on the CPU.
 
@@ -236,7 +241,7 @@ class Edit:
         more = {
             "dtype": precision,
             "strength": strength * self.strength,
-            "whole": self.meta.get("whole", self.digest),
+            "whole": self.whole,
         }
         gates = tuple(g.scaled(strength) for g in self.gates if strength)
         return replace(self, weights=weights, gates=gates, meta={**self.meta, **more})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from efface.edits.combine import ingredients
 from efface.edits.contents import KEPT, Contents, contents
 from efface.edits.contents import LEDGER as NAME
 from efface.edits.edit import Edit
@@ -72,12 +74,13 @@ def apply(
             edit = edit.scaled_on(kept.base_values(), strength, "float32")
         if any(e.edit == edit.digest for e in ledger.erasures):
             return ledger
-        applicable(folder, here, ledger, edit)
+        there = edits_of(folder, ledger)
+        applicable(folder, here, ledger, edit, there)
         kept.add(edit.weights)
         entry = Erasure.of(edit, scores)
         removed = tuple(d for d in ledger.removed if d != edit.digest)
         later = replace(ledger, erasures=(*ledger.erasures, entry), removed=removed)
-        later = planned(folder, here, later, kept, [*edits_of(folder, ledger), edit])
+        later = planned(folder, here, later, kept, [*there, edit])
         kept.save()
         edit.save(folder / KEPT / f"{edit.digest}.safetensors")
         later.write(folder)
@@ -93,19 +96,31 @@ def removable(folder: Path, ledger: Ledger, instead: str) -> None:
         )
 
 
-def applicable(folder: Path, here: Contents, ledger: Ledger, edit: Edit) -> None:
+def applicable(
+    folder: Path, here: Contents, ledger: Ledger, edit: Edit, there: Sequence[Edit]
+) -> None:
     """Refuse an edit that cannot be put into a folder.
 
+    Args:
+        there: the edits that are in it.
+
     Raises:
-        UserError: another base, gates, the same at another strength, or files that hold the
-            denoiser in another form.
+        UserError: another base, gates, the same at another strength or in a combined edit, or files
+            that hold the denoiser in another form.
     """
-    whole = edit.meta.get("whole", edit.digest)
+    whole = edit.whole
     for e in ledger.erasures:
         if (e.whole or e.edit) == whole and e.edit != edit.digest:
             raise UserError(
                 f"this edit is in {str(folder)!r} already, at strength {e.strength:g}: take it out "
-                f"first (efface remove {folder} {e.edit})."
+                f"first (efface remove {shlex.quote(str(folder))} {e.edit})."
+            )
+    for other in there:
+        if twice := ingredients(other) & ingredients(edit):
+            way = f"efface remove {shlex.quote(str(folder))} {other.digest}"
+            raise UserError(
+                f"{sorted(twice)[0]} would be in {str(folder)!r} twice, by itself or in a combined "
+                f"edit: take that out first ({way})."
             )
     base = edit.meta.get("base")
     if base and base != ledger.base:

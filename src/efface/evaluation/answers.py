@@ -24,6 +24,7 @@ class Answer:
     judge: str = ""
     prompts: int = 0
     erased: Sequence[str] = ()
+    edit: str = ""
     unedited: Table = field(default_factory=dict)
     edited: Table = field(default_factory=dict)
     difference: Table = field(default_factory=dict)

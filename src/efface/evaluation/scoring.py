@@ -239,6 +239,8 @@ def scored(
         }
     if question.concepts:
         about["only"] = list(question.concepts)
+    if edit is not None:
+        about["edit"] = edit.whole
     unedited = answers(before)
     if after is None:
         return Scores(about, unedited)

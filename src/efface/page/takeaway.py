@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from efface.cli.runfolder import scores_of
+from efface.cli.runfolder import scores_of, stored
 from efface.edits.edit import Edit
 from efface.edits.lora import factorise
 from efface.edits.lora import save as save_lora
@@ -94,7 +94,8 @@ def folder(a: Asked) -> Taken:
     if not packed.exists():
         if not out.exists():
             model = load(a.wish.model, device="cpu")
-            edit, found = a.edit.scaled(a.strength, model), scores_of(a.home, a.strength)
+            edit = a.edit.scaled(a.strength, model)
+            found = stored(a.edit, scores_of(a.home, a.edit, a.strength))
             attacks = markdown(attacked(a.home, edit.digest))
             merge(model, edit, out, partial(card, edit, found, attacks=attacks), found)
         write(packed, partial(zipped, out, a.places))
@@ -106,7 +107,7 @@ def model_card(a: Asked) -> Taken:
     out = a.path("README.md")
     edit = a.edit if a.strength == 1 else a.edit.scaled(a.strength, load(a.wish.model))
     attacks = markdown(attacked(a.home, edit.digest))
-    write_text(out, card(edit, scores_of(a.home, a.strength), attacks=attacks))
+    write_text(out, card(edit, scores_of(a.home, a.edit, a.strength), attacks=attacks))
     return Taken(out)
 
 

@@ -99,6 +99,11 @@ def card(
                 "",
             ]
         )
+    if edit.gates and files is not None:
+        text += (
+            "\nIts gates, which prompts open, are open for every prompt in these files: more is "
+            "changed than by the edit itself.\n"
+        )
     told = [
         "| {} | {} |".format(code(name).replace("|", r"\|"), state)
         for name, state in (files or {}).items()
