@@ -39,6 +39,11 @@ SD14 = {k: v for k, v in STANDARD["sd1"]["unet/config.json"].items() if k != "_c
 """The UNet of Stable Diffusion 1.4."""
 
 
+def mostly_slow(cases, fast):
+    """The cases of a test, of which all but a few are slow ones."""
+    return [c if c in fast else pytest.param(c, marks=pytest.mark.slow) for c in cases]
+
+
 def sd14_folder(folder):
     """A folder of that architecture, text encoder and autoencoder as well: random, fp16, 2 GB."""
     folder.mkdir()

@@ -81,6 +81,7 @@ def refused(call, *args, **named):
 # -- cells ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cell_attacks_the_edit_that_the_benchmark_kept(cell, tmp_path):
     out, work, one = tmp_path / "out", tmp_path / "work", cell()
     opened = Opened(one.edited)

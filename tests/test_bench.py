@@ -126,6 +126,7 @@ def test_a_cell_is_one_json_and_is_not_run_again(protocol, tmp_path, emoji):
     assert finished(cell, out, other) is None  # of another protocol: not taken for this one
 
 
+@pytest.mark.slow
 def test_seeds_have_pictures_of_their_own_and_methods_share_them(protocol, tmp_path):
     out, work = tmp_path / "out", tmp_path / "work"
     run_cell(Cell(protocol, "1", UNEDITED, 0), out, work, progress=False)
@@ -349,6 +350,7 @@ def test_the_page_needs_nothing_from_outside(report):
     assert all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_measured_and_how_to_do_it_again(report):
     html = report.read_text()
     (kept,) = report.parent.glob("scores-emoji-objects-*.json")  # two pictures, not four

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import WORDS
+from conftest import WORDS, mostly_slow
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
@@ -132,7 +132,7 @@ def test_every_method_has_its_flags(run, name):
         assert flag in out
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, ("ap", "uce")))
 def test_erase_from_end_to_end(here, run, tiny_args, small, name):
     args = ("erase", name, "--concept", "church", "--concept", "dog -> cat | hound")
     args += (*tiny_args, "--out", here / "run", *NO_PICTURE, *JSON, *small.get(name, ()))
@@ -167,6 +167,7 @@ def test_erase_from_end_to_end(here, run, tiny_args, small, name):
     assert (here / "run" / "edit.safetensors").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_a_run_has_a_picture_and_says_what_moved_most(here, run, tiny_args):
     args = ("erase", "uce", "--concept", "church", *tiny_args, "--out", here / "run")
     code, out, _ = run(*args)
@@ -315,6 +316,7 @@ def test_vocabulary(run, tiny_args, words, here):
     assert set(told["words"]) <= set(WORDS)
 
 
+@pytest.mark.slow
 def test_shipped_words_are_shown(run, tiny_args):
     model = tiny_args[:2]
     code, out, err = run("vocabulary", *model, "--nearest", "3", *JSON)

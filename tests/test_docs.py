@@ -66,6 +66,7 @@ def test_the_commands_of_the_readme_exist():
         assert re.search(rf"^{goal}:", makefile, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/benchmark.md", "docs/attacks.md"])
 def test_the_pages_hold_the_tables_of_the_results(page):
     table, text = script(ROOT / "bench" / "table.py"), (ROOT / page).read_text(encoding="utf8")

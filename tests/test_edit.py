@@ -202,6 +202,7 @@ def test_a_merged_folder_opens_in_stock_diffusers(tiny, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["merged"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
 def test_a_single_file_opens_in_stock_diffusers(tokenizer, tmp_path, act):
     pipe = tiny_pipeline(tokenizer)

@@ -47,6 +47,7 @@ def test_the_pipeline_draws_as_before_behind_the_block(church):
     assert differ(church["half"], church["after"])
 
 
+@pytest.mark.slow
 def test_the_merged_pipeline_draws_what_the_edit_drew(church):
     assert not differ(church["merged"], church["after"])
 

@@ -669,6 +669,7 @@ def test_the_standard_architectures_are_the_published_ones(kind, tmp_path):
             assert own.model_max_length == 77
 
 
+@pytest.mark.slow
 def test_the_shipped_model_goes_into_one_file_and_comes_back_alone(emoji, tmp_path, cache):
     path = merge_single(emoji, unchanged(emoji), tmp_path / "emoji.safetensors")
     again = load(path, device="cpu")

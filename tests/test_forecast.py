@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import CHURCH, DOG, QUIET, quick, same_weights
+from conftest import CHURCH, DOG, QUIET, mostly_slow, quick, same_weights
 
 from efface.cli.main import main
 from efface.errors import UserError
@@ -30,7 +30,7 @@ KINDS = {
 ALL = {**{n: m() for n, m in METHODS.items()}, **KINDS}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", mostly_slow(ALL, ("uce", "esd", "ap", "exact")))
 def test_the_evaluations_are_those_of_the_erasure(tiny, words, name):
     method = quick(ALL[name], words, updates=4)
     concepts, state = [CHURCH, DOG], torch.get_rng_state()
@@ -118,6 +118,7 @@ def erase(tmp_path, tiny_folder, monkeypatch, capsys):
 SMALL = ("--updates", "3", "--batch", "2", "--latents.ddim-steps", "3", "--no-picture")
 
 
+@pytest.mark.slow
 def test_the_plan_is_what_the_erasure_then_does_and_leaves_nothing(erase, tmp_path):
     args = ("esd", "church", *SMALL, "--json")
     code, out, err = erase(*args, "--dry-run")

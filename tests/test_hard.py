@@ -122,6 +122,7 @@ def test_a_vocabulary_that_cannot_be_a_file_leaves_no_run(tiny_folder, tmp_path,
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_same_merge_again_is_finished_already(tiny_folder, tmp_path, capsys):
     run, out = str(tmp_path / "run"), str(tmp_path / "out")
     erase = ["erase", "uce", "church", "--model", str(tiny_folder), "--out", run, "--no-picture"]

@@ -58,7 +58,8 @@ def campaign(start, act, undisturbed, tmp_path, step=1):
     raise AssertionError("it never ended")
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [7, 1])
 def test_kills_while_applying_and_removing(tiny, folder, tmp_path, step):
     one, two = moved(tiny, 0), moved(tiny, 1, DOG)
     plain = contents(folder)
@@ -125,6 +126,7 @@ def test_kills_while_saving(tiny, tmp_path):
     assert campaign(tmp_path / "start", act, contents(end), tmp_path) >= 3
 
 
+@pytest.mark.slow
 def test_kills_while_erasing_lose_no_more_than_one_interval(tiny, words, tmp_path):
     method, done = quick(ESD(), words, updates=3), []
 
@@ -242,6 +244,7 @@ def test_a_second_process_is_told_that_another_one_works_there(tiny, folder, wor
     apply(folder, moved(tiny, 0))  # a lock ends with its process
 
 
+@pytest.mark.slow
 def test_two_at_once_note_each_picture_once(tiny, tmp_path):
     wanted = [Wanted(p, s, p) for p in ("church", "dog") for s in (0, 1)]
     children = []

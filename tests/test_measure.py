@@ -108,6 +108,7 @@ def test_every_metric_of_a_protocol_is_answered_by_its_full_name(tiny, prompts, 
     assert not any("drift" in n or "KID" in n for n in plain)
 
 
+@pytest.mark.slow
 def test_the_command_scores_by_a_prompt_file(tiny_folder, prompts, tmp_path, capsys):
     path = tmp_path / "mine.json"
     told = {"source": dict(load("coco").source), "metrics": ["clip"], "steps": 2}

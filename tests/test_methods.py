@@ -203,7 +203,7 @@ RESUMED = {
     "twofold": METHODS["twofold"](),
     "race": METHODS["race"](),
 }
-LONG = ("ap paper", "age", "twofold", "race")
+LONG = ("ap paper", "ap official", "esd lora", "age", "twofold", "race")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +236,7 @@ def test_killed_at_every_update_and_started_again_it_ends_with_the_same_bits(
     assert [p.name for p in tmp_path.iterdir()] == [EDIT]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["spm", "mace"])
 def test_killed_in_the_second_concept_it_goes_on_there(tiny, words, tmp_path, name):
     method = quick(METHODS[name](), words, updates=3)

@@ -105,6 +105,7 @@ def test_drift_is_the_root_mean_square_of_the_difference():
         drift(x, x[:3], ["a"] * 4)
 
 
+@pytest.mark.slow
 def test_the_shipped_clip_tells_drawings_apart(emoji):
     prompts = ["wolf", "church", "beer mug", "red apple"]
     images = torch.stack(list(emoji.generate(prompts, [0] * 4, output_type="pt")))

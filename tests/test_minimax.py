@@ -200,6 +200,7 @@ def test_what_cannot_be_is_refused(tiny, tmp_path):
 # -- how much of a map is seen ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_map_weighs_what_a_change_of_it_does_to_predictions(tiny):
     maps = tiny.text_maps()
     found = by_drift(tiny, maps, WORDS, generator(3))

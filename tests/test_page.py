@@ -339,6 +339,7 @@ def test_a_strength_that_is_none_is_said(finished, strength):
             act()
 
 
+@pytest.mark.slow
 def test_base_and_edited_are_drawn_on_the_same_seeds(finished):
     desk, key = finished
     shown = desk.compare(key, "cat", 5, 0)
@@ -386,6 +387,7 @@ def test_markup_in_every_field_is_escaped(finished, tiny_folder):
     assert "&lt;img src=x" in shown[0]
 
 
+@pytest.mark.slow
 def test_sensitive_pictures_are_blurred_until_they_are_clicked(finished):
     desk, key = finished
     assert 'class="veil"' not in desk.compare(key, "cat", 0, 1)

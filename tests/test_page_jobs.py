@@ -220,6 +220,7 @@ def test_attacks_have_verdicts_and_show_what_was_found_only_when_asked(places, w
         desk.attack(key, ["magic"], "small", 0, False)
 
 
+@pytest.mark.slow
 def test_the_forecast_names_victims_limits_and_cost(places, wish, clothes_folder):
     model = load(clothes_folder)
     words = ahead.words_of(model, wish.concepts).words

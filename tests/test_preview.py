@@ -96,6 +96,7 @@ def args(tiny_folder, tmp_path, monkeypatch):
     return ["erase", "uce", "church", "--model", str(tiny_folder), "--device", "cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow")
 def test_the_result_comes_before_the_picture_and_outlives_its_kill(
     args, tmp_path, capsys, monkeypatch

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import CHURCH, DOG, QUIET, job_of, quick, same_weights, shaken
+from conftest import CHURCH, DOG, QUIET, job_of, mostly_slow, quick, same_weights, shaken
 
 from efface.errors import UserError
 from efface.methods.race import RACE
@@ -216,7 +216,7 @@ class Killed(Exception):
     """As good as SIGKILL."""
 
 
-@pytest.mark.parametrize("after", [1, 2, 4, 5])
+@pytest.mark.parametrize("after", mostly_slow((1, 2, 4, 5), (2,)))
 def test_killed_stereo_goes_on_and_ends_with_the_same_bits(tiny, tmp_path, after):
     method = tiny_stereo()
     whole = method.erase(tiny, [CHURCH, DOG], QUIET)

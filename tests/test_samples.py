@@ -226,6 +226,7 @@ def test_two_processes_fill_one_folder_as_one_does(tiny, tiny_folder, tmp_path):
     assert found.settings == alone.settings
 
 
+@pytest.mark.slow
 def test_what_draws_is_the_same_model_after_its_tokenizer_was_used(tiny_folder):
     """A tokenizer remembers how it was last asked to pad, which says nothing of what it knows."""
     used, fresh = (load(tiny_folder, device="cpu") for _ in range(2))

@@ -258,6 +258,7 @@ def held(found, name):
     return sum(t[name].coverage for _, t in found) / len(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

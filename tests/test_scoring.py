@@ -88,6 +88,7 @@ def test_scores_are_those_of_the_pictures(clothes, folder, edit, tmp_path):
     assert set(told["concepts"]) == {"coat", *others}
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_scored_as_it_is(folder, clothes):
     from diffusers import StableDiffusionPipeline
 

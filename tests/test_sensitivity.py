@@ -153,6 +153,7 @@ def test_closed_form_needs_weights_that_read_text(tiny):
         closed_form(tiny, edit, WORDS)
 
 
+@pytest.mark.slow
 def test_gates_are_opened_word_by_word(tiny, words):
     edit = quick(SPM(), words).erase(tiny, [CHURCH], QUIET)
     assert edit.gates
@@ -287,6 +288,7 @@ def look(clothes_folder, tmp_path, monkeypatch):
     return look
 
 
+@pytest.mark.slow
 def test_what_is_looked_at_elsewhere_comes_to_the_same(look, monkeypatch):
     alone = look("one")
     assert len(alone[1]) == 50
@@ -307,6 +309,7 @@ def test_several_processes_see_what_one_does(look, crew):
             sys.modules["ray"].shutdown()
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on(look, monkeypatch):
     whole = look("whole")
     left, done = iter(range(2)), Predicted.done
@@ -325,6 +328,7 @@ def test_killed_it_goes_on(look, monkeypatch):
     assert not list(Path(os.environ["EFFACE_CACHE"]).glob("parts/*/*"))
 
 
+@pytest.mark.slow
 def test_what_was_kept_of_a_part_and_is_damaged_is_done_again(tiny, edit, tmp_path):
     some = [Predicted((w,), 2, 0) for w in WORDS[:3]]
 

@@ -429,6 +429,7 @@ def attacked_by(run, out, *crew):
     return (told_of_units(out), lines, told["verdicts"], told["about"], made)
 
 
+@pytest.mark.slow
 def test_what_is_attacked_elsewhere_comes_to_the_same(run, tmp_path, monkeypatch):
     alone = attacked_by(run, tmp_path / "1.json")
     monkeypatch.setattr(tasks, "_in_processes", elsewhere)
@@ -482,6 +483,7 @@ def test_other_runs_and_models_are_one_line(run, capsys, other_folder, tmp_path)
     assert "was made for" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_judge_what_can_be_said_is_said(run, clothes_folder, capsys, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(clothes_folder, bare)

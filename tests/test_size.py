@@ -109,6 +109,7 @@ def test_the_docs_show_the_committed_results(size):
     assert size.written(text) == text
 
 
+@pytest.mark.slow
 def test_a_short_training_is_compared_with_full_precision(size):
     found = size.parity(argparse.Namespace(device="cpu"))
     assert found["cpu fp32"] == {"loss": 0, "weights": 0}
@@ -141,6 +142,7 @@ def test_the_script_for_a_gpu_runs_on_a_cpu_at_tiny_sizes(tmp_path):
     assert "left out, the time is over" in short.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_measurement_goes_on(size, tmp_path, monkeypatch, capsys):
     out, words = tmp_path / "x.json", tmp_path / "words.txt"
     words.write_text("one\ntwo\n")

@@ -61,6 +61,7 @@ def test_closed_forms_are_the_same_and_open_no_more(tiny_folder, words, dtype):
         assert edit.digest == method.erase(whole, [CHURCH], QUIET).digest
 
 
+@pytest.mark.slow
 def test_whatever_needs_the_rest_opens_it(tiny, tiny_folder):
     def fresh():
         return load(tiny_folder, device="cpu", maps_only=True)

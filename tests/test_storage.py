@@ -235,6 +235,7 @@ def test_a_checkpoint_of_another_shape_is_one_line(tiny, words, tmp_path, what):
 # -- what draws --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_whatever_draws_is_in_the_key_of_its_pictures(tiny_folder):
     model = load(tiny_folder, device="cpu")
     seen = [identity(model)]

@@ -107,6 +107,7 @@ def test_a_part_of_an_edit_is_that_part_of_its_change(tiny, gated, s):
             torch.testing.assert_close(w, own[k] + s * slow, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["spm", "esd-lora"])
 def test_trained_gates_and_adapters_have_a_strength_as_well(tiny, words, name):
     method = SPM() if name == "spm" else ESD.presets()["lora"]
@@ -237,6 +238,7 @@ def test_what_the_stored_precision_cannot_hold_is_not_merged(tiny_folder, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_at_a_strength(run, tiny_folder, tmp_path, capsys):
     common = ("generate", "--prompt", "church", "--steps", "2", "--model", tiny_folder)
     common += ("--device", "cpu")

@@ -527,6 +527,7 @@ def test_a_setting_that_a_study_does_not_have_is_refused(capsys, tmp_path, monke
     assert "'9'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_judge_in_a_models_folder_is_the_protocols(clothes, cache, capsys):
     assert main(["score", "unedited", "--model", str(clothes), "--pictures", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

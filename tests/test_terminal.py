@@ -376,6 +376,7 @@ def test_a_table_is_folded_to_the_terminal(monkeypatch):
     assert max(map(len, screen.getvalue().splitlines())) <= 40
 
 
+@pytest.mark.slow
 def test_shells_complete_commands_methods_and_options():
     text = completion.script("bash")
 

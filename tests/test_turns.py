@@ -162,6 +162,7 @@ def test_what_may_be_preserved_is_listed_once_for_a_kind(tiny, words, monkeypatc
     assert len(asked) == 2
 
 
+@pytest.mark.slow
 def test_anchors_of_many_are_searched_among_words_that_are_chosen_once(tiny, words, monkeypatch):
     asked = []
     real = anchors.candidates

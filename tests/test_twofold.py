@@ -55,6 +55,7 @@ def test_without_a_channel_it_is_ap_bit_for_bit(tiny, words, own):
     assert one.meta["cost"] == two.meta["cost"]
 
 
+@pytest.mark.slow
 def test_an_update_costs_at_most_half_more_than_aps(tiny, words):
     concepts, spent = [replace(CHURCH, anchor="moon")], []
     for method in (Twofold(latents=SMALL), AP(latents=SMALL)):
@@ -131,6 +132,7 @@ def test_states_go_down_the_signs_of_the_gradient_within_the_ball(tiny, bank, st
     assert channel.found.abs().max() == pytest.approx(ball)
 
 
+@pytest.mark.slow
 def test_under_what_is_found_more_of_the_concept_comes_back(tiny, job, bank):
     turn = torch.eye(16) + torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
     own = tiny.parameters()  # an edit that a change of the text states can undo
