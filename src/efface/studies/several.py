@@ -89,7 +89,8 @@ def run(
         for m in methods
     ]
     nouns = some_nouns(lab, many)
-    few = [Task(m, sized(methods[m], many, updates), nouns) for m in timed if nouns and m in methods]
+    timed = [m for m in timed if nouns and m in methods]
+    few = [Task(m, sized(methods[m], many, updates), nouns) for m in timed]
     edits = made(lab, [*asked, *few], seen)
     found = [(t.name, len(t.erased), edits[t]) for t in asked]
     rows = []
