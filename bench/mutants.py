@@ -83,6 +83,7 @@ BY_MODULE = {
     "training/recall": ("twofold", "race"),
     "training/search/pools": ("losses", "ap"),
     "training/search/random": ("ap",),
+    "training/batches": ("defaults", "ap", "shares", "losses"),
     "training/latents": ("defaults", "ap", "shares", "losses"),
     "evaluation/bench": ("bench", "tables"),
     "evaluation/sensitivity": ("sensitivity", "scoring"),
@@ -157,8 +158,8 @@ OURS: dict[str, tuple[tuple[str, str], ...]] = {
         ("torch.cat([some, kept])", "some"),
     ),
     "training/closed_form": (("weight**0.5 * text_vectors", "weight * text_vectors"),),
+    "training/batches": (("self.e_anchor - eta", "self.e_anchor + eta"),),
     "training/latents": (
-        ("self.e_anchor - eta", "self.e_anchor + eta"),
         ('weights if self.config.of == "student"', 'weights if self.config.of == "frozen"'),
     ),
     "training/search/exact": (("harm.topk(", "(-harm).topk("),),

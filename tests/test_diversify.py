@@ -14,8 +14,8 @@ from efface.methods.esd import ESD
 from efface.methods.mace import refinement_rows, span_of
 from efface.methods.uce import UCE
 from efface.training import Bank, Rollout, Tuning
+from efface.training.batches import encode
 from efface.training.closed_form import erased_rows, solve, text_vectors
-from efface.training.latents import encode
 
 BOTH = [CHURCH, DOG]
 HAVING = [n for n, m in METHODS.items() if hasattr(m(), "diversify")]

@@ -27,7 +27,7 @@ from efface.models import Conditioning, load, mix
 from efface.models.diffusion import DiffusionModel
 from efface.models.files.single_file import lay
 from efface.models.files.standard import STANDARD
-from efface.training.latents import encode
+from efface.training.batches import encode
 from efface.training.search import Gumbel
 
 

@@ -14,7 +14,8 @@ from efface.errors import UserError, pick
 from efface.models.process import Diffusion
 from efface.settings import Range
 from efface.training import Bank, Entry, Job, Loss, Made, Method, Student, Tuning
-from efface.training.latents import Banked, Batch
+from efface.training.batches import Batch
+from efface.training.latents import Banked
 from efface.training.recall import PACE
 from efface.training.student import Clock
 

@@ -6,8 +6,9 @@ Stands on ``edits``; methods are written with it, and nothing below knows it.
 from __future__ import annotations
 
 from efface.training.anchors import AUTO
+from efface.training.batches import Batch, Words
 from efface.training.erasure import Entry, Job, Made, Method, erase, provenance
-from efface.training.latents import Bank, Batch, Latents, Rollout, Words
+from efface.training.latents import Bank, Latents, Rollout
 from efface.training.loop import finetune
 from efface.training.pictures import Pictures
 from efface.training.processes import join

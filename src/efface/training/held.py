@@ -10,8 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from efface.models import Conditioning
+from efface.training.batches import Batch, drawn
 from efface.training.erasure import Job
-from efface.training.latents import Banked, Batch, drawn
+from efface.training.latents import Banked
 from efface.training.search.pools import Drawn, Pools, Searching, Setting
 from efface.training.student import Student
 from efface.training.tuning import Tuning

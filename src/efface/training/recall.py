@@ -21,8 +21,9 @@ from efface.models import (
     token_table,
 )
 from efface.settings import Range, check_ranges
+from efface.training.batches import Batch
 from efface.training.erasure import Job
-from efface.training.latents import Banked, Batch
+from efface.training.latents import Banked
 from efface.training.student import Kept, Student
 
 PACE = 0.25

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.models import WORTH, Conditioning
+from efface.training.batches import Batch, Words
 from efface.training.erasure import Job
-from efface.training.latents import Batch, Source, Words
+from efface.training.latents import Source
 from efface.training.student import Stateful, Student
 from efface.vocabulary import Vocabulary
 
