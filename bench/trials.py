@@ -88,11 +88,11 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
     "lean-2-6-eta2": (lean(batch=2, preserve_batch=6, eta=2.0), "far", 0),
     "lean-2-6-eta2-random": (lean(batch=2, preserve_batch=6, eta=2.0, search=Random()), "far", 0),
     "lean-3-5-heavy": (lean(batch=3, preserve_batch=5, preserve=2.0), "far", 0),
-    **{f"falling-eta{e:g}": (ours(eta=e, decay=0.5), SEARCHED, 0) for e in (1.5, 2.0, 3.0)},
+    **{f"falling-eta{e:g}": (ours(eta=e, decay=0.5), SEARCHED, 0) for e in (2.0, 3.0)},
     "ours": (ours(), SEARCHED, 0),
     **{
         f"mean-{share:g}-eta{e:g}": (ours(eta=e, average=share), SEARCHED, 0)
-        for share, e in ((0.25, 1.5), (0.5, 1.5), (0.25, 2.0), (0.5, 2.0))
+        for share, e in ((0.5, 1.5), (0.5, 2.0))
     },
     "cosine-3-200": (ap(updates=200, decay=1.0, lr=6e-4), "cosine", 3),
     **{
