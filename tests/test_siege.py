@@ -24,10 +24,11 @@ from efface.evaluation.attacks.img2img import Img2Img
 from efface.evaluation.attacks.reading import Reading
 from efface.evaluation.attacks.relearn import Relearn
 from efface.evaluation.attacks.rephrase import Rephrase
+from efface.evaluation.baselines import NoAttack
 from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.protocols import Protocol, load
 from efface.evaluation.references import References
-from efface.evaluation.siege import Siege
+from efface.evaluation.siege import Siege, Unit
 from efface.evaluation.trial import Court, Row, Spent, flat, tried, way_back
 from efface.evaluation.verdicts import Line, broken, curve, gate, lines, scored, verdict
 from efface.models import load as load_model
@@ -313,6 +314,30 @@ def test_a_siege_goes_on_where_it_was_stopped(siege, tmp_path, monkeypatch):
     assert "another seed" in refused(replace(siege, seed=1).run, path, progress=False)
     path.write_text('{"about": {}}')
     assert "no field 'units'" in refused(siege.run, path, progress=False)
+
+
+def test_what_was_not_kept_is_attacked_again_where_it_is_to_be(siege, tmp_path, monkeypatch):
+    units = [Unit(attack, "edited", "coat") for attack in (NoAttack(), Reading())]
+    path, one, made = tmp_path / "attacks.json", Siege.whole, []
+    monkeypatch.setattr(Siege, "whole", lambda self, unit: made.append(unit.key) or one(self, unit))
+
+    def again(keeping):
+        made.clear()
+        found = replace(siege, plan=units, keeping=keeping).run(path, progress=False)
+        return list(found.lines), list(made)
+
+    every = ["none/edited/coat", "reading/edited/coat"]
+    plain, done = again(False)
+    assert done == every
+    home = path.with_suffix("")
+    assert not home.exists()
+    assert again(True) == (plain, every)
+    picture = home / "none-edited-coat-0.png"
+    assert picture.exists()
+    assert again(True) == again(False) == (plain, [])
+    picture.unlink()
+    assert again(True) == (plain, every[:1])
+    assert picture.exists()
 
 
 def test_pictures_to_attack_with_do_not_depend_on_how_many_were_asked_for(siege):

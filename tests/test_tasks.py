@@ -1,12 +1,16 @@
 """Tasks that others do: processes of this machine, or Ray."""
 
+import multiprocessing
 import os
+import pickle
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from desks import Desk, Shut
+from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 from efface.cli.main import main
 from efface.errors import UserError
@@ -30,6 +34,17 @@ def test_all_tasks_are_needed_and_the_rest_is_done_before_that_is_said(monkeypat
     with pytest.raises(UserError, match=r"^1 of 3 things came to nothing \(no such thing\); what"):
         had.extend(every(Crew(), Desk(None), "abc", "things"))
     assert had == [("a", 1), ("c", 3)]
+
+
+def test_a_process_that_is_ended_leaks_no_semaphore_of_its_bars(monkeypatch, tmp_path):
+    monkeypatch.setattr(tasks.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(tqdm, "_lock", TqdmDefaultWriteLock(), raising=False)
+    mine, theirs = multiprocessing.Pipe()
+    mine.close()
+    tasks._serve(theirs, pickle.dumps(Desk(tmp_path)), torch.get_num_threads())
+    assert not isinstance(tqdm.get_lock(), TqdmDefaultWriteLock)
+    with tqdm.get_lock(), tqdm.get_lock():  # bars lock twice
+        pass
 
 
 def test_what_may_not_be_meant_is_said(monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -42,6 +42,15 @@ class Finds:
             png = BytesIO()
             to_image(torch.cat(list(found.pictures), 2)).save(png, format="PNG")
             self.files[f"{name}.png"] = png.getvalue()
+
+
+def all_there(folder: Path, names: Sequence[str] | None) -> bool:
+    """Whether a unit's files were written, and still are in their folder.
+
+    Args:
+        names: as its record has them; None: they were not kept.
+    """
+    return names is not None and all((folder / n).is_file() for n in names)
 
 
 def write_finds(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -21,7 +21,7 @@ from efface.evaluation.answers import read
 from efface.evaluation.attacks import ATTACKS, Attack, Attacked
 from efface.evaluation.baselines import NoAttack, SeedSearch
 from efface.evaluation.evaluate import sampler_of
-from efface.evaluation.finds import Finds, write_finds
+from efface.evaluation.finds import Finds, all_there, write_finds
 from efface.evaluation.references import References
 from efface.evaluation.trial import Court, Row, tried
 from efface.evaluation.verdicts import ROLES, Line, curve, lines
@@ -200,7 +200,7 @@ class Siege:
         """
         done = self.begun(path)
         units = self.units()
-        rest = [u for u in units if u.key not in done]
+        rest = [u for u in units if u.key not in done or self.lacks(done[u.key], path)]
         total = sum(self.effort(u) for u in rest)
         bar = tqdm(total=total, desc="attack", unit="ev", unit_scale=True, disable=not progress)
         for unit, found in work(rest) if work else ((u, self.whole(u)) for u in rest):
@@ -213,6 +213,10 @@ class Siege:
             bar.update(self.effort(unit))
         bar.close()
         return self.results(done)
+
+    def lacks(self, told: Mapping[str, Any], path: Path) -> bool:
+        """Whether what a unit found is to be kept, and is not there."""
+        return self.keeping and not all_there(path.with_suffix(""), told.get("kept"))
 
     def whole(self, unit: Unit) -> Done:
         """A unit with its rows and what it took; pictures to attack with are not counted.
@@ -237,6 +241,7 @@ class Siege:
             "seconds": round(perf_counter() - began, 2),
             "evaluations": spent.forward + spent.backward,
             "rows": [asdict(r) for r in rows],
+            "kept": sorted(finds.files) if self.keeping else None,
         }
         return Done(told, finds.files)
 

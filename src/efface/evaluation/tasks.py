@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import uuid
 import warnings
 from collections import deque
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
 
 import torch
+from tqdm import tqdm
 
 from efface.errors import UserError
 
@@ -178,6 +180,7 @@ def _serve(pipe: Connection, desk: bytes, threads: int) -> None:
     """Do what comes, until whoever sends it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that hands out says when to stop
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is ended leaks
     do = None
     with suppress(EOFError, BrokenPipeError):
         while True:
