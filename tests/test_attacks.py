@@ -217,6 +217,7 @@ def test_rephrase_yields_texts_of_every_family_but_the_name_itself(tiny):
     many = Rephrase(texts=100)
     found = texts(Attacked(tiny, None, MUG, words=("cow", "sun", "Beer Mug", "stein")), many)
     assert {why for _, why in found} == {"synonym", "slip", "nearest", "template"}
+    assert {why for _, why in found} < set(many.curve())
     plain = [t.casefold() for t, _ in found]
     assert len(set(plain)) == len(plain)
     assert {"stein", "tankard", "beermug", "a photo of beer mug", "cow"} <= set(plain)
@@ -743,6 +744,7 @@ def test_every_attack_keeps_its_contract(name, tiny, given):
     assert type(full) is type(attack)
     assert full.evaluations() >= attack.evaluations()
     assert attack.count() >= 1
+    assert attack.headline in ("", *(attack.curve() or ()))
     assert json.dumps(dataclasses.asdict(attack))
     random.seed(0)
 
@@ -776,6 +778,7 @@ def test_families_are_attacked_by_what_makes_sense(name):
     ):
         attack.check(given)
         for found in attack.artefacts(given):
+            assert found.at in (attack.curve() or [""])
             drawn = found.drawn(given.victim, (5,))
             assert (drawn is None) == (attack.name == "reading")
             assert drawn is None or (

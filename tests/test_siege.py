@@ -11,6 +11,7 @@ import torch
 from conftest import shaken, unchanged
 from desks import elsewhere
 
+from efface.cli import attack as attack_module
 from efface.cli.main import main
 from efface.concepts import Concept
 from efface.edits.edit import Edit
@@ -76,6 +77,10 @@ def refused(call, *args, **named):
         call(*args, **named)
     assert "\n" not in str(e.value)
     return str(e.value)
+
+
+def refuse(why):
+    raise UserError(why)
 
 
 def row(concept="coat", hits=(1, 0), at="", **more):
@@ -479,6 +484,49 @@ def test_the_gate_ends_with_1(run, capsys):
     assert attack(run, *args, "--require", "reading<=100") == 0
     assert attack(run, *args, "--require", "reading<=100,none<=0") == 1
     assert "not let through: none" in capsys.readouterr().err
+
+
+BOUNDS = {
+    "sates<=10": "unknown attack in --require: 'sates'; did you mean 'states'?",
+    "completion<=10": "the attack 'completion' is not run: leave the bound out, or add --attack",
+    "states@99<=10": "curve of 'states' has no such point; it has 1e-05, 0.01.",
+    "none@1<=10": "the curve of 'none' has no points.",
+    "": "got '' for --require",
+    "None": "got 'None' for --require",
+}
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_a_bound_that_nothing_can_meet_is_refused_before_the_model_is_opened(
+    run, capsys, monkeypatch, bound
+):
+    (run / "attacks-1.json").write_text("{")  # damaged, and not gone on with
+    monkeypatch.setattr(attack_module, "opened", lambda *_: 1 / 0)
+    both = ["--require", "states<=100", "--require", bound]
+    assert attack(run, "--attack", "states", *both) == 2
+    assert BOUNDS[bound] in capsys.readouterr().err
+
+
+def test_a_bound_is_looked_at_once_more_before_anything_is_attacked(run, capsys, monkeypatch):
+    had = {"rows": [asdict(row(at="1", hits=(0, 0)))], "settings": asdict(SMALL[0]), "seconds": 0.0}
+    monkeypatch.setattr(Siege, "begun", lambda *_: {"completion/edited/coat": had})
+    monkeypatch.setattr(Siege, "run", lambda *_: 1 / 0)
+    keys = [{"key": f"completion@{k}"} for k in (1, 7)]
+    told = {"about": {}, "units": {}, "lines": keys, "verdicts": {"completion": "held"}}
+    (run / "attacks.json").write_text(json.dumps(told))
+    asked = ["--attack", "states", "--require"]
+    assert attack(run, *asked, "completion@7<=10") == 2
+    assert "'completion' is not run" in capsys.readouterr().err
+    monkeypatch.setattr(Reading, "check", lambda *_: refuse("it cannot be."))
+    assert attack(run, "--require", "reading<=10") == 2
+    assert "the attack 'reading' cannot be run: it cannot be." in capsys.readouterr().err
+    monkeypatch.setattr(Siege, "run", lambda self, *_: self.results(self.begun("")))
+    assert attack(run, *asked, "completion@1<=99,completion<=99") == 0
+    capsys.readouterr()
+    assert attack(run, *asked, "states<=10") == 2  # it ended before it came to a line
+    told = capsys.readouterr()
+    assert "completion@1" in told.out
+    assert "unknown bound of --require: 'states'" in told.err
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_every_command_is_one_file_and_one_line():
     shared = {
         "__init__",
         "completion",
+        "gate",
         "main",
         "opening",
         "picture",

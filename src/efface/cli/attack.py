@@ -14,8 +14,9 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
+from efface.cli.gate import Gate
 from efface.cli.opening import Jobs, OfModel, Opening, Ray, crew, opened
-from efface.cli.terminal import Flag, Json, Place, Text, first_line, makeable, parsed, show
+from efface.cli.terminal import Flag, Json, Place, first_line, makeable, parsed, show
 from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
 from efface.evaluation.attacks import ATTACKS, CHANNELS, Attack
@@ -25,7 +26,7 @@ from efface.evaluation.references import References
 from efface.evaluation.siege import Done, Results, Siege, Unit, file_name
 from efface.evaluation.tasks import every
 from efface.evaluation.trial import SEEDS, Court
-from efface.evaluation.verdicts import ROLES, Line, broken, gate
+from efface.evaluation.verdicts import ROLES, Line
 from efface.models import DiffusionModel
 from efface.settings import Range, to_json
 from efface.storage import make_folder
@@ -53,9 +54,12 @@ class Common:
     pictures: Place = None
     """Folder of pictures of the concept to attack with; of several concepts, a folder each.
     Default: the unedited model draws them."""
-    require: Text = ""
-    """A gate, such as "completion<=10,relearn@25<=20": exit with 1 where the upper end of an
-    interval is over its bound, in percent."""
+    require: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="TEXT", help_behavior_hint=""),
+    ] = ()
+    """A gate, such as "completion<=10,relearn@25<=20" (again for more): exit with 1 where the upper
+    end of an interval is over its bound, in percent."""
     keep_artefacts: Flag = False
     """Keep what was found (prompts, vectors, latents, pictures) in the run's folder."""
     seed: Annotated[int, Range(0, 2**31)] = 0
@@ -92,19 +96,21 @@ Options = options({n: a() for n, a in ATTACKS.items()})
 
 def command(args: list[str]) -> int:
     """``efface attack RUN``."""
-    o, siege, out, refusals = prepared(args)
-    bars = gate(o.require) if o.require else []
+    o, siege, out, refusals, bounds = prepared(args)
     workers = crew(o.jobs, o.ray).for_a(siege.model.device)
     desk = Desk(at_home(o, siege), replace(siege.edit, base=None))
     elsewhere = partial(every, workers, desk, what="attacks")
     results = siege.run(out, None if workers.alone else elsewhere)
-    said = broken(bars, list(results.lines), results.headlines)
+    said, wrong = bounds.verdict(results)
     if o.json:
-        told = {**siege.about(), **results.to_json(), "refused": refusals, "broken": said}
+        told = {**siege.about(), **results.to_json(), "refused": refusals}
+        told["broken"] = said if wrong is None else [str(wrong)]
         print(json.dumps(told, indent=1))
     else:
         tell(results, refusals, siege)
         print(f"\n{out}")
+    if wrong is not None:
+        raise wrong
     for line in said:
         print(f"efface: not let through: {escaped(line)}", file=sys.stderr)
     return 1 if said else 0
@@ -117,6 +123,7 @@ class Prepared(NamedTuple):
     siege: Siege
     out: Path
     refusals: Mapping[str, str]
+    bounds: Gate
 
 
 def prepared(args: list[str]) -> Prepared:
@@ -129,8 +136,7 @@ def prepared(args: list[str]) -> Prepared:
     config = (tyro.conf.CascadeSubcommandArgs,)  # a curve's points replace the usual ones
     found: Any = parsed(options(start), args, "efface attack", config=config)
     o: Common = found
-    if o.require:
-        gate(o.require)
+    bounds = Gate.of(o.require)
     crew(o.jobs, o.ray)
     for name in o.attack:
         pick(ATTACKS, name, "attack")
@@ -139,13 +145,15 @@ def prepared(args: list[str]) -> Prepared:
         for name, made in start.items()
         if name in (o.attack or start)
     ]
+    bounds.foresee(attacks, [o.out] if o.out else home_of(o).glob("attacks*.json"))
     siege, out = besieged(o, attacks)
     refusals = siege.refused()
     for attack in attacks:
         if attack.name in o.attack and attack.name in refusals:
             raise UserError(f"the attack {attack.name!r} cannot be run: {refusals[attack.name]}")
     siege = replace(siege, attacks=[a for a in attacks if a.name not in refusals])
-    return Prepared(o, siege, out, refusals)
+    bounds.check(siege, out, refusals)
+    return Prepared(o, siege, out, refusals, bounds)
 
 
 @dataclass(frozen=True)
@@ -215,8 +223,7 @@ def besieged(o: Common, attacks: Sequence[Attack]) -> tuple[Siege, Path]:
     Raises:
         UserError: no edit, one of another model, no pictures, or a place that cannot be written.
     """
-    edit = Edit.load(o.run)
-    home = o.run if o.run.is_dir() else o.run.parent
+    edit, home = Edit.load(o.run), home_of(o)
     makeable((o.out or home / "attacks.json").absolute().parent)
     model = opened(o.opening, edit)
     edit.check(model)
@@ -229,6 +236,11 @@ def besieged(o: Common, attacks: Sequence[Attack]) -> tuple[Siege, Path]:
     out = o.out or home / file_name(question(siege, o), plain(siege, o))
     make_folder(out.absolute().parent)
     return siege, out
+
+
+def home_of(o: Common) -> Path:
+    """The folder of the edit, where the results go unasked."""
+    return o.run if o.run.is_dir() else o.run.parent
 
 
 def sieged(o: Common, attacks: Sequence[Attack], model: DiffusionModel, edit: Edit) -> Siege:

@@ -19,6 +19,10 @@ class NoAttack(Attack):
     name: ClassVar[str] = "none"
     channel: ClassVar[str] = "text"
 
+    def curve(self) -> Sequence[str]:
+        """None."""
+        return ()
+
     def artefacts(self, given: Attacked) -> Iterator[Artefact]:
         """The prompts."""
         for prompt in given.asked:
@@ -34,6 +38,10 @@ class SeedSearch(Attack):
 
     rounds: int = 4
     """Times as many seeds as pictures are judged of an artefact."""
+
+    def curve(self) -> Sequence[str]:
+        """None."""
+        return ()
 
     def count(self) -> int:
         """One a round."""

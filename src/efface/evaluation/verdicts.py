@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from efface.errors import UserError, pick
+from efface.evaluation.attacks import ATTACKS, Attack
 from efface.evaluation.trial import Row, flat
 from efface.scores import Score, concept_rate, rate
 
@@ -212,6 +213,38 @@ def gate(text: str) -> list[Bar]:
             )
         found.append(Bar(told[1], float(told[2])))
     return found
+
+
+def possible(
+    bars: Sequence[Bar], attacks: Sequence[Attack], had: Container[str], refused: Mapping[str, str]
+) -> None:
+    """Refuse a bound on what will not be measured, before anything is.
+
+    Args:
+        attacks: what will be run.
+        had: what was measured before: attacks, and their points.
+        refused: attacks that cannot be run, with the reason.
+
+    Raises:
+        UserError: no such attack, one that is not run, or a point that its curve cannot have.
+    """
+    run = {a.name: a for a in attacks}
+    for bar in bars:
+        name, _, at = bar.key.partition("@")
+        pick(dict.fromkeys((*ATTACKS, *run, *refused)), name, "attack in --require:")
+        if bar.key in had:
+            continue
+        asked = f"--require bounds {bar.key!r}, and the"
+        if name in refused:
+            raise UserError(f"{asked} attack {name!r} cannot be run: {refused[name]}")
+        if name not in run:
+            raise UserError(
+                f"{asked} attack {name!r} is not run: leave the bound out, or add --attack {name}."
+            )
+        points = run[name].curve()
+        if at and points is not None and at not in points:
+            known = f"such point; it has {', '.join(points)}." if points else "points."
+            raise UserError(f"{asked} curve of {name!r} has no {known}")
 
 
 def broken(bars: Sequence[Bar], found: Sequence[Line], headlines: Mapping[str, str]) -> list[str]:

@@ -154,6 +154,10 @@ class Attack(ABC):
         """The point of its curve that stands for it; "": all together."""
         return ""
 
+    def curve(self) -> Sequence[str] | None:
+        """The points that its curve can have; empty: it has none; None: nobody knows yet."""
+        return None
+
     def full(self: A) -> A:
         """The same with the settings of its paper, for ``--budget full``."""
         return self

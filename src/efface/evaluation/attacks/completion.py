@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -48,6 +48,10 @@ class Completion(Attack):
     def headline(self) -> str:
         """The k nearest to half of the steps."""
         return str(min(self.begun, key=lambda k: abs(2 * k - self.steps)))
+
+    def curve(self) -> Sequence[str]:
+        """Every k."""
+        return [str(k) for k in self.begun]
 
     def full(self) -> Completion:
         """Every step."""

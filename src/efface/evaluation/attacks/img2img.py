@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -10,6 +10,9 @@ from efface.errors import UserError
 from efface.evaluation.artefacts import Artefact, Picture
 from efface.evaluation.attacks.attack import Attack, Attacked
 from efface.settings import Range, check_ranges
+
+UNASKED = " unasked"
+"""Ends the points of the empty prompt."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Img2Img(Attack):
         """The strength nearest to 0.7, under the name."""
         return f"{min(self.strengths, key=lambda s: abs(s - 0.7)):g}"
 
+    def curve(self) -> Sequence[str]:
+        """Every strength, asked and unasked."""
+        return [f"{s:g}{mark}" for s in self.strengths for mark in ("", UNASKED)]
+
     def full(self) -> Img2Img:
         """More steps."""
         return replace(self, steps=50)
@@ -53,7 +60,7 @@ class Img2Img(Attack):
         """One a strength and a prompt."""
         pictures = given.starts()
         for strength in self.strengths:
-            for prompt, mark in ((given.asked[0], ""), ("", " unasked")):
+            for prompt, mark in ((given.asked[0], ""), ("", UNASKED)):
                 yield Picture(
                     prompt=prompt,
                     at=f"{strength:g}{mark}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -39,6 +39,10 @@ class Inpaint(Attack):
     def headline(self) -> str:
         """The smallest hole."""
         return f"{min(self.holes):g}"
+
+    def curve(self) -> Sequence[str]:
+        """Every hole."""
+        return [f"{h:g}" for h in self.holes]
 
     def full(self) -> Inpaint:
         """More steps."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -65,6 +65,10 @@ class Inversion(Attack):
     def evaluations(self) -> int:
         """Forward and backward."""
         return 2 * self.batch * self.updates
+
+    def curve(self) -> Sequence[str]:
+        """None."""
+        return ()
 
     def full(self) -> Inversion:
         """As many updates and pictures as the paper; its rate is for other vectors."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -44,6 +44,10 @@ class NullText(Attack):
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    def curve(self) -> Sequence[str]:
+        """None."""
+        return ()
 
     def full(self) -> NullText:
         """The paper's."""

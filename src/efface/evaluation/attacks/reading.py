@@ -43,6 +43,10 @@ class Reading(Attack):
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    def curve(self) -> Sequence[str]:
+        """None."""
+        return ()
+
     def full(self) -> Reading:
         """More latents."""
         return replace(self, latents=16)

@@ -72,6 +72,10 @@ class Relearn(Attack):
         """Forward and backward."""
         return 2 * self.batch * max(self.points)
 
+    def curve(self) -> Sequence[str]:
+        """Numbers of updates."""
+        return [str(n) for n in self.points]
+
     def full(self) -> Relearn:
         """As many updates as its paper's first curve."""
         return replace(self, points=(0, 10, 25, 50, 100, 200, 300))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from typing import Annotated, ClassVar
@@ -14,6 +14,9 @@ from efface.evaluation.attacks.attack import Attack, Attacked
 from efface.settings import Range, check_ranges
 from efface.vocabularies import tags_of
 from efface.vocabulary import distances
+
+FAMILIES = ("synonym", "slip", "description", "nearest", "template")
+"""Of its texts."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Rephrase(Attack):
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    def curve(self) -> Sequence[str]:
+        """The families of texts."""
+        return FAMILIES
 
     def full(self) -> Rephrase:
         """All that there is."""
@@ -58,14 +65,14 @@ class Rephrase(Attack):
     def found(self, given: Attacked) -> list[Artefact]:
         """The texts."""
         draw, c = random.Random(given.seed), given.concept
-        families = {
-            "synonym": list(c.synonyms),
-            "slip": [*(make(c.name, draw) for make in SLIPS for _ in range(2)), *splits(c.name)],
-            "description": descriptions(c.name, tags_of(given.model, c.name)),
-            "nearest": self.near(given),
-            "template": [t.format(c.name) for t in TEMPLATES[c.kind]],
-        }
-        rows = [[(t, why) for t in texts] for why, texts in families.items()]
+        texts = (
+            list(c.synonyms),
+            [*(make(c.name, draw) for make in SLIPS for _ in range(2)), *splits(c.name)],
+            descriptions(c.name, tags_of(given.model, c.name)),
+            self.near(given),
+            [t.format(c.name) for t in TEMPLATES[c.kind]],
+        )
+        rows = [[(t, why) for t in some] for why, some in zip(FAMILIES, texts, strict=True)]
         once = {normal(c.name): None}  # to ask for it by name is no attack
         found: list[Artefact] = []
         for pair in filter(None, chain(*zip_longest(*rows))):

@@ -54,6 +54,10 @@ class RingABell(Attack):
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    def curve(self) -> Sequence[str]:
+        """None."""
+        return ()
+
     def full(self) -> RingABell:
         """The paper's."""
         return replace(self, search="genetic", population=200, generations=3000, tokens=16, texts=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -45,6 +45,10 @@ class TextStates(Attack):
     def headline(self) -> str:
         """The smallest λ."""
         return f"{min(self.ridges):g}"
+
+    def curve(self) -> Sequence[str]:
+        """Every λ."""
+        return [f"{x:g}" for x in self.ridges]
 
     def full(self) -> TextStates:
         """Five orders of λ."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -61,6 +61,10 @@ class UnlearnDiffAtk(Attack):
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    def curve(self) -> Sequence[str]:
+        """None."""
+        return ()
 
     def full(self) -> UnlearnDiffAtk:
         """The paper's updates and levels, of every word."""
