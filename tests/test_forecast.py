@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET, mostly_slow, quick, same_weights
 
+from efface.cli import plan as plan_module
 from efface.cli.main import main
 from efface.errors import UserError
 from efface.methods import METHODS
@@ -142,7 +143,6 @@ def test_the_plan_is_what_the_erasure_then_does_and_leaves_nothing(erase, tmp_pa
     real = (tmp_path / "run" / "edit.safetensors").stat().st_size
     (edit,) = (f["bytes"] for f in plan["files"] if f["path"].endswith("/edit.safetensors"))
     assert edit < real < edit + 20_000  # the header
-    assert json.loads(erase(*args, "--dry-run")[1])["state"] == "finished"
     code, _, (line,) = erase("esd", "dog", *SMALL, "--dry-run")
     assert code == 2
     assert "holds a run with another concepts" in line
@@ -158,3 +158,24 @@ def test_the_plan_in_words(erase, tmp_path):
     assert re.search(r"time +about .* \(6 updates of .* s, measured on two\)", out)
     assert re.search(r"writes +run/part-1.safetensors, until it is done", out)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_takes_and_writes_nothing(erase, tmp_path, monkeypatch):
+    assert erase("uce", "church", "--no-picture")[0] == 0
+    monkeypatch.setattr(plan_module, "forecast", lambda *_: 1 / 0)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    _, out, _ = erase("uce", "church", "--no-picture", "--dry-run")
+    assert re.search(r"run +run \(finished: nothing is trained\)\n", out)
+    assert re.search(r"evaluations +0 forward, 0 backward\nwrites +nothing\n", out)
+    assert "memory" not in out
+    plan = json.loads(erase("uce", "church", "--dry-run", "--json")[1])
+    assert (plan["state"], plan["updates"], plan["memory"]["total"]) == ("finished", 0, 0)
+    assert plan["evaluations"]["picture"] > 0
+    record, picture = (tmp_path / "run" / name for name in ("run.json", "before-after.png"))
+    missing = [str(p.relative_to(tmp_path)) for p in (record, picture)]  # what moved most, and it
+    assert [f["path"] for f in plan["files"]] == missing
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    picture.touch()
+    plan = json.loads(erase("uce", "church", "--dry-run", "--json")[1])
+    assert plan["evaluations"] == {"forward": 0, "backward": 0, "picture": None}
+    assert plan["files"] == []

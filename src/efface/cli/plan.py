@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 from efface.cli import runfolder
 from efface.cli.terminal import show
 from efface.concepts import Concept, few
-from efface.models import DiffusionModel
+from efface.models import DiffusionModel, Plan
 from efface.reporting.grid import PICTURE, Preview
 from efface.training import EDIT, Method, Tuning, provenance
 from efface.training.forecast import Forecast, forecast
 from efface.training.runs import CHECKPOINT
+
+NOTHING = Forecast(Plan(0, 0, 0), 0, 0, 0, 0.0, 0.0, 0.0, None, 0, 0)
+"""What a finished run takes."""
 
 
 class File(NamedTuple):
@@ -44,15 +47,34 @@ def dry_run(
     Raises:
         UserError: whatever the erasure itself would refuse.
     """
-    state = runfolder.state_of(out, provenance(method, model, concepts))
-    preview = Preview.of(model, len(concepts)) if picture else None
-    found = forecast(method, model, concepts, checkpointing)
-    told = plan_of(method, model, concepts, out, state, found, preview)
+    told = planned(method, model, concepts, out, checkpointing, picture)
     if as_json:
         print(json.dumps(told, indent=1))
     else:
         show(rows_of(told), ["to be erased", few([c.name for c in concepts])])
     return 0
+
+
+def planned(
+    method: Method,
+    model: DiffusionModel,
+    concepts: Sequence[Concept],
+    out: Path,
+    checkpointing: bool = False,
+    picture: bool = True,
+) -> dict[str, Any]:
+    """The plan as JSON; of a run that is finished nothing is tried.
+
+    Raises:
+        UserError: as :func:`dry_run`.
+    """
+    state = runfolder.state_of(out, provenance(method, model, concepts))
+    preview = Preview.of(model, len(concepts)) if picture else None
+    if state != "finished":
+        found = forecast(method, model, concepts, checkpointing)
+        return plan_of(method, model, concepts, out, state, found, preview)
+    drawn = None if (out / PICTURE).exists() else preview
+    return plan_of(method, model, concepts, out, state, NOTHING, drawn)
 
 
 def plan_of(
@@ -89,25 +111,31 @@ def plan_of(
         "seconds": seconds,
         "files": [
             {"path": f.path, "bytes": f.bytes, "stays": f.stays}
-            for f in files_of(method, concepts, out, found, preview)
+            for f in files_of(method, concepts, out, state, found, preview)
         ],
     }
 
 
 def files_of(
-    method: Method, concepts: Sequence[Concept], out: Path, found: Forecast, preview: Preview | None
+    method: Method,
+    concepts: Sequence[Concept],
+    out: Path,
+    state: str,
+    found: Forecast,
+    preview: Preview | None,
 ) -> list[File]:
     """What will be written, in order."""
+    shown = [] if preview is None else [File(str(out / PICTURE), None, True)]
     files = [File(str(out / runfolder.RECORD), None, True)]
+    if state == "finished":  # its record is to say what is in the picture
+        known = not shown or "moved_most" in runfolder.record(out)
+        return shown if known else [*files, *shown]
     if isinstance(method, Tuning):
         files.append(File(str(out / CHECKPOINT), found.state, False))
     if method.apart:
         parts = (out / f"part-{i}.safetensors" for i in range(len(concepts)))
         files += [File(str(p), None, False) for p in parts]
-    files.append(File(str(out / EDIT), found.edit, True))
-    if preview is not None:
-        files.append(File(str(out / PICTURE), None, True))
-    return files
+    return [*files, File(str(out / EDIT), found.edit, True), *shown]
 
 
 def rows_of(told: Mapping[str, Any]) -> list[list[str]]:
@@ -115,13 +143,16 @@ def rows_of(told: Mapping[str, Any]) -> list[list[str]]:
     memory, s = told["memory"], told["seconds"]
     parts = ", ".join(f"{k} {size(memory[k])}" for k in ("model", "trained", "activations"))
     counts = told["evaluations"]
+    done = told["state"] == "finished"
     rows = [
-        ["run", f"{told['run']} ({told['state']})"],
+        ["run", f"{told['run']} ({told['state']}{': nothing is trained' if done else ''})"],
         ["on", f"{told['model']}, {told['device']}, {told['dtype']}"],
         ["memory", f"about {size(memory['total'])}: {parts}"],
         ["evaluations", f"{counts['forward']:,} forward, {counts['backward']:,} backward"],
     ]
-    if told["updates"]:
+    if done:
+        del rows[2]
+    elif told["updates"]:
         each = f"{told['updates']:,} updates of {s['update']:.2g} s, measured on two"
         rows.append(["time", f"about {span(s['total'])} ({each})"])
     else:
@@ -132,6 +163,8 @@ def rows_of(told: Mapping[str, Any]) -> list[list[str]]:
     for f in told["files"]:
         big = "" if f["bytes"] is None else f"  {size(f['bytes'])}"
         rows.append(["writes", f"{f['path']}{big}{'' if f['stays'] else ', until it is done'}"])
+    if not told["files"]:
+        rows.append(["writes", "nothing"])
     return rows
 
 

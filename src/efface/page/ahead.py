@@ -9,18 +9,14 @@ from typing import Any
 
 import torch
 
-from efface.cli import runfolder
-from efface.cli.plan import plan_of
+from efface.cli.plan import planned
 from efface.concepts import Concept, check
 from efface.evaluation import bound
 from efface.evaluation.sensitivity import PROXIES, Moved, closed_form, prediction
 from efface.models import DiffusionModel
 from efface.page.wish import Wish
-from efface.reporting.grid import Preview
 from efface.seeds import generator
-from efface.training import provenance
 from efface.training.anchors import LATENTS, candidates, compare, half_made, narrowed
-from efface.training.forecast import forecast
 from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
 
@@ -91,10 +87,7 @@ def plan(model: DiffusionModel, wish: Wish, out: Path) -> dict[str, Any]:
         UserError: whatever the erasure itself would refuse.
     """
     concepts, _ = check(wish.concepts, wish.method.keep, model.tokenizer)
-    state = runfolder.state_of(out, provenance(wish.method, model, concepts))
-    found = forecast(wish.method, model, concepts)
-    preview = Preview.of(model, len(concepts))
-    return plan_of(wish.method, model, concepts, out, state, found, preview)
+    return planned(wish.method, model, concepts, out)
 
 
 @torch.no_grad()

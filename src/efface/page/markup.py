@@ -108,6 +108,8 @@ def facts(rows: Sequence[tuple[str, str]]) -> str:
 
 def plan(told: Mapping[str, Any]) -> str:
     """What an erasure will take."""
+    if told["state"] == "finished":
+        return facts([("Time", "none: this run is finished")])
     memory, s = told["memory"], told["seconds"]
     counts = told["evaluations"]
     n = counts["forward"]
