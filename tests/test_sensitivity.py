@@ -228,6 +228,18 @@ def test_bad_input_is_one_line(args, message, capsys):
     assert not said.out
 
 
+@pytest.mark.parametrize("command", ["sensitivity", "attack"])
+def test_an_edit_that_erased_nothing_is_a_line_before_a_model_is_opened(
+    command, edit, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "diff.safetensors"
+    Edit(edit.weights, {**edit.meta, "concepts": []}).save(path)
+    monkeypatch.setattr(f"efface.cli.{command}.opened", lambda *_: 1 / 0)
+    assert main([command, str(path)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "does not say what it erased" in line
+
+
 @pytest.mark.parametrize("proxy", ["closed-form", pytest.param("steps", marks=pytest.mark.slow)])
 def test_looking_ahead_and_looking_back(proxy, tiny_folder, words, tmp_path, capsys):
     out = tmp_path / "ahead"

@@ -527,6 +527,17 @@ def test_a_setting_that_a_study_does_not_have_is_refused(capsys, tmp_path, monke
     assert "'9'" in capsys.readouterr().err
 
 
+def test_how_a_study_is_run_is_refused_where_none_is_named(capsys):
+    assert main(["study"]) == main(["study", "--json"]) == 0
+    assert "coverage" in capsys.readouterr().out
+    assert main(["study", "--quick", "--device", "cpu"]) == 2
+    told = capsys.readouterr()
+    assert told.err == (
+        "efface: error: --quick, --device: of which study? efface study lists them.\n"
+    )
+    assert not told.out
+
+
 @pytest.mark.slow
 def test_the_judge_in_a_models_folder_is_the_protocols(clothes, cache, capsys):
     assert main(["score", "unedited", "--model", str(clothes), "--pictures", "1", "--json"]) == 0

@@ -22,7 +22,7 @@ from efface.errors import UserError, escaped, pick
 from efface.evaluation.attacks import ATTACKS, CHANNELS, Attack
 from efface.evaluation.evaluate import brought_protocol, judge_for
 from efface.evaluation.protocols import Protocol
-from efface.evaluation.references import References
+from efface.evaluation.references import References, erased_by
 from efface.evaluation.siege import Done, Results, Siege, Unit, file_name
 from efface.evaluation.tasks import every
 from efface.evaluation.trial import SEEDS, Court
@@ -224,6 +224,7 @@ def besieged(o: Common, attacks: Sequence[Attack]) -> tuple[Siege, Path]:
         UserError: no edit, one of another model, no pictures, or a place that cannot be written.
     """
     edit, home = Edit.load(o.run), home_of(o)
+    erased_by(edit)  # before a model is opened
     makeable((o.out or home / "attacks.json").absolute().parent)
     model = opened(o.opening, edit)
     edit.check(model)

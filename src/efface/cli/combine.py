@@ -33,7 +33,8 @@ class Options:
     out: Path = Path("combined.safetensors")
     """The edit file to be written; must not exist."""
     how: Annotated[str, tyro.conf.arg(metavar="{sum,joint}")] = "sum"
-    """sum: their changes add up; joint: solved again for all concepts (uce and speed)."""
+    """sum: their changes add up; joint: the closed form that made all of them solves again for all
+    concepts."""
     base: OfBase = Base()
     json: Json = False
     """Print the result as JSON."""

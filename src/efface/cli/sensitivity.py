@@ -21,6 +21,7 @@ from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
 from efface.evaluation.bound import Forecast, forecast
 from efface.evaluation.parts import Desk, Part, Share, here, kept
+from efface.evaluation.references import erased_by
 from efface.evaluation.sensitivity import (
     INSTRUMENTS,
     PROXIES,
@@ -128,15 +129,16 @@ def looked_at(o: Options) -> tuple[DiffusionModel, Edit, list[Concept]]:
     """The model, the edit or its proxy, and what it erases.
 
     Raises:
-        UserError: neither a run nor a concept, or both.
+        UserError: neither a run nor a concept, or both; or a run that erased nothing.
     """
     if o.run:
         if o.concept or o.anchor:
             raise UserError("give either a run, or --concept to look ahead; not both.")
         edit = Edit.load(Path(o.run))
+        concepts = erased_by(edit)
         model = opened(o.opening, edit)
         edit.check(model)
-        return model, edit, erased_by(edit)
+        return model, edit, concepts
     if not o.concept:
         raise UserError(
             "name a run, or what you mean to erase: efface sensitivity --concept church."
@@ -145,14 +147,6 @@ def looked_at(o: Options) -> tuple[DiffusionModel, Edit, list[Concept]]:
     concepts = [replace(c, anchor=c.anchor or o.anchor) for c in concepts]
     model = opened(o.opening)
     return model, PROXIES[o.proxy]().erase(model, concepts), concepts
-
-
-def erased_by(edit: Edit) -> list[Concept]:
-    """The concepts on record in an edit."""
-    return [
-        Concept(c["name"], c["anchor"], c.get("kind", "object"), tuple(c["synonyms"]))
-        for c in edit.meta["concepts"]
-    ]
 
 
 def instruments(o: Options, model: DiffusionModel, edit: Edit, words: int) -> Sequence[str]:

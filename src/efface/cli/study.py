@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +33,9 @@ class Options:
     """Folder of edits and pictures; what is there is not made again."""
     updates: Annotated[int, Range(0, 10**7)] = 0
     """Of each training, where the study has such a setting, 0 to 10,000,000; 0: the study's own."""
-    seeds: Annotated[int | None, Range(1, 1000), tyro.conf.arg(help_behavior_hint="")] = None
+    seeds: Annotated[
+        int | None, Range(1, 1000), tyro.conf.arg(metavar="INT", help_behavior_hint="")
+    ] = None
     """How many training seeds, 1 to 1,000, where a study has them. Default: the study's own."""
     split: Text = ""
     """Whose concepts are erased, where it has such a setting. Default: the study's own."""
@@ -50,6 +52,7 @@ def command(args: list[str]) -> int:
     """
     o = parsed(Options, args, "efface study")
     if not o.name:
+        alone(o)
         about = {n: s.about for n, s in STUDIES.items()}
         print(json.dumps(about, indent=1)) if o.json else show(
             list(about.items()), ["study", "question"]
@@ -66,6 +69,18 @@ def command(args: list[str]) -> int:
     write_text(o.out / f"{o.name}.svg", svg)
     print(text if o.json else f"{chosen.words(found)}\n\n{o.out / f'{o.name}.svg'}")
     return 0
+
+
+def alone(o: Options) -> None:
+    """Refuse whatever says how a study is to be run where none is named.
+
+    Raises:
+        UserError: something does.
+    """
+    told, plain = (asdict(x) | asdict(x.opening) for x in (o, Options(json=o.json)))
+    more = [f"--{k}" for k in told if k != "opening" and told[k] != plain[k]]
+    if more:
+        raise UserError(f"{', '.join(more)}: of which study? efface study lists them.")
 
 
 def settings(o: Options, study: Study) -> dict[str, Any]:

@@ -28,6 +28,23 @@ KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """What a picture file's name ends in."""
 
 
+def erased_by(edit: Edit) -> list[Concept]:
+    """The concepts on record in an edit.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [
+        Concept(c["name"], c["anchor"], c.get("kind", "object"), tuple(c["synonyms"]))
+        for c in edit.meta.get("concepts", ())
+    ]
+    if not found:
+        raise UserError(
+            "the edit does not say what it erased, as one of efface diff: a run's is needed."
+        )
+    return found
+
+
 @dataclass
 class References:
     """What attacks are given; pictures are drawn by the unedited model, or read from a folder."""
@@ -51,13 +68,7 @@ class References:
         Raises:
             UserError: it has no record.
         """
-        found = [
-            Concept(c["name"], c["anchor"], c.get("kind", "object"), tuple(c["synonyms"]))
-            for c in self.edit.meta.get("concepts", ())
-        ]
-        if not found:
-            raise UserError("the edit does not say what it erased: there is nothing to bring back.")
-        return found
+        return erased_by(self.edit)
 
     def sample(self, n: int) -> list[str]:
         """Names of ``n`` of the concepts, spread over how strongly the edit changed their reading.
