@@ -178,6 +178,10 @@ def test_outputs_that_are_there_are_refused_before_a_model_is_opened(tmp_path, c
     for args in (["merge", edit, made], ["lora", edit, "--out", made], ["combine", "--out", made]):
         assert "exists already" in told(capsys, *args)
     assert "name one: OUT, or --out OUT" in told(capsys, "merge", edit)
+    church = tmp_path / "church.safetensors"
+    Edit({"a": torch.ones(1)}, {"base": "x", "concepts": [{"name": "church"}]}).save(church)
+    for args in (["combine", edit, edit, "--out", "x.json"], ["attack", church, "--out", "kept"]):
+        assert "its name must end in ." in told(capsys, *args)
     assert "got 2 places" in told(capsys, "merge", edit, "a", "--out", "b")
     assert "Not a directory" in told(capsys, "merge", edit, made / "below" / "out")
 
