@@ -22,6 +22,7 @@ from efface.cli.erase import Erase, options, run_erase
 from efface.cli.main import ABOUT, main
 from efface.cli.opening import Base, Opening, chosen, opened
 from efface.cli.watching import watcher
+from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError, escaped
 from efface.evaluation import scoring
@@ -179,7 +180,9 @@ def test_outputs_that_are_there_are_refused_before_a_model_is_opened(tmp_path, c
         assert "exists already" in told(capsys, *args)
     assert "name one: OUT, or --out OUT" in told(capsys, "merge", edit)
     church = tmp_path / "church.safetensors"
-    Edit({"a": torch.ones(1)}, {"base": "x", "concepts": [{"name": "church"}]}).save(church)
+    Edit({"a": torch.ones(1)}, {"base": "x", "concepts": [Concept("church").to_json()]}).save(
+        church
+    )
     for args in (["combine", edit, edit, "--out", "x.json"], ["attack", church, "--out", "kept"]):
         assert "its name must end in ." in told(capsys, *args)
     assert "got 2 places" in told(capsys, "merge", edit, "a", "--out", "b")
