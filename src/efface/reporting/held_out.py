@@ -184,7 +184,7 @@ def ranking(
     }
 
 
-FRONT = ("unedited", "ap", "ap-exact", "ap-random", "twofold", "age", "esd", "uce")
+FRONT = ("unedited", "ap", "ap-random", "twofold", "age", "esd", "minimax", "uce")
 """The lines of the short table."""
 
 FRONT_HEAD = (
