@@ -192,9 +192,8 @@ def test_outputs_that_are_there_are_refused_before_a_model_is_opened(tmp_path, c
 def test_a_misfitting_edit_is_refused_before_a_picture_is_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
-    Edit({"a": torch.ones(1)}, {"base": "of another", "model": "/nowhere", "concepts": []}).save(
-        run
-    )
+    about = {"base": "of another", "model": "/nowhere", "concepts": [Concept("church").to_json()]}
+    Edit({"a": torch.ones(1)}, about).save(run)
     for command in ("score", "report", "sensitivity"):
         line = told(capsys, command, run, "--model", "emoji")
         assert "the edit is of another architecture than" in line
