@@ -101,7 +101,7 @@ def test_a_cell_attacks_the_edit_that_the_benchmark_kept(cell, tmp_path):
     own = [r["concept"] for r in rows["relearn"] if r["role"] == "edited"]
     assert list(dict.fromkeys(own)) == ["coat", "boot"]  # two, with seed 0 the first ones
     assert all(len(r["hits"]) == 4 for r in rows["none"])
-    assert rows["reading"][0]["measured"]["of"] == len(WORDS)
+    assert rows["reading"][0]["measured"]["of"] == len(WORDS) - 2  # without the other erased ones
     assert row["attacks"]["none"]["evaluations"] == (3 + 1) * 4 * 2 * 2  # and one unrelated
     assert row["attacks"]["relearn"]["evaluations"] > 2 * 2 * 4
 
