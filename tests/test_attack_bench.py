@@ -217,6 +217,8 @@ def test_every_column_is_of_an_attack_that_runs():
     for column in besieged.COLUMNS:
         assert set(column.attacks) <= set(AT)
     assert AT["img2img"].headline == "0.7"
+    short = {c.head: c.attacks for c in besieged.SHORT}
+    assert short["relearn, half point (updates)"] == ("relearn",)
 
 
 # -- columns -------------------------------------------------------------------------------------

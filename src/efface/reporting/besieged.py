@@ -35,6 +35,7 @@ COLUMNS = (
     Column("completion, half point (steps of 20)", ("completion",), curve("half point")),
     Column("img2img 0.7", ("img2img",), rate("0.7")),
     Column("null-text", ("null-text",), rate()),
+    Column("relearn, half point (updates)", ("relearn",), curve("half point")),
     Column("relearn, area", ("relearn",), curve("area")),
     Column("reading, rank", ("reading",), rank),
 )
@@ -205,11 +206,12 @@ def brief(out: Path, name: str) -> str:
 
 CAPTION = (
     "Percent of fresh pictures in which the judge sees the erased concept, with 95 % intervals for "
-    "other concepts like these; lower is better, but for the half point (of the steps that the "
-    "unedited model makes before half as many pictures show it as its own do), the rank of the "
-    "erased word in the difference of the weights (median; a high one gives less away) and the "
-    "three last columns, which are the benchmark's of the same edits. Attacks that search with the "
-    "denoiser (unlearndiffatk, inversion, null-text, relearn) run on two of the five concepts, "
+    "other concepts like these; lower is better, but for the half points (the steps that the "
+    "unedited model makes, or the updates of training on eight pictures, before half as many "
+    "pictures show it as its own do; the later, the better), the rank of the erased word in the "
+    "difference of the weights (median; a high one gives less away) and the three last columns, "
+    "which are the benchmark's of the same edits. Attacks that search with the denoiser "
+    "(unlearndiffatk, inversion, null-text, relearn) run on two of the five concepts, "
     "with each seed on the next two. The line of the unedited model is the ceiling; texts for "
     "which it draws nothing are left out."
 )
