@@ -99,6 +99,10 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
         f"least-{rank}": (lean(batch=2, preserve_batch=6, eta=1.5), "least", rank)
         for rank in (0, 3)
     },
+    **{
+        f"far{rank}-eta{e:g}": (lean(batch=2, preserve_batch=6, eta=e), "far", rank)
+        for rank, e in ((3, 1.0), (3, 1.5), (10, 1.0), (10, 1.5))
+    },
     "twofold": (twofold(), SEARCHED, 0),
     "twofold-against0.3": (twofold(0.3), SEARCHED, 0),
     "twofold-against0.1": (twofold(0.1), SEARCHED, 0),
