@@ -153,7 +153,7 @@ def test_files_that_do_not_belong_together_are_refused(own, tmp_path):
 
 def test_a_damaged_head_is_refused_in_one_line(own, monkeypatch):
     (own / "head.safetensors").write_bytes(b"no tensors")
-    monkeypatch.setattr("efface.evaluation.judges.second._short_hash", lambda path: "any")
+    monkeypatch.setattr("efface.evaluation.judge_files.short_hash", lambda path: "any")
     told = json.loads((own / "judge.json").read_text())
     (own / "judge.json").write_text(json.dumps({**told, "sha256": "any"}))
     with pytest.raises(UserError, match="holds no head of this judge"):

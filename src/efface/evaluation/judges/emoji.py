@@ -6,25 +6,23 @@ never on generated pictures. The package ships it in ``assets/judge``.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from efface.errors import UserError, pick
+from efface.evaluation.judge_files import described, keep, shipped
 from efface.evaluation.judges.judge import Judge, Judgement
-from efface.settings import checked, read_json
-from efface.storage import ASSETS, make_folder, write, write_text
+from efface.storage import ASSETS
 
-SHIPPED = ASSETS / "judge"
+SHIPPED, WEIGHTS = ASSETS / "judge", "judge.safetensors"
 SIZE = 64
 """Side, in pixels, of the pictures that the network sees; others are resized to it."""
 
@@ -122,8 +120,7 @@ class EmojiJudge(nn.Module, Judge):
             UserError: another version.
         """
         judge = cls.load()
-        if judge.version != version:
-            raise UserError(f"no judge {version!r} ships; the shipped one is {judge.version!r}.")
+        shipped(version, judge.version)
         return judge
 
     @classmethod
@@ -138,18 +135,8 @@ class EmojiJudge(nn.Module, Judge):
                 not belong together.
         """
         folder = SHIPPED if folder is None else folder
-        weights, description = folder / "judge.safetensors", folder / "judge.json"
-        for path in (weights, description):
-            if not path.exists():
-                raise UserError(f"no judge in {str(folder)!r}: it has no file {path.name}.")
-        told, found = read_json(description, "judge"), _short_hash(weights)
-        recorded = told.pop("sha256", None) if isinstance(told, dict) else None
-        judge = cls(checked(JudgeConfig, told, f"the judge {str(description)!r}"))
-        if found != recorded:
-            raise UserError(
-                f"{str(weights)!r} has the hash {found}, but judge.json says {recorded}: "
-                "take both files from the same training run."
-            )
+        config, found = described(folder, WEIGHTS, JudgeConfig)
+        judge, weights = cls(config), folder / WEIGHTS
         try:
             judge.load_state_dict(load_file(weights))
         except (SafetensorError, RuntimeError) as e:
@@ -160,15 +147,11 @@ class EmojiJudge(nn.Module, Judge):
 
     def save(self, folder: Path) -> None:
         """Write ``judge.safetensors`` (fp16; vectors fp32) and ``judge.json`` into ``folder``."""
-        make_folder(folder)
         # The variances of batch normalisation can be too small for fp16, and vectors cost nothing.
         packed = {
             k: (w.half() if w.ndim > 1 else w).contiguous() for k, w in self.state_dict().items()
         }
-        write(folder / "judge.safetensors", lambda path: save_file(packed, path))
-        self.sha256 = _short_hash(folder / "judge.safetensors")
-        told = json.dumps({**asdict(self.config), "sha256": self.sha256}, indent=1) + "\n"
-        write_text(folder / "judge.json", told)
+        self.sha256 = keep(folder, WEIGHTS, packed, self.config)
 
     def index(self, name: str) -> int:
         """The place of a concept in the concept head.
@@ -263,7 +246,3 @@ class EmojiJudge(nn.Module, Judge):
         if images.shape[-2:] != (SIZE, SIZE):
             images = interpolate(images, size=(SIZE, SIZE), mode="area")
         return images
-
-
-def _short_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

