@@ -68,6 +68,7 @@ def apply(
     with locked(folder):
         here, ledger = opened(folder)
         removable(folder, ledger, "combine the edits and merge them into the base model")
+        own_folders(folder, here)
         kept = Kept(folder, here, ledger.base)
         if strength != 1:
             kept.add(edit.weights)
@@ -94,6 +95,25 @@ def removable(folder: Path, ledger: Ledger, instead: str) -> None:
             f"{str(folder)!r} was written with its edits in it, without the base model's values: "
             f"{instead}."
         )
+
+
+def own_folders(folder: Path, here: Contents) -> None:
+    """Refuse a folder whose denoiser lies elsewhere, where other models may use it.
+
+    Links of single files are replaced, as those of the hub's cache.
+
+    Raises:
+        UserError: names the link, and where it leads.
+    """
+    home = folder.resolve()
+    for place in sorted({(folder / name).parent for name in (*here.own, *here.alike)}):
+        where = place.resolve()
+        if not where.is_relative_to(home):
+            raise UserError(
+                f"{str(place)!r} is a link to {str(where)!r}, outside of the folder: other models "
+                "that use it would be changed as well. Copy it here first, or use efface merge, "
+                "which leaves it alone."
+            )
 
 
 def applicable(
