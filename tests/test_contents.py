@@ -201,7 +201,7 @@ def test_a_merged_folder_has_no_unedited_denoiser(tiny, folder, tmp_path, capsys
     told = dict(checked(out))
     assert {k for k, state in told.items() if state == "left out"} == {
         *left,
-        ".git/",
+        *HIDDEN,
         f"{NAME}.fp16.safetensors",
         *(f"{NAME}.non_ema-0000{i}-of-00002.safetensors" for i in (1, 2)),
     }
