@@ -42,7 +42,7 @@ def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
         raise UserError(f"got rank {rank}; at least 1 is needed.")
     edit.check(model)
     own, halves, lost, whole = model.parameters(), {}, 0.0, 0.0
-    for name, w in edit.weights.items():
+    for name in edit.weights:
         change = edit.change(name, own[name]).double()
         whole += float(change.square().sum())
         if not holds(model, name):
