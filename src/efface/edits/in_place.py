@@ -82,6 +82,7 @@ def apply(
         removed = tuple(d for d in ledger.removed if d != edit.digest)
         later = replace(ledger, erasures=(*ledger.erasures, entry), removed=removed)
         later = planned(folder, here, later, kept, [*there, edit])
+        kept.tell()
         kept.save()
         edit.save(folder / KEPT / f"{edit.digest}.safetensors")
         later.write(folder)
