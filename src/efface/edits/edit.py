@@ -122,8 +122,11 @@ class Edit:
         except (SafetensorError, OSError) as e:
             raise UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).") from None
         if meta.get("format") != FORMAT:
+            made = "a LoRA or a whole model that efface made of one" if "efface" in meta else ""
             raise UserError(
-                f"{str(path)!r} is no efface edit "
+                f"{str(path)!r} is no efface edit, but {made}: give the edit itself."
+                if made
+                else f"{str(path)!r} is no efface edit "
                 f"(its format is {meta.get('format')!r}, not {FORMAT!r})."
             )
         digest, about = meta.get("digest", ""), meta.get("meta", "")

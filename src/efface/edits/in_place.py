@@ -144,6 +144,12 @@ def applicable(
                 f"edit: take that out first ({way})."
             )
     base = edit.meta.get("base")
+    if base and base == ledger.now != ledger.base:
+        raise UserError(
+            f"the edit was made on {str(folder)!r} with what is erased there already, and does not "
+            "stand without that: write a model with both (efface merge), or take those edits out, "
+            "make this one on the base model, and apply all."
+        )
     if base and base != ledger.base:
         raise UserError(
             f"the edit was made for {edit.meta.get('model', 'another model')!r} (hash {base}); "
