@@ -91,7 +91,7 @@ class Edit:
         Raises:
             UserError: the folder cannot be written, the disk is full, or as :meth:`sane`.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         self.sane("the edit")
         if path.suffix != ".safetensors":
             make_folder(path)
@@ -109,7 +109,7 @@ class Edit:
             UserError: no such file, no edit, truncated, its content is not what was written, or as
             :meth:`sane`.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         path = path / "edit.safetensors" if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"no edit at {str(path)!r}; give a run folder or an edit.safetensors.")
