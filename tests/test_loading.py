@@ -537,3 +537,20 @@ def test_gguf_is_named(tmp_path):
     path.write_bytes(b"GGUF\3\0\0\0" * 9)
     with pytest.raises(UserError, match="in GGUF, quantised for ComfyUI"):
         load(path)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_weights_beside_a_single_file_are_not_taken_for_its_own(name, tmp_path, cache):
+    """Whatever they lie in: an index of shards is opened before the usual file."""
+    folder = tmp_path / "x"
+    build(name).save_pretrained(folder, max_shard_size="60KB")
+    model = load(folder, device="cpu")
+    part = folder / model.family.denoiser
+    shutil.copy(next(part.glob("*00001-of*")), part / "diffusion_pytorch_model.fp16.safetensors")
+    (part / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02}")
+    k = model.text_maps()[0]
+    edit = Edit({k: model.parameters()[k].float() + 1}, {"base": model.base})
+    again = load(merge_single(model, edit, tmp_path / "x.safetensors"), device="cpu")
+    assert torch.equal(again.parameters()[k], edit.weights[k])
+    found = sorted(p.name for p in (again.folder / model.family.denoiser).iterdir())
+    assert found == ["config.json", "diffusion_pytorch_model.safetensors"]

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from efface.errors import UserError
 from efface.models.families.family import Family
+from efface.models.files.components import PICKLES
 from efface.models.files.configs import ODD, check_scheduler, read_json
 from efface.models.files.folder import present, which
 from efface.models.files.standard import BETAS, STANDARD, Configs
@@ -104,7 +105,8 @@ def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
     try:
         part.mkdir(parents=True)
         if (beside / "model_index.json").exists():
-            shutil.copytree(beside, part, dirs_exist_ok=True)
+            lean = without_weights if kind in STANDARD else without_denoiser
+            shutil.copytree(beside, part, ignore=lean, dirs_exist_ok=True)
         elif kind in STANDARD:
             if "configs" in meta:
                 lay(part, told_configs(meta["configs"], str(path)))
@@ -124,6 +126,16 @@ def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out
+
+
+WEIGHTS = [f"*{end}*" for end in (".safetensors", *PICKLES, ".msgpack", ".onnx")]
+without_weights = shutil.ignore_patterns(*WEIGHTS)
+"""Leaves the weights of a folder where they are: the file's own are to be opened, in one form."""
+
+
+def without_denoiser(folder: str, names: list[str]) -> set[str]:
+    """As :data:`without_weights`, of the transformer alone."""
+    return without_weights(folder, names) if Path(folder).name == "transformer" else set()
 
 
 def unreadable(path: Path, e: Exception) -> UserError:
@@ -306,8 +318,6 @@ def convert(
     else:
         kind = getattr(diffusers, index[family.denoiser][1])
         denoiser = kind.from_single_file(str(path), subfolder=family.denoiser, **options)
-        for old in (folder / family.denoiser).glob("*.safetensors*"):
-            old.unlink()
         denoiser.to(own).save_pretrained(folder / family.denoiser)
 
 
