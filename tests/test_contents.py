@@ -22,6 +22,13 @@ from efface.reporting.card import card
 
 NAME = "unet/diffusion_pytorch_model"
 UNET = f"{NAME}.safetensors"
+STRAY = [
+    "text_encoder/._model.safetensors",
+    "unet/._diffusion_pytorch_model.safetensors",
+    "vae/._diffusion_pytorch_model.safetensors",
+]
+"""What macOS writes beside files on other systems' disks."""
+HIDDEN = [".DS_Store", ".git/", *STRAY, "vae/Thumbs.db"]
 
 
 @pytest.fixture
@@ -71,7 +78,15 @@ def foreign(folder):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(binary)
     weights = load_file(folder / UNET)
-    for name, before in {"one-file": "model.diffusion_model.", "unet/own": "unet."}.items():
+    (folder / "notes").write_bytes(b"a text, at first\n" * 999 + binary)
+    names.append("notes")
+    befores = {
+        "one-file": "model.diffusion_model.",
+        "unet/own": "unet.",
+        "compiled": "_orig_mod.",
+        "trainer": "state.net.unet_model.",
+    }
+    for name, before in befores.items():
         save_file({before + k: w for k, w in weights.items()}, folder / f"{name}.safetensors")
         names.append(f"{name}.safetensors")
     eight = {k: w.to(torch.float8_e4m3fn) for k, w in weights.items()}
@@ -84,12 +99,21 @@ def foreign(folder):
 
 def harmless(folder):
     """Files that hold no denoiser."""
-    save_file({"lora_unet_down_0.lora_up.weight": torch.zeros(2)}, folder / "style.safetensors")
+    lora = {
+        "double_blocks.0.lora_A.weight": torch.zeros(2),
+        "double_blocks.0.alpha": torch.ones(()),
+    }
+    save_file(lora, folder / "style.safetensors")
     save_file({"first_stage_model.decoder.conv_in.weight": torch.ones(2)}, folder / "v.safetensors")
     (folder / "vae" / "model.onnx").write_bytes(b"\x08\x00" * 9)
     (folder / "vae_decoder").mkdir()
     (folder / "vae_decoder" / "model.onnx").write_bytes(b"\x08\x00" * 9)
     (folder / "sample.png").write_bytes(b"\x89PNG\x00")
+    (folder / "Demo.MP4").write_bytes(b"\x00\x00\x00\x20ftyp")
+    (folder / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1\x00")
+    (folder / "vae" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    for name in STRAY:
+        (folder / name).write_bytes(b"\x00\x05\x16\x07Mac OS X")
     (folder / "LICENSE").write_text("free – für alle")
     (folder / ".git" / "objects").mkdir(parents=True)
     (folder / ".git" / "objects" / "1").write_bytes(b"\x00" * 9)
@@ -109,8 +133,8 @@ def test_every_file_is_told_apart(folder):
     ]
     assert set(safe) < set(found.other)
     assert {"vae/diffusion_pytorch_model.safetensors", *safe} < set(found.other)
-    assert {"LICENSE", "sample.png", "model_index.json"} < set(found.plain)
-    assert found.hidden == [".git/"]
+    assert {"LICENSE", "sample.png", "Demo.MP4", "model_index.json"} < set(found.plain)
+    assert sorted(found.hidden) == HIDDEN
     assert not any(p.startswith("unet/") and p.endswith("safetensors") for p in found.plain)
 
 
@@ -177,7 +201,7 @@ def test_a_merged_folder_has_no_unedited_denoiser(tiny, folder, tmp_path, capsys
     told = dict(checked(out))
     assert {k for k, state in told.items() if state == "left out"} == {
         *left,
-        ".git/",
+        *HIDDEN,
         f"{NAME}.fp16.safetensors",
         *(f"{NAME}.non_ema-0000{i}-of-00002.safetensors" for i in (1, 2)),
     }
@@ -317,3 +341,42 @@ def test_links_that_lead_round_are_not_followed(tiny, folder, tmp_path):
     (folder / "again").symlink_to(folder / "unet", target_is_directory=True)
     (folder / "unet" / "round").unlink()
     assert "again/diffusion_pytorch_model.safetensors" in contents(folder).alike
+
+
+def test_what_file_managers_leave_is_in_nobodys_way(tiny, folder):
+    halved(folder)
+    (folder / UNET).unlink()  # the half precision alone
+    harmless(folder)
+    assert load(str(folder), device="cpu").base != tiny.base
+    edit = moved(load(str(folder), device="cpu"))
+    assert apply(folder, edit).files["unet/._diffusion_pytorch_model.safetensors"].state == (
+        "not looked into"
+    )
+    (folder / "unet" / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1")
+    assert checked(folder)
+    assert not remove(folder).erasures
+
+
+def test_a_denoiser_that_lies_in_another_models_folder_is_not_changed_there(tiny, folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    before = (other / UNET).read_bytes()
+    shutil.rmtree(folder / "unet")
+    (folder / "unet").symlink_to(other / "unet")
+    with pytest.raises(UserError, match=r"'.*/model/unet' is a link to '.*/other/unet'.*merge"):
+        apply(folder, moved(tiny))
+    assert (other / UNET).read_bytes() == before
+    assert not (folder / "erasures.json").exists()
+    out = merge(load(str(folder), device="cpu"), moved(tiny), tmp_path / "out")
+    assert not (out / "unet").is_symlink()
+    assert (other / UNET).read_bytes() == before
+
+
+def test_a_linked_file_is_replaced_and_what_it_leads_to_stays(tiny, folder, tmp_path):
+    blob = shutil.move(folder / UNET, tmp_path / "blob")
+    (folder / UNET).symlink_to(blob)
+    before = blob.read_bytes()
+    apply(folder, moved(tiny))
+    assert blob.read_bytes() == before
+    assert (folder / UNET).read_bytes() != before
+    remove(folder)
+    assert (folder / UNET).read_bytes() == before

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from efface.cli.main import main
 from efface.edits import merge as merge_module
 from efface.edits.edit import Edit
 from efface.edits.merge import merge, merge_single
@@ -108,6 +109,20 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
         save_file({"a": torch.zeros(2)}, tmp_path / "lora.safetensors", meta)
         with pytest.raises(UserError, match="is no efface edit"):
             Edit.load(tmp_path / "lora.safetensors")
+
+
+def test_what_was_made_of_an_edit_is_named(tiny, edit, tmp_path):
+    path = merge_single(tiny, edit, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="no efface edit, but a LoRA or a whole model"):
+        Edit.load(path)
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.GGUF", "model.sft"])
+def test_a_whole_model_is_a_folder_or_safetensors(edit, tmp_path, capsys, name):
+    edit.save(tmp_path / "edit.safetensors")
+    assert main(["merge", str(tmp_path / "edit.safetensors"), str(tmp_path / name)]) == 2
+    assert "a whole model is a folder" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
 
 
 def test_a_pickle_is_refused_and_never_opened(tmp_path):

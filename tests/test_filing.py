@@ -133,6 +133,16 @@ def test_what_cannot_be_applied_is_refused_and_changes_nothing(tiny, folder, oth
         remove(folder / "unet")
 
 
+def test_an_edit_of_an_edited_folder_is_refused_for_what_it_is(tiny, folder):
+    apply(folder, moved(tiny, 0))
+    later = moved(load(folder, device="cpu"), 1)
+    with pytest.raises(UserError, match=r"with what is erased there already.*efface merge"):
+        apply(folder, later)
+    remove(folder)
+    with pytest.raises(UserError, match="apply it to the model it was made for"):
+        apply(folder, later)
+
+
 def test_weights_that_something_else_changed_are_noticed(tiny, folder):
     apply(folder, moved(tiny, 0))
     path = folder / UNET

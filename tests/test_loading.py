@@ -27,6 +27,7 @@ from efface.models import Conditioning, load, mix
 from efface.models.diffusion import DiffusionModel
 from efface.models.files.single_file import lay
 from efface.models.files.standard import STANDARD
+from efface.models.files.stored import stored_dtype
 from efface.training.batches import encode
 from efface.training.search import Gumbel
 
@@ -470,3 +471,86 @@ def test_a_flow_schedule_without_its_shift_is_refused(tmp_path):
     reconfigure(tmp_path / "model/scheduler/scheduler_config.json", shift="gone")
     with pytest.raises(UserError, match=r"scheduler_config\.json' lacks 'shift'"):
         load(tmp_path / "model", device="cpu")
+
+
+def ours(without=(), **changes):
+    """The configs in a single file of ours, spoilt."""
+    plain = {"model_index.json": dict(STANDARD["sd1"]["model_index.json"])}
+    plain |= {k: dict(v) for k, v in STANDARD["sd1"].items() if k not in plain}
+    found = {k: v for k, v in {**plain, **changes}.items() if k not in without}
+    return json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("configs", "said"),
+    [
+        ("{", "broken JSON"),
+        ("[1]", "not an object for each component"),
+        ("3", "not an object for each component"),
+        ("{}", "lack 'model_index.json'"),
+        (ours(**{"model_index.json": [1]}), "not an object for each component"),
+        (ours(**{"text_encoder/config.json": 3}), "not an object for each component"),
+        (ours(without=["text_encoder/config.json"]), "lack 'text_encoder/config.json'"),
+        (ours(**{"text_encoder/config.json": {}}), "does not have CLIP's vocabulary"),
+        (ours(**{"model_index.json": {"unet": ["os", "system"]}}), "is a None"),
+    ],
+)
+def test_spoilt_configs_in_a_single_file_are_one_line(tmp_path, cache, configs, said):
+    path = tmp_path / "x.safetensors"
+    name = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    save_file({name: torch.zeros(1)}, path, {"configs": configs})
+    with pytest.raises(UserError, match=said):
+        load(path, device="cpu")
+    assert not list((tmp_path / "cache" / "single").iterdir())
+
+
+def test_a_denoiser_in_half_precision_beside_full_parts_is_the_same_model_as_in_a_folder(
+    tiny_folder, tmp_path, cache
+):
+    folder = shutil.copytree(tiny_folder, tmp_path / "half")
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: w.half() for k, w in load_file(unet).items()}, unet, {"format": "pt"})
+    model = load(folder, device="cpu")
+    path = merge_single(load(tiny_folder, device="cpu"), unmoved(load(tiny_folder)), tmp_path / "x")
+    with safe_open(path, "pt") as f:
+        said = f.metadata()
+    mixed = {
+        k: w.half() if k.startswith("model.diffusion_model.") else w
+        for k, w in load_file(path).items()
+    }
+    save_file(mixed, tmp_path / "mixed.safetensors", said)
+    again = load(tmp_path / "mixed.safetensors", device="cpu")
+    assert again.base == model.base
+    assert stored_dtype(again.folder / "unet") == torch.float16
+    assert stored_dtype(again.folder / "vae") == torch.float32
+
+
+def test_a_single_file_of_a_long_name_is_opened(tiny_folder, tmp_path, cache):
+    model = load(tiny_folder, device="cpu")
+    path = merge_single(model, unmoved(model), tmp_path / "x.safetensors")
+    path = path.rename(tmp_path / f"{'ü' * 118}.safetensors")
+    assert load(path, device="cpu").base == model.base
+
+
+def test_gguf_is_named(tmp_path):
+    path = tmp_path / "flux.gguf"
+    path.write_bytes(b"GGUF\3\0\0\0" * 9)
+    with pytest.raises(UserError, match="in GGUF, quantised for ComfyUI"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_weights_beside_a_single_file_are_not_taken_for_its_own(name, tmp_path, cache):
+    """Whatever they lie in: an index of shards is opened before the usual file."""
+    folder = tmp_path / "x"
+    build(name).save_pretrained(folder, max_shard_size="60KB")
+    model = load(folder, device="cpu")
+    part = folder / model.family.denoiser
+    shutil.copy(next(part.glob("*00001-of*")), part / "diffusion_pytorch_model.fp16.safetensors")
+    (part / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02}")
+    k = model.text_maps()[0]
+    edit = Edit({k: model.parameters()[k].float() + 1}, {"base": model.base})
+    again = load(merge_single(model, edit, tmp_path / "x.safetensors"), device="cpu")
+    assert torch.equal(again.parameters()[k], edit.weights[k])
+    found = sorted(p.name for p in (again.folder / model.family.denoiser).iterdir())
+    assert found == ["config.json", "diffusion_pytorch_model.safetensors"]

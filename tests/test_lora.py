@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import families
 import pytest
 import torch
 from conftest import CHURCH, QUIET, quick, shaken
@@ -79,6 +80,28 @@ def test_what_a_lora_cannot_hold_counts_as_lost(tiny):
     biases = {k: w for k, w in shaken(tiny, by=1.0).items() if w.ndim == 1}
     assert biases
     assert factorise(tiny, Edit(biases, {"base": tiny.base}), 4).error == 1
+
+
+def test_a_learned_token_is_no_layer_and_counts_as_lost():
+    """Z-Image has two, matrices of one row: every loader drops them."""
+    pipe = families.build("z-image")
+    model = load(pipe)
+    edit = Edit(shaken(model, "full"), {"base": model.base})
+    own, lora = model.parameters(), factorise(model, edit, 1000)
+    sizes = {k: float((w - own[k]).double().square().sum()) for k, w in edit.weights.items()}
+    lost = sum(v for k, v in sizes.items() if own[k].ndim == 1 or "pad_token" in k)
+    assert lora.error == pytest.approx((lost / sum(sizes.values())) ** 0.5, abs=1e-6)
+    layers = {n for n, m in pipe.transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    named = {k.removeprefix("transformer.").rpartition(".lora_")[0] for k in lora.tensors}
+    assert named == layers
+
+
+def test_an_edit_of_which_a_lora_holds_nothing_is_not_written(tiny, tmp_path):
+    biases = {k: w for k, w in shaken(tiny, by=1.0).items() if w.ndim == 1}
+    lora = factorise(tiny, Edit(biases, {"base": tiny.base}), 4)
+    with pytest.raises(UserError, match="a LoRA can hold nothing of this edit"):
+        save(tiny, lora, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_refuses_a_poor_approximation(tiny_folder, words, tmp_path, capsys):

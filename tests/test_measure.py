@@ -130,6 +130,13 @@ def test_an_imagenet_judge_says_what_is_missing():
         ImageNetJudge("vgg")
 
 
+@pytest.mark.parametrize("index", ["1000", "-1", "church", ""])
+def test_a_class_that_there_is_not_is_never_seen_and_refused(index):
+    with pytest.raises(UserError, match="'church' no ImageNet class: add its index, 0 to 999"):
+        ImageNetJudge.label(None, "church", labels={"church": index})
+    assert ImageNetJudge.label(None, "church", labels={"church": "999"}) == 999
+
+
 def test_efficientnet_judges_photographs_and_reads_labels_by_index():
     pytest.importorskip("efficientnet_lite_pytorch")
     judge = ImageNetJudge("effnet-lite0")

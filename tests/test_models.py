@@ -3,6 +3,7 @@ import json
 import shutil
 import warnings
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import CHURCH, QUIET, SD14, quick, shaken, tiny_pipeline
@@ -15,6 +16,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from efface.edits.edit import Edit
@@ -207,6 +209,35 @@ def test_a_hub_model_that_cannot_be_fetched_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="cannot fetch 'nobody/nothing-at-all' from the hub") as e:
         load("nobody/nothing-at-all")
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("lean", [("unet",), ("unet", "vae", "text_encoder"), ()])
+def test_of_a_hub_model_in_half_precision_alone_that_is_fetched(
+    folder, tmp_path, monkeypatch, lean
+):
+    """Where a component has the usual weights, its half precision stays where it is."""
+    for part in ("unet", "vae", "text_encoder"):
+        path = next((folder / part).glob("*.safetensors"))
+        half = path.with_suffix(".fp16.safetensors")
+        half.write_bytes(path.read_bytes())
+        half.with_suffix("").with_suffix(".bin").write_bytes(b"\x80\x02}")
+        if part in lean:
+            path.unlink()
+
+    def fetched(hub_id, allow_patterns, ignore_patterns):
+        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        for name in filter_repo_objects(
+            names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
+            (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, tmp_path / "hub" / name)
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    model = load("somebody/finetune", device="cpu")
+    found = {p.parent.name for p in model.folder.glob("*/*.fp16.safetensors")}
+    assert found == set(lean)
+    assert not list(model.folder.rglob("*.bin"))
 
 
 # -- weight groups -----------------------------------------------------------------------------

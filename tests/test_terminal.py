@@ -47,6 +47,24 @@ def told(capsys, *args):
 # -- options -----------------------------------------------------------------------------------
 
 
+def test_home_is_home_where_no_shell_says_so(tiny, tmp_path, monkeypatch, capsys):
+    """A shell leaves ``--out=~/x`` and ``"~/x"`` as they are."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    for name in ("home", "work"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    k, w = next(iter(tiny.parameters().items()))
+    edit = Edit({k: w + 1}, {"base": tiny.base, "model": tiny.name, "concepts": [], "method": "x"})
+    edit.save("~/edit.safetensors")
+    assert Edit.load("~/edit.safetensors").digest == edit.digest
+    assert main(["inspect", "~/edit.safetensors"]) == 0
+    assert main(["merge", "~/edit.safetensors", f"--model={tiny.name}", "--out=~/out"]) == 0
+    capsys.readouterr()
+    assert not list((tmp_path / "work").iterdir())
+    assert {p.name for p in (tmp_path / "home").iterdir()} == {"edit.safetensors", "out"}
+
+
 def test_every_command_is_one_file_and_one_line():
     files = {p.stem for p in Path(efface.cli.__file__).parent.glob("*.py")}
     shared = {

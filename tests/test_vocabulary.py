@@ -12,6 +12,7 @@ from efface.concepts import Concept, normal
 from efface.errors import UserError
 from efface.names import key, keys
 from efface.vocabularies import brought, from_file
+from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary, stems_of
 
 MUG = Concept("beer mug", synonyms=("stein",))
@@ -266,3 +267,20 @@ def test_a_bad_list_of_a_model_is_one_line_with_the_field(tmp_path, case):
         brought(tmp_path, "mine", field)
     assert "concepts.json" in str(e.value)
     assert str(e.value).isprintable()
+
+
+@pytest.mark.parametrize("source", ["words:", "words: , ,", "words: \u200b"])
+@pytest.mark.filterwarnings("ignore:dropped characters")
+def test_words_that_are_none_are_refused(tiny, source):
+    with pytest.raises(UserError, match=r"for a vocabulary, which holds no word\.$"):
+        load_vocabulary(source, tiny)
+
+
+def test_words_that_are_written_out_are_read_as_those_of_a_file(tiny, tmp_path):
+    assert load_vocabulary("words: fox , cafe\u0301,fox", tiny).words == ("fox", "caf\u00e9")
+    with pytest.raises(UserError, match="the words given: word: the control character"):
+        load_vocabulary("words: fox, a\x07b", tiny)
+    path = tmp_path / "words.txt"
+    path.write_text("fox\n\u200b\n", encoding="utf8")
+    with pytest.warns(UserWarning, match="dropped characters"):
+        assert load_vocabulary(str(path), tiny).words == ("fox",)

@@ -35,6 +35,7 @@ def from_file(path: Path) -> Vocabulary:
         with at(f"{str(path)!r}, line {i}"):
             if line and not line.startswith("#"):
                 found.append(clean(line, "word"))
+    found = [w for w in found if w]  # of characters that cannot be seen alone
     if not found:
         raise UserError(f"the word list {str(path)!r} is empty.")
     return Vocabulary(tuple(dict.fromkeys(found)), str(path))
@@ -114,7 +115,10 @@ def load(
         UserError: an unknown name, or an unreadable file.
     """
     if source.startswith(INLINE):
-        given = [w.strip() for w in source.removeprefix(INLINE).split(",")]
+        with at("the words given"):
+            given = [clean(w, "word") for w in source.removeprefix(INLINE).split(",")]
+        if not any(given):
+            raise UserError(f"got {quoted(source)} for a vocabulary, which holds no word.")
         return Vocabulary(tuple(dict.fromkeys(w for w in given if w)), "words given")
     if source == "auto" and not brings(model):
         return automatic(model, concepts, beside)

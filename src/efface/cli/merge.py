@@ -15,8 +15,13 @@ from efface.cli.terminal import Edited, Place, Written, new, output, parsed
 from efface.edits.contents import LEDGER
 from efface.edits.edit import Edit
 from efface.edits.merge import merge, merge_single
+from efface.errors import UserError
+from efface.models import PICKLES
 from efface.reporting.attacked import attacked, markdown
 from efface.reporting.card import card
+
+OTHERS = (".gguf", ".sft", ".onnx")
+"""Suffixes of weights that are not written."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,11 @@ def command(args: list[str]) -> int:
     o = parsed(Options, args, "efface merge")
     edit, out = Edit.load(o.edit), output(o.where, o.out)
     single = out.suffix == ".safetensors"
+    if out.suffix.lower() in (*PICKLES, *OTHERS):
+        raise UserError(
+            f"got {str(out)!r} for the model; a whole model is a folder, or one file whose name "
+            "ends in .safetensors."
+        )
     if single or not (out / LEDGER).exists():  # of this very merge it is finished already
         new(out, "file" if single else "folder")
     found = stored(edit, scores_of(o.edit, edit, o.strength))

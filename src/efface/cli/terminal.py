@@ -45,6 +45,8 @@ Text = Annotated[str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 
 RULE = re.compile(r"\s*[─╰-]{2}|Got errors")
 """What ends a part of tyro's boxes, on any terminal."""
+HOME = re.compile(r"^(--[\w.-]+=)?~/")
+"""A path in the user's home, which shells leave as it is behind ``--out=`` and in quotes."""
 CONFIG = (tyro.conf.UseAppendAction, tyro.conf.CascadeSubcommandArgs)
 
 
@@ -63,6 +65,7 @@ def parsed(
     Raises:
         UserError: an unknown option (with the nearest one), or a value that it cannot take.
     """
+    args = [HOME.sub(lambda m: (m[1] or "") + os.path.expanduser("~/"), a) for a in args]
     extra = {} if default is None else {"default": default}
     told = io.StringIO()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from codecs import getincrementaldecoder
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +32,13 @@ ORIGINAL = (
 """Parts of a denoiser's names in the original layouts."""
 BEFORE = re.compile(r"^((model|module|pipe|unet|transformer|denoiser|ema\w*)\.)+")
 """What other programs put before diffusers' names."""
+ADAPTER = re.compile(r"lora|lokr|hada|\.alpha$|\.dora_scale$", re.IGNORECASE)
+"""Parts of the names in a file that only adds to a model."""
 TEXTS = (".json", ".txt", ".md", ".py", ".yaml", ".yml", ".jinja", ".pdf")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".mp4", ".webm", ".mov")
 """Suffixes of what nothing takes for weights."""
+STRAY = ("Thumbs.db", "ehthumbs.db", "Icon\r")
+"""What file managers leave in folders, beside files that begin with a dot."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ class Contents:
     plain: list[str] = field(default_factory=list)
     """Texts and pictures."""
     hidden: list[str] = field(default_factory=list)
-    """Folders that begin with a dot: nothing opens them, and nothing looks into them."""
+    """Folders that begin with a dot, and files that do and are no safetensors: nothing opens them,
+    and nothing looks into them."""
 
 
 def contents(folder: Path) -> Contents:
@@ -83,6 +89,8 @@ def contents(folder: Path) -> Contents:
             ].append(name)
         elif path.suffix.lower() in TEXTS + PICTURES or text(path):
             found.plain.append(name)
+        elif path.name.startswith(".") or path.name in STRAY:
+            found.hidden.append(name)
         elif any(p.startswith(rest) for p in name.split("/")):
             found.other.append(name)
         else:
@@ -134,22 +142,37 @@ def kind(inside: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]], hom
         shapes: the denoiser's, by name.
         home: it lies in the denoiser's folder.
     """
-    if inside and all("lora" in k.lower() for k in inside):
+    if inside and all(ADAPTER.search(k) for k in inside):
         return "other"
     same = sum(shapes.get(k) == e.shape for k, e in inside.items())
     if inside and same == len(inside) and all(e.dtype in STORED for e in inside.values()):
         return "alike"
     named = sum(BEFORE.sub("", k) in shapes for k in inside)
     marked = any(mark in k for k in inside for mark in ORIGINAL)
-    return "foreign" if home or marked or same or 2 * named > len(inside) else "other"
+    many = max(2 * named > len(inside), 2 * behind(inside, shapes) > min(len(inside), len(shapes)))
+    return "foreign" if home or marked or same or many else "other"
+
+
+def behind(inside: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many tensors have the denoiser's names and shapes behind one and the same beginning."""
+    found: Counter[str] = Counter()
+    for name, e in inside.items():
+        parts = name.split(".")
+        for i in range(1, len(parts)):
+            if shapes.get(".".join(parts[i:])) == e.shape:
+                found[".".join(parts[:i])] += 1
+    return max(found.values(), default=0)
 
 
 def text(path: Path) -> bool:
-    """Whether a file begins like a text, which holds no weights."""
+    """Whether a file is a text, which holds no weights: to its end, for some only begin so."""
+    decode = getincrementaldecoder("utf8")().decode
     with path.open("rb") as f:
-        head = f.read(4096)
-    try:
-        said = getincrementaldecoder("utf8")().decode(head)  # may end inside a letter
-    except UnicodeDecodeError:
-        return False
-    return all(c >= " " or c in "\t\n\r\f" for c in said)
+        while some := f.read(2**20):
+            try:
+                said = decode(some)  # may end inside a letter
+            except UnicodeDecodeError:
+                return False
+            if any(c < " " and c not in "\t\n\r\f" for c in said):
+                return False
+    return True

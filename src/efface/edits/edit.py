@@ -17,6 +17,7 @@ from torch import Tensor
 
 from efface.edits.about import known_meta
 from efface.edits.gates import Gate
+from efface.edits.rounding import Stored, lost, tell
 from efface.errors import UserError
 from efface.models import PICKLES, DiffusionModel, load, plain, refuse_pickle
 from efface.models.files.tensors import save
@@ -74,8 +75,12 @@ class Edit:
         Args:
             own: the base model's value.
         """
-        made_in = getattr(torch, self.meta.get("dtype", "float32"))
-        return self.weights[name].cpu().float() - own.detach().cpu().to(made_in).float()
+        return self.weights[name].cpu().float() - own.detach().cpu().to(self.made_in).float()
+
+    @property
+    def made_in(self) -> torch.dtype:
+        """The precision of the base model that it was made on."""
+        return getattr(torch, self.meta.get("dtype", "float32"))  # type: ignore[no-any-return]
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all.
@@ -86,7 +91,7 @@ class Edit:
         Raises:
             UserError: the folder cannot be written, the disk is full, or as :meth:`sane`.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         self.sane("the edit")
         if path.suffix != ".safetensors":
             make_folder(path)
@@ -104,7 +109,7 @@ class Edit:
             UserError: no such file, no edit, truncated, its content is not what was written, or as
             :meth:`sane`.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         path = path / "edit.safetensors" if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"no edit at {str(path)!r}; give a run folder or an edit.safetensors.")
@@ -117,8 +122,11 @@ class Edit:
         except (SafetensorError, OSError) as e:
             raise UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).") from None
         if meta.get("format") != FORMAT:
+            made = "a LoRA or a whole model that efface made of one" if "efface" in meta else ""
             raise UserError(
-                f"{str(path)!r} is no efface edit "
+                f"{str(path)!r} is no efface edit, but {made}: give the edit itself."
+                if made
+                else f"{str(path)!r} is no efface edit "
                 f"(its format is {meta.get('format')!r}, not {FORMAT!r})."
             )
         digest, about = meta.get("digest", ""), meta.get("meta", "")
@@ -200,16 +208,19 @@ class Edit:
     def laid(self, name: str, own: Tensor, strength: float = 1.0) -> Tensor:
         """A weight's new value, fp32: the base's own and ``strength`` times the change.
 
-        At 0 it is the base's, at 1 the edit's, bit for bit.
+        At 0 it is the base's, at 1 the edit's, bit for bit: unless the edit was made on the base
+        rounded to half precision, and this one is not.
 
         Raises:
             UserError: a strength outside of :data:`STRENGTHS`.
         """
         if strength not in STRENGTHS:
             raise UserError(f"got {strength} for strength; {STRENGTHS} is needed, 1 is whole.")
-        if strength == 1:
+        if strength == 1 and self.made_in == torch.float32:
             return self.weights[name]
         base = own.detach().to("cpu", torch.float32, copy=True)
+        if strength == 1 and torch.equal(base.to(self.made_in).float(), base):
+            return self.weights[name]
         return base + strength * self.change(name, own) if strength else base
 
     def scaled(self, strength: float, model: Any = None) -> Edit:
@@ -305,8 +316,14 @@ class Edit:
         return dict(denoiser.named_parameters())
 
     def _put(self, own: Mapping[str, Tensor], strength: float) -> None:
+        rounded = []
         for k in self.weights:
-            own[k].data = self.laid(k, own[k], strength).to(own[k].device, own[k].dtype)
+            was, meant = own[k].data, self.laid(k, own[k], strength)
+            own[k].data = meant.to(was.device, was.dtype)
+            if was.dtype != torch.float32:
+                rounded.append(Stored(meant.cpu() - was.cpu().float(), was, own[k]))
+        if rounded:
+            tell(lost(rounded), "the model in memory", rounded[0].own.dtype)
 
     def save_lora(
         self, path: str | Path, rank: int = 64, form: str = "peft", model: Any = None

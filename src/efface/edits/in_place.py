@@ -68,6 +68,7 @@ def apply(
     with locked(folder):
         here, ledger = opened(folder)
         removable(folder, ledger, "combine the edits and merge them into the base model")
+        own_folders(folder, here)
         kept = Kept(folder, here, ledger.base)
         if strength != 1:
             kept.add(edit.weights)
@@ -81,6 +82,7 @@ def apply(
         removed = tuple(d for d in ledger.removed if d != edit.digest)
         later = replace(ledger, erasures=(*ledger.erasures, entry), removed=removed)
         later = planned(folder, here, later, kept, [*there, edit])
+        kept.tell()
         kept.save()
         edit.save(folder / KEPT / f"{edit.digest}.safetensors")
         later.write(folder)
@@ -94,6 +96,25 @@ def removable(folder: Path, ledger: Ledger, instead: str) -> None:
             f"{str(folder)!r} was written with its edits in it, without the base model's values: "
             f"{instead}."
         )
+
+
+def own_folders(folder: Path, here: Contents) -> None:
+    """Refuse a folder whose denoiser lies elsewhere, where other models may use it.
+
+    Links of single files are replaced, as those of the hub's cache.
+
+    Raises:
+        UserError: names the link, and where it leads.
+    """
+    home = folder.resolve()
+    for place in sorted({(folder / name).parent for name in (*here.own, *here.alike)}):
+        where = place.resolve()
+        if not where.is_relative_to(home):
+            raise UserError(
+                f"{str(place)!r} is a link to {str(where)!r}, outside of the folder: other models "
+                "that use it would be changed as well. Copy it here first, or use efface merge, "
+                "which leaves it alone."
+            )
 
 
 def applicable(
@@ -123,6 +144,12 @@ def applicable(
                 f"edit: take that out first ({way})."
             )
     base = edit.meta.get("base")
+    if base and base == ledger.now != ledger.base:
+        raise UserError(
+            f"the edit was made on {str(folder)!r} with what is erased there already, and does not "
+            "stand without that: write a model with both (efface merge), or take those edits out, "
+            "make this one on the base model, and apply all."
+        )
     if base and base != ledger.base:
         raise UserError(
             f"the edit was made for {edit.meta.get('model', 'another model')!r} (hash {base}); "

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from efface.edits.contents import KEPT, Contents
 from efface.edits.edit import Edit
+from efface.edits.rounding import Stored, lost, tell
 from efface.errors import UserError
 from efface.models.files.stored import hash_tensors
 from efface.models.files.tensors import header, patch, save
@@ -31,6 +32,8 @@ class Kept:
         self.folder, self.base = folder, base
         self.own = list(here.own)
         self.values: dict[str, Values] = {name: {} for name in (*here.own, *here.alike)}
+        self.lost: dict[str, float] = {}
+        """Part of the changes that rounding took from each file, once they were added."""
         self.inside = {name: header(folder / name).tensors for name in self.values}
         for key, w in self.check(folder, base).items():
             name, _, tensor = key.rpartition(":")
@@ -117,7 +120,17 @@ class Kept:
                 for k, own in values.items()
             }
             fits(found[name], self.folder / name)
+            now = found[name]
+            self.lost[name] = lost(
+                Stored(changes[k], own, now[k]) for k, own in values.items() if k in changes
+            )
         return found
+
+    def tell(self) -> None:
+        """Warn of files whose precision took much of the changes."""
+        for name, share in self.lost.items():
+            for w in list(self.values[name].values())[:1]:
+                tell(share, repr(str(self.folder / name)), w.dtype)
 
     def put(
         self,

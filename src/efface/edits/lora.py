@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from efface.edits.edit import Edit
@@ -42,10 +42,10 @@ def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
         raise UserError(f"got rank {rank}; at least 1 is needed.")
     edit.check(model)
     own, halves, lost, whole = model.parameters(), {}, 0.0, 0.0
-    for name, w in edit.weights.items():
+    for name in edit.weights:
         change = edit.change(name, own[name]).double()
         whole += float(change.square().sum())
-        if w.ndim < 2:  # biases and norms have no place in a LoRA
+        if not holds(model, name):
             lost += float(change.square().sum())
             continue
         u, s, vh = torch.linalg.svd(change.flatten(1), full_matrices=False)
@@ -61,6 +61,17 @@ def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
         tensors[f"{module}.lora_A.weight"] = down.view(most, *shape[1:])
         tensors[f"{module}.lora_B.weight"] = up.view(*up.shape, *(1,) * (len(shape) - 2))
     return Lora(tensors, (lost / whole) ** 0.5 if whole else 0.0, edit.meta)
+
+
+def holds(model: DiffusionModel, name: str) -> bool:
+    """Whether a LoRA can change a weight: a linear layer's or a convolution's matrix.
+
+    Biases, norms, and what stands by itself (a learned token) have no place in one.
+    """
+    module, _, leaf = name.rpartition(".")
+    layer = model.denoiser.get_submodule(module)
+    plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    return plain and leaf == "weight"
 
 
 def peft(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -94,8 +105,14 @@ def save(model: DiffusionModel, lora: Lora, path: Path, form: str = "peft") -> N
         form: a key of :data:`FORMS`.
 
     Raises:
-        UserError: it exists, cannot be written, or a form that the family does not have.
+        UserError: it exists, cannot be written, a form that the family does not have, or nothing
+            of the edit that a LoRA can hold.
     """
+    if not lora.tensors:
+        raise UserError(
+            "a LoRA can hold nothing of this edit, which changes biases, norms or tokens alone: "
+            "use efface merge or efface apply."
+        )
     tensors = pick(FORMS, form, "form")(model, lora.tensors)
     if path.exists():
         raise UserError(f"{str(path)!r} exists already; name a file that does not.")

@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from efface.edits.contents import contents
 from efface.edits.edit import Edit
 from efface.edits.kept import fits
 from efface.edits.ledger import Ledger, checked, note_merged
+from efface.edits.rounding import Stored, lost, tell
 from efface.errors import UserError
 from efface.models import DiffusionModel, configs, stored_dtype, variant
 from efface.models.files.tensors import dump, save
@@ -41,6 +44,7 @@ def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
         found = model.family.original(model.parts)
         tensors = {k: w.detach().to("cpu", dtype).contiguous().clone() for k, w in found.items()}
     fits(tensors, out)
+    told(model, edit, dtype, out)
     about = {
         "format": "pt",
         "efface": json.dumps(dict(edit.meta)),
@@ -100,7 +104,16 @@ def merge(
             (part / "README.md").write_text(text, encoding="utf8")
 
     write_folder(out, fill)
+    told(model, edit, dtype, out)
     return out
+
+
+def told(model: DiffusionModel, edit: Edit, dtype: torch.dtype, out: Path) -> None:
+    """Warn where the stored precision takes much of an edit."""
+    own = model.parameters()
+    laid = ((own[k].cpu().float(), edit.laid(k, own[k])) for k in edit.weights)
+    share = lost(Stored(w - was, was, w.to(dtype)) for was, w in laid)
+    tell(share, repr(str(out)), dtype)
 
 
 def merged(out: Path, edit: Edit) -> bool:

@@ -22,6 +22,9 @@ from efface.models.placement import dtype_of, pick_device
 from efface.models.quantised import quantise as pack_weights
 from efface.storage import ASSETS
 
+PICKLED = [*(f"*{end}" for end in PICKLES), "*.msgpack", "*.onnx", "*.xml", "*.h5", "*.gguf"]
+"""Files of the hub that are never fetched."""
+
 
 @dataclass(frozen=True)
 class Shipped:
@@ -173,7 +176,14 @@ def download(hub_id: str) -> Path:
         kinds = ("json", "txt", "jinja", "model", "safetensors")
         wanted = ["model_index.json", *(f"*/*.{kind}" for kind in kinds)]
         unwanted = ["*.fp16.*", "*non_ema*", "safety_checker/*", "*.ckpt"]
-        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=unwanted))
+        found = Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=unwanted))
+        places = [p.parent for p in found.glob("*/config.json")]
+        lean = [f"{p.name}/*" for p in places if not [*p.glob("*.safetensors")]]
+        if lean:  # many finetunes have half precision alone
+            snapshot_download(
+                hub_id, allow_patterns=lean, ignore_patterns=[*unwanted[1:], *PICKLED]
+            )
+        return found
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         raise UserError(
             f"cannot fetch {hub_id!r} from the hub: {' '.join(str(e).split())[:200]}"

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from efface.errors import UserError
 from efface.evaluation.judges.judge import Judge, Judgement
 
+CLASSES = 1000
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
@@ -65,14 +66,18 @@ class ImageNetJudge(Judge):
         """The index of a class.
 
         Raises:
-            UserError: the protocol does not say which class it is.
+            UserError: the protocol does not say which class it is, or one that there is not.
         """
         try:
-            return int((labels or {})[name])
+            own = int((labels or {})[name])
         except (KeyError, ValueError):
+            own = -1
+        if not 0 <= own < CLASSES:  # none would ever be seen, which looks like an erasure
             raise UserError(
-                f"the protocol gives {name!r} no ImageNet class: add its index to labels."
-            ) from None
+                f"the protocol gives {name!r} no ImageNet class: add its index, 0 to "
+                f"{CLASSES - 1}, to labels."
+            )
+        return own
 
     @torch.no_grad()
     def classify(self, images: Tensor, batch: int = 32, k: int = 5) -> Judgement:

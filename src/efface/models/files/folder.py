@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def configs(folder: Path) -> dict[str, Any]:
     return {n: read_json(folder / n, "the model is not whole") for n in wanted}
 
 
-def present(index: dict[str, Any], part: str) -> bool:
+def present(index: Mapping[str, Any], part: str) -> bool:
     """Whether a pipeline has a component."""
     found = index.get(part)
     return isinstance(found, list) and len(found) == 2 and found[1] is not None

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from efface.errors import UserError
 from efface.models.families.family import Family
-from efface.models.files.configs import check_scheduler, read_json
+from efface.models.files.components import PICKLES
+from efface.models.files.configs import ODD, check_scheduler, read_json
 from efface.models.files.folder import present, which
 from efface.models.files.standard import BETAS, STANDARD, Configs
 from efface.models.files.stored import STORED, precisions, the_one
@@ -92,27 +93,23 @@ def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
             if told is None and kind == "sd2":
                 told = "v_prediction" if told_v(f, keys) else "epsilon"
             whole = {k for k in keys if k.startswith(OURS[0])} or keys
-            the_one(precisions(f, whole), str(path))
+            own = the_one(precisions(f, whole), str(path))
             kinds = precisions(f, {k for k in keys if k.startswith(OURS)} | whole)
             dtype = next((d for k, d in STORED.items() if k in kinds), torch.float32)
     except (SafetensorError, OSError) as e:
-        raise UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).") from None
-    state = path.stat()
-    known = [f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"]
-    beside = path.with_suffix("")
-    known += [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(beside.rglob("*"))]
-    own = hashlib.sha256("\n".join(known).encode())
-    out = cache_folder() / "single" / f"{path.stem}-{own.hexdigest()[:12]}"
+        raise unreadable(path, e) from None
+    beside, out = path.with_suffix(""), place_of(path)
     if out.is_dir():
         return out
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
         if (beside / "model_index.json").exists():
-            shutil.copytree(beside, part, dirs_exist_ok=True)
+            lean = without_weights if kind in STANDARD else without_denoiser
+            shutil.copytree(beside, part, ignore=lean, dirs_exist_ok=True)
         elif kind in STANDARD:
             if "configs" in meta:
-                lay(part, json.loads(meta["configs"]))
+                lay(part, told_configs(meta["configs"], str(path)))
             else:
                 lay(part, STANDARD[kind], told == "v_prediction")
         else:
@@ -121,13 +118,68 @@ def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
                 f"with the text encoders, tokenizers and autoencoder, beside it as {beside.name!r}."
             )
         agree(part, told, str(path))
-        convert(path, keys, part, families, dtype)
-        os.replace(part, out)
-    except (OSError, ValueError, RuntimeError, TypeError) as e:
+        convert(path, keys, part, families, dtype, own)
+        if not out.is_dir():  # another process was quicker
+            os.replace(part, out)
+    except (OSError, SafetensorError, RuntimeError, *ODD) as e:
         raise UserError(f"cannot convert {str(path)!r}: {' '.join(str(e).split())[:300]}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out
+
+
+WEIGHTS = [f"*{end}*" for end in (".safetensors", *PICKLES, ".msgpack", ".onnx")]
+without_weights = shutil.ignore_patterns(*WEIGHTS)
+"""Leaves the weights of a folder where they are: the file's own are to be opened, in one form."""
+
+
+def without_denoiser(folder: str, names: list[str]) -> set[str]:
+    """As :data:`without_weights`, of the transformer alone."""
+    return without_weights(folder, names) if Path(folder).name == "transformer" else set()
+
+
+def unreadable(path: Path, e: Exception) -> UserError:
+    """What is said of a file that is no safetensors, or not a whole one."""
+    with path.open("rb") as f:
+        if f.read(4) == b"GGUF":
+            return UserError(
+                f"{str(path)!r} is in GGUF, quantised for ComfyUI: its weights cannot be edited. "
+                "Give the safetensors that it was made of."
+            )
+    return UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).")
+
+
+def place_of(path: Path) -> Path:
+    """Where in the cache a single file's folder lies: another one after every change."""
+    state, beside = path.stat(), path.with_suffix("")
+    known = [f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"]
+    known += [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(beside.rglob("*"))]
+    own = hashlib.sha256("\n".join(known).encode(errors="surrogateescape")).hexdigest()[:12]
+    stem = os.fsencode(path.stem)[:200].decode(errors="ignore")  # leaves room for our own ending
+    return cache_folder() / "single" / f"{stem}-{own}"
+
+
+def told_configs(text: str, where: str) -> Configs:
+    """The configs that a file of ours carries in its metadata.
+
+    Raises:
+        UserError: no JSON, not a config for each name, or one that is needed is missing.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where!r} is damaged: its configs are broken JSON ({e}).") from None
+    parts = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(x, dict) for x in parts):
+        raise UserError(f"{where!r} is damaged: its configs are not an object for each component.")
+    index = found.get("model_index.json", {})
+    tokenizers = [n for n in index if n.startswith("tokenizer") and present(index, n)]
+    encoders = [n.replace("tokenizer", "text_encoder") for n in tokenizers]
+    needed = ["model_index.json", "scheduler/scheduler_config.json"]
+    for name in (*needed, *(f"{n}/config.json" for n in encoders)):
+        if name not in found:
+            raise UserError(f"{where!r} is damaged: its configs lack {name!r}.")
+    return found  # type: ignore[no-any-return]
 
 
 def told_prediction(
@@ -227,12 +279,12 @@ def lay(folder: Path, configs: Configs, v: bool | None = None) -> None:
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
     own = ASSETS / "emoji" / "tokenizer"
     for name in configs["model_index.json"]:
-        if name.startswith("tokenizer"):
+        if name.startswith("tokenizer") and present(configs["model_index.json"], name):
             config = configs[f"{name.replace('tokenizer', 'text_encoder')}/config.json"]
             if config.get("vocab_size") != 49408:
                 raise UserError("the file's text encoder does not have CLIP's vocabulary.")
             spare = "!" if config.get("hidden_act") == "gelu" else "<|endoftext|>"
-            length = int(config["max_position_embeddings"])
+            length = int(config.get("max_position_embeddings", 77))
             CLIPTokenizer.from_pretrained(
                 own, pad_token=spare, model_max_length=length
             ).save_pretrained(folder / name)
@@ -244,8 +296,14 @@ def convert(
     folder: Path,
     families: Collection[type[Family]],
     dtype: torch.dtype,
+    own: torch.dtype,
 ) -> None:
-    """Put the file's weights into a folder that holds the configs."""
+    """Put the file's weights into a folder that holds the configs.
+
+    Args:
+        dtype: the widest precision in the file.
+        own: the denoiser's, in which it is stored, so that it is the same model as elsewhere.
+    """
     import diffusers
 
     family, index = which(folder, str(path), families)
@@ -254,13 +312,13 @@ def convert(
     if family.denoiser == "unet":
         cls = getattr(diffusers, index["_class_name"])
         spare = {k: None for k in ("safety_checker", "feature_extractor") if k in index}
-        cls.from_single_file(str(path), **options, **spare).save_pretrained(folder)
+        pipe = cls.from_single_file(str(path), **options, **spare)
+        pipe.unet.to(own)
+        pipe.save_pretrained(folder)
     else:
         kind = getattr(diffusers, index[family.denoiser][1])
-        own = kind.from_single_file(str(path), subfolder=family.denoiser, **options)
-        for old in (folder / family.denoiser).glob("*.safetensors*"):
-            old.unlink()
-        own.save_pretrained(folder / family.denoiser)
+        denoiser = kind.from_single_file(str(path), subfolder=family.denoiser, **options)
+        denoiser.to(own).save_pretrained(folder / family.denoiser)
 
 
 def check_keys(

@@ -21,10 +21,15 @@ CANONICAL = ("diffusion_pytorch_model", "model")
 
 def variant(folder: Path) -> str | None:
     """The variant that a component's weights come in (``fp16``), if they come in no other form."""
-    kinds = [kind_of(p.name) for p in sorted(folder.glob("*.safetensors"))]
+    kinds = [kind_of(p.name) for p in stored(folder)]
     if not kinds or None in kinds:
         return None
     return "fp16" if "fp16" in kinds else kinds[0]
+
+
+def stored(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, without what file managers put beside them (``._x``)."""
+    return [p for p in sorted(folder.glob("*.safetensors")) if not p.name.startswith(".")]
 
 
 def kind_of(name: str) -> str | None:
@@ -47,7 +52,7 @@ def weight_files(folder: Path) -> list[Path]:
     for index in sorted(folder.glob("*.safetensors.index*.json")):
         if kind_of(index.name) == own:
             return shards(index)
-    found = [p for p in sorted(folder.glob("*.safetensors")) if kind_of(p.name) == own]
+    found = [p for p in stored(folder) if kind_of(p.name) == own]
     usual = [p for p in found if p.name.partition(".")[0] in CANONICAL]
     return usual or found
 

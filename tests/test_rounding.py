@@ -1,0 +1,95 @@
+"""Edits in weights that are stored in half precision: what rounding takes, and that it is told."""
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from conftest import CHURCH, same_weights, shaken
+from safetensors.torch import load_file, save_file
+
+from efface.edits.edit import Edit
+from efface.edits.in_place import apply
+from efface.edits.merge import merge, merge_single
+from efface.edits.rounding import Stored, lost
+from efface.models import load
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def half(tiny_folder, tmp_path):
+    """The tiny model with its denoiser stored in bf16."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "half")
+    weights = load_file(folder / UNET)
+    save_file({k: w.bfloat16() for k, w in weights.items()}, folder / UNET, {"format": "pt"})
+    return folder
+
+
+def of(model, by):
+    meta = {"base": model.base, "model": model.name, "method": "esd", "dtype": model.precision}
+    return Edit(shaken(model, "kv", by=by), meta | {"concepts": [CHURCH.to_json()]})
+
+
+def into_folder(edit, model, folder, out):
+    merge(model, edit, out)
+
+
+def into_file(edit, model, folder, out):
+    merge_single(model, edit, out.with_suffix(".safetensors"))
+
+
+def in_place(edit, model, folder, out):
+    apply(folder, edit)
+
+
+def in_memory(edit, model, folder, out):
+    edit.merged_into(load(folder, device="cpu", dtype="bf16"))
+
+
+WAYS = [into_folder, into_file, in_place, in_memory]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_rounding_takes_of_a_small_edit_is_told(half, tmp_path, way):
+    model = load(half, device="cpu")
+    edit, own = of(model, by=0.002), model.parameters()
+    gone = sum(float((w.bfloat16().double() - w).square().sum()) for w in edit.weights.values())
+    whole = sum(float((w - own[k]).double().square().sum()) for k, w in edit.weights.items())
+    share = (gone / whole) ** 0.5
+    assert 0.2 < share < 1
+    with pytest.warns(UserWarning, match=rf"stored in bfloat16, .* takes {share:.0%} of this"):
+        way(edit, model, half, tmp_path / "out")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_of_a_large_edit_nothing_is_told(half, tmp_path, way):
+    model = load(half, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        way(of(model, by=1.0), model, half, tmp_path / "out")
+
+
+def test_nothing_is_lost_of_no_change_and_all_of_one_below_the_steps():
+    one, none = torch.ones(4, dtype=torch.bfloat16), torch.zeros(4)
+    assert lost([Stored(none, one, one)]) == 0
+    assert lost([Stored(none + 1e-4, one, one)]) == pytest.approx(1)
+    assert lost([Stored(none + 1, one, one + 1), Stored(none, one, one)]) == 0
+
+
+def test_an_edit_made_in_half_precision_leaves_the_base_as_exact_as_it_is(
+    tiny_folder, tiny, tmp_path
+):
+    """Its own values are the base's rounded: merged as they are, all of its weights lose digits."""
+    edit = of(load(tiny_folder, device="cpu", dtype="bf16"), by=0.002)
+    own = tiny.parameters()
+    meant = {k: own[k] + edit.change(k, own[k]) for k in edit.weights}
+    assert not same_weights(meant, edit.weights)
+    assert same_weights(edit.on(tiny), meant)
+    merged = load_file(merge(tiny, edit, tmp_path / "out") / UNET)
+    assert same_weights({k: merged[k] for k in meant}, meant)
+    folder = shutil.copytree(tiny_folder, tmp_path / "in place")
+    apply(folder, edit)
+    assert same_weights(load_file(folder / UNET), merged)
+    rounded = load(tiny_folder, device="cpu", dtype="bf16")
+    assert same_weights(edit.on(rounded), edit.weights)
