@@ -409,6 +409,35 @@ def test_a_run_is_opened_from_its_folder(finished, places):
         desk.open(wish.home)
 
 
+def test_a_run_is_not_taken_for_another_one_in_its_folder(finished):
+    desk, key = finished
+    wish = desk.wish(key)
+    record = desk.places.run(wish.home) / "run.json"
+    record.write_text(json.dumps({"run": {**wish.about(), "efface": "0"}}))
+    opened = desk.open(wish.home)
+    assert form_of(desk.wish(opened)).folder == ""  # named by the form: a new one has its own
+    assert desk.finished(key)
+    other = replace(form_of(wish), names="wolf", folder=wish.home)
+    with pytest.raises(UserError, match="holds another run: empty “Run folder” under Settings"):
+        desk.train(other, 0)
+    stray = desk.know(wish_of(other, desk.places))
+    assert not desk.finished(stray)
+    with pytest.raises(UserError, match="holds another run by now"):
+        desk.edit(stray)
+
+
+def test_a_link_finds_a_run_that_a_command_made(finished):
+    desk, key = finished
+    wish = desk.wish(key)
+    mine = desk.places.run("runs/mine")
+    desk.places.run(wish.home).rename(mine)
+    (mine / "run.json").write_text(json.dumps({"run": wish.about(), "command": ["efface", "x"]}))
+    (desk.places.run("runs/other")).mkdir()
+    (desk.places.run("runs/other") / "run.json").write_text("{")
+    opened = desk.open("runs/mine")
+    assert Desk(desk.places).wish(opened) == desk.wish(opened)
+
+
 def test_what_is_shown_changes_with_what_is_on_disk(finished):
     desk, key = finished
     before = views.sign(desk, key)

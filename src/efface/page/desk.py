@@ -18,9 +18,8 @@ from efface.page.jobs import Job, found, holder
 from efface.page.markup import PICTURES, Figure, address
 from efface.page.places import Places
 from efface.page.shelf import STRONGEST, Shelf
-from efface.page.wish import Form, Wish, number, split, whole, wish_in, wish_of
+from efface.page.wish import Form, Wish, holds, number, split, whole, wish_in, wish_of
 from efface.reporting.attacked import sensitive
-from efface.training import EDIT
 
 SEEDS = 4
 """Pictures of a prompt, side by side."""
@@ -83,7 +82,7 @@ class Desk:
 
     def finished(self, key: str) -> bool:
         """Whether a run has its edit."""
-        return bool(key) and (self.places.run(self.wish(key).home) / EDIT).exists()
+        return bool(key) and self.shelf.finished(self.wish(key))
 
     def veiled(self, key: str) -> bool:
         """Whether pictures are to be blurred until they are clicked."""
@@ -160,6 +159,11 @@ class Desk:
     def started(self, wish: Wish, every: Any) -> str:
         """Start a run, or go on with it."""
         n = whole(every, "updates between pictures", 0, 10**7)
+        if not holds(wish, self.places):
+            raise UserError(
+                f"{wish.home!r} holds another run: empty “Run folder” under Settings, for a folder "
+                "of its own, or name another one."
+            )
         key, job = self.know(wish), Job(self.places, wish, "erase")
         if not self.finished(key) or job.state().phase != "done":
             self.shelf.clear()
