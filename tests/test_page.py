@@ -447,6 +447,82 @@ def test_what_is_shown_changes_with_what_is_on_disk(finished):
     assert views.sign(desk, "") == ""
 
 
+LINE = {"channel": "text", "key": "rephrase", "rates": {}, "verdict": "held"}
+
+
+def test_attacks_of_every_budget_and_of_the_command_are_shown(finished):
+    desk, key = finished
+    home, edit = desk.places.run(desk.wish(key).home), desk.edit(key).digest
+    for name, verdict in (
+        ("attacks-page-small", "inconclusive (control failed: base 20)"),
+        ("attacks-page-full", "not judged"),
+        ("attacks", "held"),
+        ("attacks-page-9", "fell"),
+    ):
+        judge = "" if verdict == "not judged" else "a judge"
+        told = {
+            "about": {"edit": "another" if verdict == "fell" else edit, "judge": judge},
+            "units": {},
+            "lines": [{**LINE, "verdict": verdict}],
+        }
+        (home / f"{name}.json").write_text(json.dumps(told))
+    shown = views.attacks(desk, key, False)
+    assert re.findall(r'class="verdict \w+[ \w]*">([^<]+)<', shown).count("fell") == 0
+    for said in (
+        "Budget: small",
+        '>inconclusive</span> <span class="note">control failed: base 20<',  # seen without a mouse
+        "Budget: full",
+        ">not judged<",
+        "By the command: attacks.json",
+    ):
+        assert said in shown
+    assert shown.count("% of the way back") == 1
+    assert shown.count("shown, % [95 %]") == 2
+    with pytest.raises(UserError, match="no such file"):
+        files.found(desk, key, "attacks", "x.png")
+
+
+def test_what_says_what_was_measured_is_made_anew_after_more_was(finished):
+    desk, key = finished
+    home = desk.places.run(desk.wish(key).home)
+    desk.take(key, "folder", 1)
+    card = home / "take-away" / "diffusers" / "README.md"
+    packed = home / "take-away" / "diffusers.zip"
+    before = packed.stat().st_mtime_ns
+    desk.take(key, "folder", 1)
+    assert packed.stat().st_mtime_ns == before
+    assert "Nothing was measured" in card.read_text()
+    (home / "report.html").write_text("old")
+    assert not takeaway.outdated(home, home / "report.html")
+    score = {"value": 12.0, "low": None, "high": None, "n": 2}
+    some = {"protocol": "p", "judge": "j", "edit": desk.edit(key).digest, "pictures": 1}
+    hits = {"church": {"edited": [[0]], "unedited": [[1]]}, "x": {"edited": [[0]]}}
+    told = {**some, "edited": {"ESR-1": score}, "concepts": hits}
+    (home / "scores-p-12345678.json").write_text(json.dumps(told))
+    os.utime(home / "scores-p-12345678.json", ns=(2**62, 2**62))
+    assert takeaway.outdated(home, home / "report.html")
+    os.utime(home / "scores-p-12345678.json")
+    desk.take(key, "folder", 1)
+    assert "by the judge j, on 1 picture of each of 2 concepts" in card.read_text()
+    assert "| ESR-1 | 12.0" in zipfile.ZipFile(packed).read("README.md").decode()
+
+
+def test_pictures_of_sensitive_words_are_blurred_beside_any_concept(desk):
+    shown = markup.figures([markup.Figure("castle", ["a"]), markup.Figure("Swords,", ["b"])])
+    assert shown.count('class="veil"') == 1
+    assert 'aria-label="Show: Swords,"' in shown
+
+
+def test_how_many_of_several_concepts_are_looked_at_is_said():
+    seen = {
+        "words": [{"word": w, "role": "erased"} for w in "ab"] + [{"word": "c", "role": "near"}],
+        "concepts": [{"name": w} for w in "abcde"],
+        "points": [{"update": u, "esr": 50.0, "worst": None, "word": ""} for u in (0, 1)],
+    }
+    assert "Erased: the first 2 of 5 concepts" in views.curves(seen)
+    assert "the first" not in views.curves({**seen, "concepts": [{}, {}]})
+
+
 def test_two_tabs_have_a_run_each(desk):
     one, two = (desk.know(wish_of(with_form(names=n), desk.places)) for n in ("church", "wolf"))
     assert desk.wish(one).names == ["church"]

@@ -241,7 +241,8 @@ class Desk:
     def take(self, key: str, form: str, strength: Any) -> str:
         """Make a file; gives what is to be known of it."""
         s = number(strength, "the strength", 0, STRONGEST)
-        if form == "report" and not (self.places.run(self.wish(key).home) / "report.html").exists():
+        home = self.places.run(self.wish(key).home)
+        if form == "report" and takeaway.outdated(home, home / takeaway.REPORT):
             self.edit(key)
             self.job(key, "report").start()
             return "The report is being made; it appears here."

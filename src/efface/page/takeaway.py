@@ -91,7 +91,9 @@ def folder(a: Asked) -> Taken:
     """A diffusers folder, and the same as one zip file."""
     out = a.path("diffusers")
     packed = out.with_name(f"{out.name}.zip")
-    if not packed.exists():
+    if outdated(a.home, packed):
+        if out.exists() and outdated(a.home, out / "README.md"):
+            shutil.rmtree(out)  # its card and its ledger say what was measured
         if not out.exists():
             model = load(a.wish.model, device="cpu")
             edit = a.edit.scaled(a.strength, model)
@@ -118,9 +120,26 @@ def run_folder(a: Asked) -> Taken:
     return Taken(out)
 
 
+REPORT = "report.html"
+"""In the run's folder."""
+
+
+def outdated(home: Path, path: Path) -> bool:
+    """Whether a file that says what is known of a run is missing, or older than something of that.
+
+    Args:
+        home: the run's folder.
+    """
+    if not path.exists():
+        return True
+    names = (EDIT, "attacks*.json", "scores*.json", "strength-*/scores*.json", "sensitivity.json")
+    known = [p.stat().st_mtime_ns for name in names for p in home.glob(name)]
+    return path.stat().st_mtime_ns < max(known, default=0)
+
+
 def report(a: Asked) -> Taken:
     """The report, where it is made already."""
-    path = a.places.inside(str(a.home / "report.html"))
+    path = a.places.inside(str(a.home / REPORT))
     if not path.is_file():
         raise UserError("the report is not made yet.")
     return Taken(path)
@@ -180,5 +199,5 @@ def there(places: Places, wish: Wish) -> list[Path]:
     home = places.run(wish.home)
     some = (home / TAKEN).iterdir() if (home / TAKEN).is_dir() else ()
     found = [p for p in sorted(some) if p.is_file() and not p.is_symlink() and p.name[0] != "."]
-    last = home / "report.html"
+    last = home / REPORT
     return [*found, *([last] if last.is_file() and (home / EDIT).exists() else [])]

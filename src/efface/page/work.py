@@ -128,7 +128,9 @@ class Process:
         from efface.cli import report
 
         self.say("Drawing what the report shows")
-        report.command([f"./{self.job.wish.home}", "--pictures", "1", "--no-curve"])
+        home = f"./{self.job.wish.home}"
+        whole = Path(home, "scores.json").exists()  # then its pictures are there
+        report.command([home, *([] if whole else ["--pictures", "1"]), "--no-curve"])
 
     def ready(self) -> None:
         """Refuse what needs a finished run where there is none.
