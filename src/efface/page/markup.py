@@ -196,13 +196,13 @@ def verdicts(lines: Sequence[Mapping[str, Any]], roles: Sequence[str], judged: b
         controls = "".join(f"<td>{esc(c)}</td>" for c in told["controls"])
         body.append(
             f'<tr><td>{esc(told["channel"])}</td><th scope="row">{esc(told["key"])}</th>'
-            f"<td>{esc(told['edited'])}</td>{controls}"
-            f'<td><span class="verdict {esc(word)}">{esc(word)}</span>{note}</td></tr>'
+            f'<td class="why"><span class="verdict {esc(word)}">{esc(word)}</span>{note}</td>'
+            f"<td>{esc(told['edited'])}</td>{controls}</tr>"
         )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Verdicts"><table><thead><tr>'
         '<th scope="col">channel</th><th scope="col">attack</th>'
-        f'<th scope="col">{unit}</th>{head}<th scope="col">verdict</th></tr></thead>'
+        f'<th scope="col">verdict</th><th scope="col">{unit}</th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
