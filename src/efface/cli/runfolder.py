@@ -111,7 +111,8 @@ def same_run(out: Path, about: Mapping[str, Any]) -> bool:
     differ = [k for k in {**about, **had} if had.get(k) != about.get(k)]
     if differ:
         raise UserError(
-            f"{str(out)!r} holds a run with another {', '.join(differ)}; give another --out."
+            f"{str(out)!r} holds another run, which differs in: {', '.join(differ)}; give another "
+            "--out."
         )
     return True
 
