@@ -13,6 +13,7 @@ import pytest
 from efface.cli.erase import options, preset, wanted_concepts
 from efface.cli.terminal import parsed
 from efface.concepts import Concept
+from efface.edits.gates import Gate
 from efface.errors import UserError
 from efface.methods import METHODS
 from efface.methods.ap import AP
@@ -26,6 +27,7 @@ from efface.training import Rollout
 from efface.training.search import Gumbel
 
 MARKUP = "<img src=x onerror=alert(1)>"
+LINE = {"channel": "text", "key": "rephrase", "rates": {}, "verdict": "held"}
 
 
 @pytest.fixture
@@ -315,6 +317,24 @@ def test_what_is_taken_away_is_whole_and_served(finished, form):
     desk.take(key, form, 0.5)  # again: it is there
 
 
+@pytest.mark.parametrize("form", ["lora", "folder", "single"])
+def test_files_that_cannot_hold_gates_say_so(finished, form):
+    desk, key = finished
+    wish, edit = desk.wish(key), desk.edit(key)
+    assert "gates" not in takeaway.take(desk.places, wish, edit, form, 0.5).said
+    gate = Gate(("church",), {name: w * 0 for name, w in edit.weights.items()})
+    gated = replace(edit, gates=(gate,))
+    home = desk.places.run(wish.home)
+    told = {"about": {"edit": gated.digest, "judge": "j"}, "units": {}, "lines": [LINE]}
+    (home / "attacks.json").write_text(json.dumps(told))
+    assert (
+        "open for every prompt in this file"
+        in takeaway.take(desk.places, wish, gated, form, 1.0).said
+    )
+    if form == "folder":
+        assert "## Attacks" not in (home / "take-away" / "diffusers" / "README.md").read_text()
+
+
 def test_a_full_disk_leaves_nothing_half_written(finished, monkeypatch):
     desk, key = finished
 
@@ -445,9 +465,6 @@ def test_what_is_shown_changes_with_what_is_on_disk(finished):
     desk.take(key, "card", 1)
     assert views.sign(desk, key) != before
     assert views.sign(desk, "") == ""
-
-
-LINE = {"channel": "text", "key": "rephrase", "rates": {}, "verdict": "held"}
 
 
 def test_attacks_of_every_budget_and_of_the_command_are_shown(finished):
