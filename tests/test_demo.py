@@ -7,9 +7,27 @@ import pytest
 from efface.cli.main import main
 from efface.cli.runfolder import record
 
-pytestmark = pytest.mark.slow
+
+@pytest.mark.parametrize(
+    ("concept", "said"),
+    [
+        ("beer mugg", "unknown concept of the shipped model 'beer mugg'; did you mean 'beer mug'?"),
+        ("xyzzy -> castle", "unknown concept of the shipped model 'xyzzy'"),
+        ("church, wolf", "did you mean 2 concepts?"),
+        ("", "empty"),
+    ],
+)
+def test_a_concept_that_nobody_could_judge_is_refused_before_the_training(
+    concept, said, tmp_path, capsys
+):
+    assert main(["demo", "--concept", concept, "--out", str(tmp_path / "demo")]) == 2
+    told = capsys.readouterr()
+    assert said in told.err
+    assert not told.out
+    assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.slow
 def test_the_demo_erases_its_concept_and_keeps_the_rest(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     said = capsys.readouterr().out

@@ -216,6 +216,25 @@ def test_a_folder_takes_no_edit_twice_through_a_combined_one(tiny, folder, tmp_p
     apply(folder, combine(model, [two, three]))
 
 
+def test_narrower_scores_count_where_there_are_no_whole_ones(tiny, tmp_path):
+    edit = moved(tiny, 0, concepts=[CHURCH])
+    edit.save(tmp_path / "edit.safetensors")
+    score = {"value": 1.0, "low": 0.0, "high": 2.0, "n": 3}
+
+    def keep(name, pictures, **more):
+        hits = {"church": {"edited": [[0] * pictures] * 2}}
+        told = {"protocol": name, "edit": edit.digest, "edited": {"ESR-1": score}, "concepts": hits}
+        (tmp_path / f"{name}.json").write_text(json.dumps({**told, **more}))
+
+    keep("scores-few", 2)
+    keep("scores-many", 4)
+    keep("scores-others", 9, edit="another")
+    keep("scores-prompts", 9, edited={}, scores={"ESR-1": score})
+    assert scores_of(tmp_path, edit)["protocol"] == "scores-many"
+    keep("scores", 1)
+    assert scores_of(tmp_path, edit)["protocol"] == "scores"
+
+
 def test_scores_are_of_the_edit_that_was_scored(tiny, tmp_path):
     one, two = moved(tiny, 0, concepts=[CHURCH]), moved(tiny, 1, concepts=[DOG])
     one.save(tmp_path / "edit.safetensors")

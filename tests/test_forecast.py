@@ -145,7 +145,7 @@ def test_the_plan_is_what_the_erasure_then_does_and_leaves_nothing(erase, tmp_pa
     assert edit < real < edit + 20_000  # the header
     code, _, (line,) = erase("esd", "dog", *SMALL, "--dry-run")
     assert code == 2
-    assert "holds a run with another concepts" in line
+    assert "holds another run, which differs in: concepts" in line
 
 
 def test_the_plan_in_words(erase, tmp_path):

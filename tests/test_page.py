@@ -13,6 +13,7 @@ import pytest
 from efface.cli.erase import options, preset, wanted_concepts
 from efface.cli.terminal import parsed
 from efface.concepts import Concept
+from efface.edits.gates import Gate
 from efface.errors import UserError
 from efface.methods import METHODS
 from efface.methods.ap import AP
@@ -26,6 +27,7 @@ from efface.training import Rollout
 from efface.training.search import Gumbel
 
 MARKUP = "<img src=x onerror=alert(1)>"
+LINE = {"channel": "text", "key": "rephrase", "rates": {}, "verdict": "held"}
 
 
 @pytest.fixture
@@ -315,6 +317,24 @@ def test_what_is_taken_away_is_whole_and_served(finished, form):
     desk.take(key, form, 0.5)  # again: it is there
 
 
+@pytest.mark.parametrize("form", ["lora", "folder", "single"])
+def test_files_that_cannot_hold_gates_say_so(finished, form):
+    desk, key = finished
+    wish, edit = desk.wish(key), desk.edit(key)
+    assert "gates" not in takeaway.take(desk.places, wish, edit, form, 0.5).said
+    gate = Gate(("church",), {name: w * 0 for name, w in edit.weights.items()})
+    gated = replace(edit, gates=(gate,))
+    home = desk.places.run(wish.home)
+    told = {"about": {"edit": gated.digest, "judge": "j"}, "units": {}, "lines": [LINE]}
+    (home / "attacks.json").write_text(json.dumps(told))
+    assert (
+        "open for every prompt in this file"
+        in takeaway.take(desk.places, wish, gated, form, 1.0).said
+    )
+    if form == "folder":
+        assert "## Attacks" not in (home / "take-away" / "diffusers" / "README.md").read_text()
+
+
 def test_a_full_disk_leaves_nothing_half_written(finished, monkeypatch):
     desk, key = finished
 
@@ -409,6 +429,35 @@ def test_a_run_is_opened_from_its_folder(finished, places):
         desk.open(wish.home)
 
 
+def test_a_run_is_not_taken_for_another_one_in_its_folder(finished):
+    desk, key = finished
+    wish = desk.wish(key)
+    record = desk.places.run(wish.home) / "run.json"
+    record.write_text(json.dumps({"run": {**wish.about(), "efface": "0"}}))
+    opened = desk.open(wish.home)
+    assert form_of(desk.wish(opened)).folder == ""  # named by the form: a new one has its own
+    assert desk.finished(key)
+    other = replace(form_of(wish), names="wolf", folder=wish.home)
+    with pytest.raises(UserError, match="holds another run: empty “Run folder” under Settings"):
+        desk.train(other, 0)
+    stray = desk.know(wish_of(other, desk.places))
+    assert not desk.finished(stray)
+    with pytest.raises(UserError, match="holds another run by now"):
+        desk.edit(stray)
+
+
+def test_a_link_finds_a_run_that_a_command_made(finished):
+    desk, key = finished
+    wish = desk.wish(key)
+    mine = desk.places.run("runs/mine")
+    desk.places.run(wish.home).rename(mine)
+    (mine / "run.json").write_text(json.dumps({"run": wish.about(), "command": ["efface", "x"]}))
+    (desk.places.run("runs/other")).mkdir()
+    (desk.places.run("runs/other") / "run.json").write_text("{")
+    opened = desk.open("runs/mine")
+    assert Desk(desk.places).wish(opened) == desk.wish(opened)
+
+
 def test_what_is_shown_changes_with_what_is_on_disk(finished):
     desk, key = finished
     before = views.sign(desk, key)
@@ -416,6 +465,79 @@ def test_what_is_shown_changes_with_what_is_on_disk(finished):
     desk.take(key, "card", 1)
     assert views.sign(desk, key) != before
     assert views.sign(desk, "") == ""
+
+
+def test_attacks_of_every_budget_and_of_the_command_are_shown(finished):
+    desk, key = finished
+    home, edit = desk.places.run(desk.wish(key).home), desk.edit(key).digest
+    for name, verdict in (
+        ("attacks-page-small", "inconclusive (control failed: base 20)"),
+        ("attacks-page-full", "not judged"),
+        ("attacks", "held"),
+        ("attacks-page-9", "fell"),
+    ):
+        judge = "" if verdict == "not judged" else "a judge"
+        told = {
+            "about": {"edit": "another" if verdict == "fell" else edit, "judge": judge},
+            "units": {},
+            "lines": [{**LINE, "verdict": verdict}],
+        }
+        (home / f"{name}.json").write_text(json.dumps(told))
+    shown = views.attacks(desk, key, False)
+    assert re.findall(r'class="verdict \w+[ \w]*">([^<]+)<', shown).count("fell") == 0
+    for said in (
+        "Budget: small",
+        '>inconclusive</span> <span class="note">control failed: base 20<',  # seen without a mouse
+        "Budget: full",
+        ">not judged<",
+        "By the command: attacks.json",
+    ):
+        assert said in shown
+    assert shown.count("% of the way back") == 1
+    assert shown.count("shown, % [95 %]") == 2
+    with pytest.raises(UserError, match="no such file"):
+        files.found(desk, key, "attacks", "x.png")
+
+
+def test_what_says_what_was_measured_is_made_anew_after_more_was(finished):
+    desk, key = finished
+    home = desk.places.run(desk.wish(key).home)
+    desk.take(key, "folder", 1)
+    card = home / "take-away" / "diffusers" / "README.md"
+    packed = home / "take-away" / "diffusers.zip"
+    before = packed.stat().st_mtime_ns
+    desk.take(key, "folder", 1)
+    assert packed.stat().st_mtime_ns == before
+    assert "Nothing was measured" in card.read_text()
+    (home / "report.html").write_text("old")
+    assert not takeaway.outdated(home, home / "report.html")
+    score = {"value": 12.0, "low": None, "high": None, "n": 2}
+    some = {"protocol": "p", "judge": "j", "edit": desk.edit(key).digest, "pictures": 1}
+    hits = {"church": {"edited": [[0]], "unedited": [[1]]}, "x": {"edited": [[0]]}}
+    told = {**some, "edited": {"ESR-1": score}, "concepts": hits}
+    (home / "scores-p-12345678.json").write_text(json.dumps(told))
+    os.utime(home / "scores-p-12345678.json", ns=(2**62, 2**62))
+    assert takeaway.outdated(home, home / "report.html")
+    os.utime(home / "scores-p-12345678.json")
+    desk.take(key, "folder", 1)
+    assert "by the judge j, on 1 picture of each of 2 concepts" in card.read_text()
+    assert "| ESR-1 | 12.0" in zipfile.ZipFile(packed).read("README.md").decode()
+
+
+def test_pictures_of_sensitive_words_are_blurred_beside_any_concept(desk):
+    shown = markup.figures([markup.Figure("castle", ["a"]), markup.Figure("Swords,", ["b"])])
+    assert shown.count('class="veil"') == 1
+    assert 'aria-label="Show: Swords,"' in shown
+
+
+def test_how_many_of_several_concepts_are_looked_at_is_said():
+    seen = {
+        "words": [{"word": w, "role": "erased"} for w in "ab"] + [{"word": "c", "role": "near"}],
+        "concepts": [{"name": w} for w in "abcde"],
+        "points": [{"update": u, "esr": 50.0, "worst": None, "word": ""} for u in (0, 1)],
+    }
+    assert "Erased: the first 2 of 5 concepts" in views.curves(seen)
+    assert "the first" not in views.curves({**seen, "concepts": [{}, {}]})
 
 
 def test_two_tabs_have_a_run_each(desk):

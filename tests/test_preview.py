@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from conftest import CHURCH, QUIET, shaken
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from efface.cli import picture as command
 from efface.cli.main import main
@@ -143,3 +143,34 @@ def test_where_it_is_slow_an_edit_of_what_reads_text_is_looked_at_without_the_de
         moved = command.most_moved(tiny, other, [CHURCH], str(words), few)
     assert len(moved) == 4  # the nearest four
     assert 0 < spent.forward < 100
+
+
+@pytest.mark.parametrize("name", ["église", "Ångström", "церковь", "plain"])
+def test_names_of_other_scripts_are_no_boxes_in_a_picture(name):
+    text, font = grid.legible(name, 13)
+    assert text == name
+    box = bytes(font.getmask("\uffff"))  # what stands for a sign that a font has not
+    assert all(bytes(font.getmask(c)) != box for c in name)
+
+
+def test_a_sign_that_no_font_has_is_written_as_its_number(monkeypatch):
+    monkeypatch.setattr("matplotlib.font_manager.fontManager.ttflist", [])
+    assert grid.legible("教 é", 13)[0] == "\\u6559 é"
+    assert grid.signs(__file__) == frozenset()
+
+
+def test_a_long_name_stays_in_its_columns_and_says_that_it_goes_on():
+    sheet = ImageDraw.Draw(Image.new("RGB", (400, 40)))
+    font = ImageFont.load_default(13)
+    for name in ("x" * 200, "a very long name " * 9, "Donaudampfschifffahrtsgesellschaft"):
+        lines = grid.wrap(sheet, name, font, 180)
+        assert len(lines) <= 2
+        assert all(sheet.textlength(line, font=font) <= 180 for line in lines)
+        assert lines[-1].endswith("...") == (len("".join(lines)) < len(name.replace(" ", "")))
+    assert grid.wrap(sheet, "beer mug", font, 180) == ["beer mug"]
+
+
+def test_what_stands_over_one_preserved_concept_is_not_cut():
+    font, rows = ImageFont.load_default(15), [[torch.zeros(3, 8, 8)] * 2]
+    said = "preserved, worst hurt first"
+    assert grid.grid(rows, ["a", "b"], 1, 1).width >= 70 + 96 + 24 + font.getlength(said)

@@ -633,6 +633,12 @@ def test_pictures_that_were_kept_are_shown_and_sensitive_ones_blurred(edit, tmp_
     assert 'class="find blurred"' in html
     plain = {**only, "blurred": False}
     html = page([{**shown, "attacks": [plain], "title": "x", "summary": [], "commands": []}])
-    assert 'class="find"' in html
+    assert 'class="find' not in html
+    some = {"name": "gun", "note": "", "before": ["eA=="], "after": ["eA=="], "blurred": True}
+    two = [{"title": "Erased", "figures": [some, {**some, "name": "cat", "blurred": False}]}]
+    html = page([{**shown, "attacks": [], "blocks": two, "title": "x", "summary": []}])
+    assert html.count('class="find blurred"') == 2
+    assert 'aria-label="Show: gun, after"' in html
     assert sensitive(["Kitchen-Knife"])
+    assert all(sensitive([n]) for n in ("crossed swords", "(guns)", "blood, sweat", "Bombs"))
     assert not sensitive(["church", "knifefish"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,9 @@ from efface.cli.erase import Erase, run_erase
 from efface.cli.opening import DEFAULT, Opening
 from efface.cli.score import keep, print_scores
 from efface.cli.terminal import parsed
+from efface.concepts import Concept, parse
 from efface.edits.edit import Edit
+from efface.errors import pick
 from efface.evaluation.protocols import load as load_protocol
 from efface.evaluation.scoring import ask, scored
 from efface.methods.ap import AP
@@ -41,23 +44,35 @@ class Options:
     """The run's folder."""
 
 
+def drawn(text: str, names: Sequence[str]) -> Concept:
+    """The concept that is asked for, refused before anything is trained where nobody could judge.
+
+    Raises:
+        UserError: it is none that the shipped model draws.
+    """
+    concept = parse(text)
+    pick({n: n for n in names}, concept.name, "concept of the shipped model")
+    return concept
+
+
 def command(args: list[str]) -> int:
     """Erase with adversarial preservation, score, and say where the picture is."""
     o = parsed(Options, args, "efface demo")
-    near = load_protocol(HELD_OUT).near([o.concept])
+    names = brought(ASSETS / "emoji", "emoji", "names").words
+    concept = drawn(o.concept, names)
+    near = load_protocol(HELD_OUT).near([concept.name])
     method = AP(updates=o.updates)
-    print(f"Erasing {o.concept!r} from the shipped model with adversarial preservation …\n")
+    print(f"Erasing {concept.name!r} from the shipped model with adversarial preservation …\n")
     erase = Erase(concepts=(o.concept,), out=o.out, opening=Opening(model=DEFAULT))
     run_erase(method, erase, ["efface", "demo", *args])
     edit, model = Edit.load(o.out), load(DEFAULT)
-    names = brought(ASSETS / "emoji", "emoji", "names").words
     hurt = list(runfolder.record(o.out)["moved_most"])
-    others = dict.fromkeys([*near, *hurt, *[n for n in names[::SPREAD] if n != o.concept]])
+    others = dict.fromkeys([*near, *hurt, *[n for n in names[::SPREAD] if n != concept.name]])
     question = ask(model, protocol=HELD_OUT, pictures=o.pictures, concepts=tuple(others))
     found = scored(model, edit, question, o.out)
     keep(found, question, o.out, erase.opening)
     print(
-        f"\nOf {o.pictures} pictures of {o.concept!r} and of {len(others)} other concepts: its "
+        f"\nOf {o.pictures} pictures of {concept.name!r} and of {len(others)} other concepts: its "
         "neighbours, those that the edit\nmoved most, and a few of all. ESR: pictures without the "
         "erased concept. PSR: pictures that still\nshow what they should; worst tenth: of the "
         "concepts that suffer most. Perceived: how far pictures moved."

@@ -61,7 +61,7 @@ def command(args: list[str]) -> int:
         print(merge_single(model, edit, out))
     else:
         home = o.edit if o.edit.is_dir() else o.edit.parent
-        attacks = markdown(attacked(home, edit.digest))
+        attacks = "" if edit.gates else markdown(attacked(home, edit.digest))  # of other weights
         merge(model, edit, out, partial(card, edit, found, attacks=attacks), found)
         print(out)
     return 0

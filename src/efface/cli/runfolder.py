@@ -111,7 +111,8 @@ def same_run(out: Path, about: Mapping[str, Any]) -> bool:
     differ = [k for k in {**about, **had} if had.get(k) != about.get(k)]
     if differ:
         raise UserError(
-            f"{str(out)!r} holds a run with another {', '.join(differ)}; give another --out."
+            f"{str(out)!r} holds another run, which differs in: {', '.join(differ)}; give another "
+            "--out."
         )
     return True
 
@@ -211,23 +212,34 @@ def strength_folder(home: Path, strength: float) -> Path:
 
 
 def scores_of(path: Path, edit: Edit, strength: float = 1.0) -> dict[str, Any] | None:
-    """The ``scores.json`` of an edit in its run's folder, if it was scored at that strength.
+    """The scores of an edit in its run's folder, if it was scored at that strength.
+
+    Those of the whole question of the model's own protocol, ``scores.json``; else, of those of
+    narrower questions and of other protocols, which say which they are, those of most pictures.
 
     Args:
         path: the folder, or the edit's file; that of another edit in a run's folder has none.
         edit: at whatever strength.
 
     Raises:
-        UserError: it is damaged.
+        UserError: they are damaged.
     """
     if path.is_file() and path.name != EDIT:
         return None
     home = strength_folder(path if path.is_dir() else path.parent, strength)
     scores = home / "scores.json"
-    if not scores.exists():
-        return None
-    found = read(Answer, scores, "scores")
-    return found if found.get("edit") in (None, edit.whole) else None
+    if scores.exists():
+        found: dict[str, Any] = read(Answer, scores, "scores")
+        if found.get("edit") in (None, edit.whole):
+            return found
+    others = [read(Answer, p, "scores") for p in sorted(home.glob("scores-*.json"))]
+    mine = [x for x in others if x.get("edit") == edit.whole and x.get("edited")]
+    return max(mine, key=pictured, default=None)
+
+
+def pictured(found: Mapping[str, Any]) -> int:
+    """How many pictures scores are of."""
+    return sum(len(sides["edited"][0]) for sides in found.get("concepts", {}).values())
 
 
 def stored(edit: Edit, found: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -18,9 +18,8 @@ from efface.page.jobs import Job, found, holder
 from efface.page.markup import PICTURES, Figure, address
 from efface.page.places import Places
 from efface.page.shelf import STRONGEST, Shelf
-from efface.page.wish import Form, Wish, number, split, whole, wish_in, wish_of
+from efface.page.wish import Form, Wish, holds, number, split, whole, wish_in, wish_of
 from efface.reporting.attacked import sensitive
-from efface.training import EDIT
 
 SEEDS = 4
 """Pictures of a prompt, side by side."""
@@ -83,7 +82,7 @@ class Desk:
 
     def finished(self, key: str) -> bool:
         """Whether a run has its edit."""
-        return bool(key) and (self.places.run(self.wish(key).home) / EDIT).exists()
+        return bool(key) and self.shelf.finished(self.wish(key))
 
     def veiled(self, key: str) -> bool:
         """Whether pictures are to be blurred until they are clicked."""
@@ -160,6 +159,11 @@ class Desk:
     def started(self, wish: Wish, every: Any) -> str:
         """Start a run, or go on with it."""
         n = whole(every, "updates between pictures", 0, 10**7)
+        if not holds(wish, self.places):
+            raise UserError(
+                f"{wish.home!r} holds another run: empty “Run folder” under Settings, for a folder "
+                "of its own, or name another one."
+            )
         key, job = self.know(wish), Job(self.places, wish, "erase")
         if not self.finished(key) or job.state().phase != "done":
             self.shelf.clear()
@@ -237,7 +241,8 @@ class Desk:
     def take(self, key: str, form: str, strength: Any) -> str:
         """Make a file; gives what is to be known of it."""
         s = number(strength, "the strength", 0, STRONGEST)
-        if form == "report" and not (self.places.run(self.wish(key).home) / "report.html").exists():
+        home = self.places.run(self.wish(key).home)
+        if form == "report" and takeaway.outdated(home, home / takeaway.REPORT):
             self.edit(key)
             self.job(key, "report").start()
             return "The report is being made; it appears here."

@@ -9,7 +9,6 @@ from efface.errors import UserError
 from efface.page.desk import Desk
 from efface.page.jobs import KEY, KINDS
 from efface.page.takeaway import there
-from efface.page.work import ATTACKS
 
 PNG = re.compile(r"[0-9a-f-]+\.png")
 """What the page's own pictures are called."""
@@ -53,7 +52,7 @@ def found(desk: Desk, key: str, folder: str, name: str) -> Path:
     """
     home = desk.places.run(desk.wish(key).home) / folder
     good = (
-        folder.startswith(f"{ATTACKS}-")
+        folder.startswith("attacks")
         and "/" not in folder
         and name.endswith(".png")
         and Path(name).name == name

@@ -22,7 +22,7 @@ from typing import Any
 
 from efface.errors import UserError, pick
 from efface.page.places import Places
-from efface.page.wish import Wish
+from efface.page.wish import Wish, wish_in
 from efface.settings import read, read_json
 from efface.storage import LOCK, alive, hold, make_folder, write_text
 
@@ -209,11 +209,16 @@ def holder(folder: Path) -> int:
 
 
 def found(places: Places, key: str) -> Wish | None:
-    """The wish of a permalink, if a job of it was ever started here."""
+    """The wish of a permalink, if a job of it was ever started here, or a command made its run."""
     if not KEY.fullmatch(key):
         return None
     for kind in KINDS:
         path = places.own / "jobs" / f"{key}-{kind}" / TASK
         if path.is_file():
             return Wish.from_json(read(Task, path, "job").wish)
+    for folder in places.runs():
+        with suppress(UserError):  # a run that cannot be opened is not the one
+            wish = wish_in(places.run(folder), places)
+            if wish.key == key:
+                return wish
     return None

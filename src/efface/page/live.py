@@ -70,7 +70,8 @@ def watched(
     erased = [Watched(n, "erased") for n in names[:ERASED]]
     if not words:
         return erased
-    order = distances(model, names[:1], words[:2000])[0].argsort(stable=True).tolist()
+    far_off = distances(model, names[:ERASED], words[:2000]).amin(0)
+    order = far_off.argsort(stable=True).tolist()
     protocol = brought_protocol(model)
     near = [n for n in (protocol.near(names) if protocol else ()) if n in words]
     near = list(dict.fromkeys([*also, *near, *(words[i] for i in order[: 2 * NEAR])]))[:NEAR]

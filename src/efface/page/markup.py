@@ -11,6 +11,7 @@ from efface.cli.plan import size, span
 from efface.errors import escaped
 from efface.page.jobs import State
 from efface.reporting.attacked import row as cells
+from efface.reporting.attacked import sensitive
 
 PICTURES, LIVE, TAKE = "/efface/picture", "/efface/live", "/efface/take"
 """Where the page serves files."""
@@ -59,17 +60,19 @@ def hidden(key: str) -> str:
 
 def heading(text: str, more: str = "") -> str:
     """A heading, with a line under it."""
-    return f"<h2>{esc(text)}</h2>" + (f'<p class="under">{esc(more)}</p>' if more else "")
+    head = f"<h2>{esc(text)}</h2>" if text else ""
+    return head + (f'<p class="under">{esc(more)}</p>' if more else "")
 
 
 def figures(some: Iterable[Figure], veiled: bool = False, kind: str = "") -> str:
     """Words with their pictures.
 
     Args:
-        veiled: the pictures are blurred until they are clicked.
+        veiled: all pictures are blurred until they are clicked; those of a word that not everybody
+            wants to see are in any case.
         kind: a class of CSS.
     """
-    found = "".join(figure(f, veiled) for f in some)
+    found = "".join(figure(f, veiled or sensitive([f.word])) for f in some)
     return f'<div class="figures {kind}">{found}</div>' if found else ""
 
 
@@ -177,25 +180,29 @@ def chart(
     )
 
 
-def verdicts(lines: Sequence[Mapping[str, Any]], roles: Sequence[str]) -> str:
-    """The table of attacks."""
+def verdicts(lines: Sequence[Mapping[str, Any]], roles: Sequence[str], judged: bool) -> str:
+    """The table of attacks.
+
+    Args:
+        judged: a judge says what the pictures show; else it is how far they came back.
+    """
     head = "".join(f'<th scope="col">{esc(r)}</th>' for r in roles)
+    unit = "shown, % [95 %]" if judged else "% of the way back"
     body = []
     for x in lines:
         told = cells(x)
-        verdict = str(told["verdict"])
-        word = verdict.split(" ")[0]
+        word, _, why = str(told["verdict"]).partition(" (")
+        note = f' <span class="note">{esc(why.removesuffix(")"))}</span>' if why else ""
         controls = "".join(f"<td>{esc(c)}</td>" for c in told["controls"])
         body.append(
             f'<tr><td>{esc(told["channel"])}</td><th scope="row">{esc(told["key"])}</th>'
-            f"<td>{esc(told['edited'])}</td>{controls}"
-            f'<td><span class="verdict {esc(word)}" title="{esc(verdict)}">{esc(word)}</span></td>'
-            "</tr>"
+            f'<td class="why"><span class="verdict {esc(word)}">{esc(word)}</span>{note}</td>'
+            f"<td>{esc(told['edited'])}</td>{controls}</tr>"
         )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Verdicts"><table><thead><tr>'
         '<th scope="col">channel</th><th scope="col">attack</th>'
-        f'<th scope="col">shown, % [95 %]</th>{head}<th scope="col">verdict</th></tr></thead>'
+        f'<th scope="col">verdict</th><th scope="col">{unit}</th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 

@@ -15,7 +15,7 @@ from efface.errors import UserError
 from efface.evaluation.samples import Wanted, draw
 from efface.models import MODELS, DiffusionModel, load, to_image
 from efface.page.places import Places
-from efface.page.wish import Wish
+from efface.page.wish import Wish, holds
 from efface.reporting.grid import Preview
 from efface.storage import make_folder, write
 from efface.training import EDIT
@@ -56,16 +56,22 @@ class Shelf:
             if self._model is not None and self._model[0] not in MODELS:
                 self._model = None
 
+    def finished(self, wish: Wish) -> bool:
+        """Whether a run has its edit, in a folder that another run has not taken since."""
+        return (self.places.run(wish.home) / EDIT).exists() and holds(wish, self.places)
+
     def edit(self, wish: Wish) -> Edit:
         """The edit of a finished run.
 
         Raises:
-            UserError: it is not finished, or damaged.
+            UserError: it is not finished, damaged, or another run's.
         """
         folder = self.places.run(wish.home)
         path = self.places.inside(str(folder / EDIT))
         if not path.exists():
             raise UserError("This run is not finished: train it first.")
+        if not holds(wish, self.places):
+            raise UserError(f"{wish.home!r} holds another run by now: choose it under “Run”.")
         age = path.stat().st_mtime
         with self._lock:
             if self._edit is None or self._edit[:2] != (path, age):

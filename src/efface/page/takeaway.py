@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from efface.cli.runfolder import scores_of, stored
+from efface.cli.runfolder import scores_of
 from efface.edits.edit import Edit
 from efface.edits.lora import factorise
 from efface.edits.lora import save as save_lora
@@ -59,6 +59,18 @@ class Taken(NamedTuple):
     """What is to be known of it."""
 
 
+GATES = (
+    "its gates, which prompts open, are open for every prompt in this file: more is changed than "
+    "by the edit itself, and nothing was measured on that"
+)
+"""Of files that cannot hold gates."""
+
+
+def known(a: Asked, *said: str) -> str:
+    """What is to be known of a file of weights."""
+    return "; ".join([*said, *([GATES] if a.edit.gates else [])])
+
+
 def lora(a: Asked, form: str) -> Taken:
     """A LoRA, of the lowest rank that holds the edit well enough."""
     out = a.path(f"lora-{form}.safetensors")
@@ -75,7 +87,7 @@ def lora(a: Asked, form: str) -> Taken:
         )
     if not out.exists():
         save_lora(model, found, out, form)
-    return Taken(out, f"rank {rank}, {found.error:.1%} of the change left out")
+    return Taken(out, known(a, f"rank {rank}, {found.error:.1%} of the change left out"))
 
 
 def single(a: Asked) -> Taken:
@@ -84,22 +96,25 @@ def single(a: Asked) -> Taken:
     if not out.exists():
         model = load(a.wish.model, device="cpu")
         merge_single(model, a.edit.scaled(a.strength, model), out)
-    return Taken(out)
+    return Taken(out, known(a))
 
 
 def folder(a: Asked) -> Taken:
     """A diffusers folder, and the same as one zip file."""
     out = a.path("diffusers")
     packed = out.with_name(f"{out.name}.zip")
-    if not packed.exists():
+    if outdated(a.home, packed):
+        if out.exists() and outdated(a.home, out / "README.md"):
+            shutil.rmtree(out)  # its card and its ledger say what was measured
         if not out.exists():
             model = load(a.wish.model, device="cpu")
             edit = a.edit.scaled(a.strength, model)
-            found = stored(a.edit, scores_of(a.home, a.edit, a.strength))
-            attacks = markdown(attacked(a.home, edit.digest))
+            gated = bool(a.edit.gates)  # then what was measured is not of these weights
+            found = None if gated else scores_of(a.home, a.edit, a.strength)
+            attacks = "" if gated else markdown(attacked(a.home, edit.digest))
             merge(model, edit, out, partial(card, edit, found, attacks=attacks), found)
         write(packed, partial(zipped, out, a.places))
-    return Taken(packed, f"the folder itself is {a.places.told(out)}")
+    return Taken(packed, known(a, f"the folder itself is {a.places.told(out)}"))
 
 
 def model_card(a: Asked) -> Taken:
@@ -118,9 +133,26 @@ def run_folder(a: Asked) -> Taken:
     return Taken(out)
 
 
+REPORT = "report.html"
+"""In the run's folder."""
+
+
+def outdated(home: Path, path: Path) -> bool:
+    """Whether a file that says what is known of a run is missing, or older than something of that.
+
+    Args:
+        home: the run's folder.
+    """
+    if not path.exists():
+        return True
+    names = (EDIT, "attacks*.json", "scores*.json", "strength-*/scores*.json", "sensitivity.json")
+    known = [p.stat().st_mtime_ns for name in names for p in home.glob(name)]
+    return path.stat().st_mtime_ns < max(known, default=0)
+
+
 def report(a: Asked) -> Taken:
     """The report, where it is made already."""
-    path = a.places.inside(str(a.home / "report.html"))
+    path = a.places.inside(str(a.home / REPORT))
     if not path.is_file():
         raise UserError("the report is not made yet.")
     return Taken(path)
@@ -180,5 +212,5 @@ def there(places: Places, wish: Wish) -> list[Path]:
     home = places.run(wish.home)
     some = (home / TAKEN).iterdir() if (home / TAKEN).is_dir() else ()
     found = [p for p in sorted(some) if p.is_file() and not p.is_symlink() and p.name[0] != "."]
-    last = home / "report.html"
+    last = home / REPORT
     return [*found, *([last] if last.is_file() and (home / EDIT).exists() else [])]

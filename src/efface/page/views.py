@@ -87,13 +87,19 @@ def curves(seen: Mapping[str, Any]) -> str:
     worst = [(p["update"], p["worst"]) for p in points if p["worst"] is not None]
     shown = ""
     if esr:
-        shown += markup.chart("Erased", esr, "%", 100, "esr", "updates")
+        shown += markup.chart(f"Erased{partly(seen)}", esr, "%", 100, "esr", "updates")
     if worst:
         top = max(b for _, b in worst)
         word = points[-1]["word"]
         title = f"Worst harm: {word}" if word else "Worst harm"
         shown += markup.chart(title, worst, "%", top, "worst", "updates")
     return f'<div class="charts">{shown}</div>'
+
+
+def partly(seen: Mapping[str, Any]) -> str:
+    """Which of several concepts are looked at; "": all."""
+    n, every = sum(w["role"] == "erased" for w in seen["words"]), len(seen["concepts"])
+    return f": the first {n} of {every} concepts" if n < every else ""
 
 
 def watched(seen: Mapping[str, Any], job: Job, veiled: bool) -> str:
@@ -118,7 +124,7 @@ def watched(seen: Mapping[str, Any], job: Job, veiled: bool) -> str:
         shown[kind].append(Figure(word, pictures, note, labels, role=role))
     at = f"after {last['update']:,} updates" if moved else "before the first update"
     return (
-        markup.heading("To be removed", at)
+        markup.heading("To be removed", at + partly(seen))
         + markup.figures(shown["erased"], veiled, "wide")
         + (markup.heading("To be left alone") if shown["near"] else "")
         + markup.figures(shown["near"], False)
@@ -148,19 +154,28 @@ def attacks(desk: Desk, key: str, show: bool) -> str:
     job = desk.job(key, "attack")
     state = job.state()
     shown = markup.bar(state) if state.phase not in ("new", "done") else ""
-    some = attacked(job.run)
-    if not some:
-        return shown or markup.hint("Nothing was attacked yet.")
-    path = desk.places.inside(str(some[-1]))
-    told = read(Siege, path, "results of attacks")
-    shown += markup.verdicts(told["lines"], [r for r in ROLES if r != "edited"])
-    return shown + (artefacts(desk, key, path.with_suffix("")) if show else "")
+    found = "".join(besieged(desk, key, path, show) for path in attacked(job.run))
+    return shown + found if shown or found else markup.hint("Nothing was attacked yet.")
+
+
+def besieged(desk: Desk, key: str, path: Path, show: bool) -> str:
+    """What attacks of one budget came to; "": they were on another edit."""
+    told = read(Siege, desk.places.inside(str(path)), "results of attacks")
+    about, lines = told["about"], told.get("lines", ())
+    if about.get("edit") != desk.edit(key).digest or not lines:
+        return ""
+    budget = path.stem.removeprefix(f"{ATTACKS}-")
+    by_page = budget != path.stem
+    found = markup.heading("", f"Budget: {budget}" if by_page else f"By the command: {path.name}")
+    roles = [r for r in ROLES if r != "edited"]
+    found += markup.verdicts(lines, roles, bool(about.get("judge")))
+    return found + (artefacts(desk, key, path.with_suffix("")) if show else "")
 
 
 def attacked(home: Path) -> list[Path]:
-    """What attacks from the page came to, the latest last."""
-    some = [p for p in home.glob(f"{ATTACKS}-*.json") if not p.is_symlink()]
-    return sorted(some, key=lambda p: p.stat().st_mtime)
+    """What attacks from the page, or by the command, came to, the latest first."""
+    some = [p for p in home.glob("attacks*.json") if not p.is_symlink()]
+    return sorted(some, key=lambda p: -p.stat().st_mtime)
 
 
 def artefacts(desk: Desk, key: str, folder: Path) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from efface.cli.runfolder import record
+from efface.cli.runfolder import RECORD, record
 from efface.concepts import Concept, check, listed, parse
 from efface.errors import UserError, pick
 from efface.methods import METHODS
@@ -307,8 +307,22 @@ def wish_in(folder: Path, places: Places) -> Wish:
     return wish if wish.model in MODELS else replace(wish, model=places.model(wish.model))
 
 
+def holds(wish: Wish, places: Places) -> bool:
+    """Whether a wish's folder holds its own run, or none that can be read."""
+    home = places.run(wish.home)
+    if not (home / RECORD).exists():
+        return True
+    try:
+        return wish_in(home, places).about() == wish.about()
+    except UserError:  # damaged, or of a model that vanished: whoever opens it says so
+        return True
+
+
 def form_of(wish: Wish) -> Form:
-    """A form that asks for the same, as far as a form can."""
+    """A form that asks for the same, as far as a form can.
+
+    A folder that is named by what is in the form is left out: it changes with that.
+    """
     one = wish.concepts[0] if len(wish.concepts) == 1 else None
     return Form(
         one.name if one else "\n".join(map(line_of, wish.concepts)),
@@ -319,5 +333,5 @@ def form_of(wish: Wish) -> Form:
         wish.method.name,
         wish.updates or UPDATES,
         getattr(wish.method, "seed", 0),
-        wish.folder,
+        "" if wish.folder == replace(wish, folder="").home else wish.folder,
     )

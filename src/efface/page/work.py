@@ -27,7 +27,7 @@ from efface.models import load
 from efface.page.jobs import TASK, Job, State, Task
 from efface.page.live import Watch, watched
 from efface.page.places import Places
-from efface.page.wish import Wish
+from efface.page.wish import Wish, holds
 from efface.settings import read
 from efface.storage import locked, write_text
 from efface.training import EDIT, Paused
@@ -128,7 +128,9 @@ class Process:
         from efface.cli import report
 
         self.say("Drawing what the report shows")
-        report.command([f"./{self.job.wish.home}", "--pictures", "1", "--no-curve"])
+        home = f"./{self.job.wish.home}"
+        whole = Path(home, "scores.json").exists()  # then its pictures are there
+        report.command([home, *([] if whole else ["--pictures", "1"]), "--no-curve"])
 
     def ready(self) -> None:
         """Refuse what needs a finished run where there is none.
@@ -136,7 +138,8 @@ class Process:
         Raises:
             UserError: there is none.
         """
-        if self.job.kind != "erase" and not (self.job.run / EDIT).exists():
+        there = (self.job.run / EDIT).exists() and holds(self.job.wish, self.job.places)
+        if self.job.kind != "erase" and not there:
             raise UserError("this run is not finished: train it first.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from efface.settings import read_json
 SENSITIVE = frozenset(
     {
         "nude",
+        "nudist",
         "nudity",
         "naked",
         "porn",
@@ -25,14 +27,13 @@ SENSITIVE = frozenset(
         "sexual",
         "erotic",
         "breast",
-        "breasts",
         "nipple",
-        "nipples",
         "genitals",
         "bikini",
         "underwear",
         "lingerie",
         "blood",
+        "bloody",
         "gore",
         "corpse",
         "violence",
@@ -41,18 +42,19 @@ SENSITIVE = frozenset(
         "suicide",
         "torture",
         "weapon",
-        "weapons",
         "gun",
+        "handgun",
+        "firearm",
         "pistol",
         "rifle",
         "revolver",
         "bomb",
         "grenade",
         "knife",
+        "knives",
         "dagger",
         "sword",
         "drug",
-        "drugs",
         "syringe",
         "cocaine",
         "heroin",
@@ -69,7 +71,8 @@ SHOWN = 24
 
 def sensitive(names: Sequence[str]) -> bool:
     """Whether one of some names has a word that not everybody wants to see a picture of."""
-    return any(SENSITIVE & set(normal(n).split()) for n in names)
+    words = {w for n in names for w in re.findall(r"\w+", normal(n))}
+    return bool(SENSITIVE & (words | {w.removesuffix("s") for w in words}))
 
 
 def attacked(folder: Path, digest: str) -> list[dict[str, Any]]:
@@ -102,6 +105,7 @@ def section(told: Mapping[str, Any], finds: Path) -> dict[str, Any]:
     judge = about.get("judge") or "none: percent of the way back to the unedited pictures"
     return {
         "judge": judge,
+        "judged": bool(about.get("judge")),
         "redraws": about.get("redraws", ""),
         "budget": about.get("budget") or "by its settings",
         "roles": [r for r in ROLES if r != "edited"],
@@ -152,6 +156,8 @@ def markdown(some: Sequence[Mapping[str, Any]]) -> str:
         "asked for in other ways; base is the same attack on the unedited model.",
     ]
     for one in some:
+        if not one["judged"]:
+            parts += ["", "No judge knows this model: percent of the way back to its pictures."]
         parts += [
             "",
             "| channel | attack | edited | base | verdict |",

@@ -62,6 +62,15 @@ def code(text: str) -> str:
     return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
 
 
+def asked(found: Mapping[str, Any]) -> str:
+    """Which question scores answer, in words; "": that is not on record."""
+    if "concepts" not in found or "pictures" not in found:
+        return ""
+    n, names = found["pictures"], len(found["concepts"])
+    each = f"{n:,} picture{'s' * (n != 1)} of each of {names:,} concepts"
+    return f", on {each} (protocol {prose(found.get('protocol', ''))})"
+
+
 def card(
     edit: Edit,
     found: Mapping[str, Any] | None,
@@ -89,7 +98,8 @@ def card(
                 "",
                 "## Measured",
                 "",
-                f"Percent with 95 % intervals, by the judge {prose(found.get('judge', ''))}. "
+                f"Percent with 95 % intervals, by the judge {prose(found.get('judge', ''))}"
+                f"{asked(found)}. "
                 "ESR: pictures without the erased concept, for new pictures of it; PSR: pictures "
                 "that still show what they should, for concepts like these.",
                 "",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -141,18 +143,21 @@ def grid(
         kept: what stands over the columns after the gap.
     """
     top, left, gap = 62, 70, 24
-    width = left + CELL * len(names) + gap + 10
+    font, bold = ImageFont.load_default(13), ImageFont.load_default(15)
+    beside, width = left + CELL * split + gap, left + CELL * len(names) + gap + 10
+    if split < len(names):
+        width = max(width, beside + round(bold.getlength(kept)) + 10)
     sheet = Image.new("RGB", (width, top + len(rows) * (CELL + 6) + 8), "white")
-    draw, font, bold = ImageDraw.Draw(sheet), ImageFont.load_default(13), ImageFont.load_default(15)
+    draw = ImageDraw.Draw(sheet)
     draw.text((left, 6), "erased", font=bold, fill="#b00020")
     if split < len(names):
-        draw.text((left + CELL * split + gap, 6), kept, font=bold, fill="#1a6b2f")
+        draw.text((beside, 6), kept, font=bold, fill="#1a6b2f")
     for k, name in enumerate(names):
         x = left + CELL * k + (gap if k >= split else 0)
         if k % span == 0:
-            room = CELL * span - 6
-            for i, line in enumerate(wrap(draw, escaped(name), font, room)[:2]):
-                draw.text((x, 28 + 15 * i), line, font=font, fill="black")
+            text, own = legible(escaped(name), 13)
+            for i, line in enumerate(wrap(draw, text, own, CELL * span - 6)):
+                draw.text((x, 28 + 15 * i), line, font=own, fill="black")
         for y, row in enumerate(rows):
             sheet.paste(
                 to_image(row[k]).resize((CELL - 4, CELL - 4), Image.Resampling.LANCZOS),
@@ -163,18 +168,63 @@ def grid(
     return sheet
 
 
-def wrap(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    room: int,
-) -> list[str]:
-    """Lines of a text that fit into ``room`` pixels."""
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def legible(text: str, size: int) -> tuple[str, Font]:
+    """A text, and a font that has its signs: Pillow's own, matplotlib's, or one of the system's.
+
+    A sign that none of them has is written as its number.
+    """
+    if text.isascii():  # more has Pillow's own font not
+        return text, ImageFont.load_default(size)
+    from matplotlib import get_data_path
+
+    first = str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    wanted = set(map(ord, text))
+    if not wanted <= signs(first):
+        from matplotlib.font_manager import fontManager
+
+        for path in (entry.fname for entry in fontManager.ttflist):
+            if "LastResort" in path:  # has a box for every sign
+                continue
+            if wanted <= signs(path):
+                with suppress(OSError):  # one of coloured pictures has no such size
+                    return text, ImageFont.truetype(path, size)
+    known = signs(first) | {0x200D}
+    told = "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in text)
+    return told, ImageFont.truetype(first, size)
+
+
+@cache
+def signs(path: str) -> frozenset[int]:
+    """The numbers of the signs that a font has; none, of a damaged one."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+def wrap(draw: ImageDraw.ImageDraw, text: str, font: Font, room: int, most: int = 2) -> list[str]:
+    """Lines of a text that fit into ``room`` pixels; what more than ``most`` would hold is cut."""
+
+    def fits(line: str) -> bool:
+        return draw.textlength(line, font=font) <= room
+
     lines = [""]
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and draw.textlength(longer, font=font) > room:
-            lines.append(word)
-        else:
-            lines[-1] = longer
+        if fits(f"{lines[-1]} {word}".strip()):
+            lines[-1] = f"{lines[-1]} {word}".strip()
+            continue
+        lines += [""] * bool(lines[-1])
+        for letter in word:  # one that is longer than a line goes on in the next
+            lines += [""] * (not fits(lines[-1] + letter))
+            lines[-1] += letter
+    if len(lines) > most:
+        last = lines[most - 1]
+        while last and not fits(f"{last}..."):
+            last = last[:-1]
+        lines = [*lines[: most - 1], f"{last}..."]
     return lines

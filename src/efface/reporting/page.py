@@ -14,6 +14,7 @@ from efface.errors import escaped
 from efface.evaluation.bound import Forecast
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.samples import Wanted
+from efface.reporting.attacked import sensitive
 from efface.reporting.figures import strength_curve
 from efface.scores import Score
 from efface.settings import from_json
@@ -114,6 +115,7 @@ def run_part(
         return {
             "name": name,
             "note": f"{was:.0f} → {now:.0f} % named",
+            "blurred": sensitive([name]),
             "before": before,
             "after": after,
         }
@@ -148,8 +150,8 @@ def run_part(
         "sensitivity": sensitivity
         and {"said": sensed(sensitivity[0]), "figure": encoded(sensitivity[1])},
         "strengths": strengths(curve) if curve else None,
-        "protocol": f"{protocol.name} {protocol.digest}, {found['pictures']} pictures a concept, "
-        f"{found['sampler']}",
+        "protocol": f"{protocol.name} {protocol.digest}, {found['pictures']} "
+        f"picture{'s' * (found['pictures'] != 1)} a concept, {found['sampler']}",
         "model": edit.meta["model"],
         "base": edit.meta["base"],
         "digest": edit.digest,
