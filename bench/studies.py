@@ -1,4 +1,7 @@
-"""Write ``docs/studies.md`` from the committed results of ``efface study`` in ``docs/studies``."""
+"""Write ``docs/studies.md`` from the committed results of ``efface study`` in ``docs/studies``.
+
+What is written by hand below a study's figure stays.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,28 @@ means](intervals.md)). What holds for 312 drawn concepts need not hold for a lar
 """
 
 
+def notes() -> dict[str, str]:
+    """What stands below each study's figure."""
+    found = {}
+    for part in (DOCS / "studies.md").read_text(encoding="utf8").split("\n## ")[1:]:
+        name, _, rest = part.partition("\n")
+        found[name] = rest.partition(f"](studies/{name}.svg)\n")[2].strip()
+    return found
+
+
 def page() -> str:
     """The whole page."""
-    parts = [HEAD]
+    parts, by_hand = [HEAD], notes()
     for name, study in STUDIES.items():
         path = DOCS / "studies" / f"{name}.json"
         if path.exists():
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf8"))
             parts.append(f"## {name}\n\n*{study.about}*\n\n{study.words(found)}\n")
             parts.append(f"![{study.about}](studies/{name}.svg)\n")
+            if by_hand.get(name):
+                parts.append(by_hand[name] + "\n")
     return "\n".join(parts)
 
 
 if __name__ == "__main__":
-    (DOCS / "studies.md").write_text(page())
+    (DOCS / "studies.md").write_text(page(), encoding="utf8")

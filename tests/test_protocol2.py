@@ -13,7 +13,8 @@ from efface.evaluation.bench import Cell, lineup
 from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.metrics import perceived, worst_tenth, worst_tenth_score
 from efface.evaluation.protocols import load
-from efface.reporting.held_out import FRONT, short
+from efface.reporting.held_out import FRONT, cellwise, rate, short
+from efface.scores import concept_rate
 from efface.vocabularies import INLINE
 
 PROTOCOL = "emoji-objects-2"
@@ -150,3 +151,17 @@ def test_the_short_table_is_the_mean_of_the_splits(tmp_path):
     assert lines[3].startswith(f"| ESD | 1 + 1 | {said[0]} | {said[1]} | ")
     assert f" | {sum(forward) / 2:.1f} + " in lines[3]
     assert len(FRONT) <= 8
+
+
+def test_cells_of_two_splits_are_no_training_seeds_of_each_other():
+    names = [f"name {i}" for i in range(20)]
+    rows = [
+        {"split": split, "seed": 0, "hits": {n: [[i % 10 < bad, 1]] for i, n in enumerate(names)}}
+        for split, bad in (("1", 8), ("2", 2))
+    ]
+    values = cellwise(rows, names)
+    concepts = torch.arange(20).view(1, -1, 1).expand(values.shape).flatten()
+    alone = concept_rate(values.bool().flatten(), concepts)
+    assert rate(values, rows) == alone
+    assert rate(values).low < alone.low < alone.high < rate(values).high  # as two seeds of one
+    assert "seeds" in rate(values).over

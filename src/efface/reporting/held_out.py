@@ -61,24 +61,32 @@ def cellwise(rows: Sequence[Row], names: Sequence[str], field: str = "hits", k: 
         field: ``hits``, ``witness`` (0 or 1, by ``k``), or ``moved``.
     """
     found = []
-    for r in sorted(rows, key=lambda r: r["seed"]):
+    for r in in_order(rows):
         some = [r[field][c] for c in names]
         found.append([x if field == "moved" else x[k] for x in some])
     return torch.tensor(found, dtype=torch.float64)
 
 
-def rate(values: Tensor) -> Score:
-    """A share in percent over cells of one split, concepts and training seeds like these.
+def rate(values: Tensor, rows: Sequence[Row] = ()) -> Score:
+    """A share in percent over cells, concepts and training seeds like these.
 
     Args:
         values: of :func:`cellwise`.
+        rows: the cells, where they are of several splits, which are no seeds of each other.
     """
-    seeds, concepts, _ = values.shape
+    cells, concepts, _ = values.shape
     which = torch.arange(concepts).view(1, -1, 1).expand(values.shape).flatten()
-    run = torch.arange(seeds).view(-1, 1, 1).expand(values.shape).flatten()
-    return concept_rate(
-        values.bool().flatten(), which, torch.stack([torch.zeros_like(run), run], 1)
-    )
+    runs = torch.tensor([[0, i] for i in range(cells)])
+    if rows:
+        order = splits({"": rows})
+        runs = torch.tensor([[order.index(r["split"]), r["seed"]] for r in in_order(rows)])
+    each = runs[:, None, None].expand(*values.shape, 2).flatten(0, 2)
+    return concept_rate(values.bool().flatten(), which, each)
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """The cells by their seeds."""
+    return sorted(rows, key=lambda r: r["seed"])
 
 
 def resamples(draws: int, g: torch.Generator, *sizes: int) -> list[Tensor]:
