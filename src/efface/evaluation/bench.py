@@ -29,6 +29,7 @@ from efface.evaluation.protocols import Protocol
 from efface.evaluation.protocols import load as load_protocol
 from efface.methods import METHODS
 from efface.models import DiffusionModel, load
+from efface.names import among, apart
 from efface.scores import Score, grouped_mean
 from efface.settings import read_json, to_json
 from efface.storage import VERSION, write_text
@@ -284,12 +285,11 @@ def scores_of(
 ) -> dict[str, Score]:
     """A cell's scores; where some names are held out, PSR of both halves and the worst tenth."""
     scores = table(seen, erased, protocol.near(erased))
-    halves = {"": [c for c in dict.fromkeys(seen.concepts) if c not in set(erased)]}
+    halves = {"": apart(dict.fromkeys(seen.concepts), erased)}
     if protocol.held_out:
-        held = set(protocol.held_out)
         halves = {
-            " shown": [c for c in halves[""] if c not in held],
-            " held out": [c for c in halves[""] if c in held],
+            " shown": apart(halves[""], protocol.held_out),
+            " held out": among(halves[""], protocol.held_out),
         }
     for suffix, names in halves.items():
         kept = seen.of(names)

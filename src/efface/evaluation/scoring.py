@@ -21,12 +21,13 @@ from efface.evaluation.evaluate import (
     samples_folder,
 )
 from efface.evaluation.judges import Judge
-from efface.evaluation.measure import Asked, answers, both, judge_of, wanted_of
+from efface.evaluation.measure import Asked, answers, both, erased_in, judge_of, wanted_of
 from efface.evaluation.metrics import METRICS, Given, psr_difference
 from efface.evaluation.protocols import MANY, PROTOCOLS, Protocol
 from efface.evaluation.protocols import load as load_protocol
 from efface.evaluation.samples import Wanted
 from efface.models import DiffusionModel
+from efface.names import among, apart
 from efface.scores import Score
 from efface.storage import make_folder, write_text
 
@@ -219,9 +220,9 @@ def scored(
     if edit is not None:
         edit.check(model)
         home = home or edit_folder(model, edit)
-    erased = [c["name"] for c in edit.meta["concepts"]] if edit is not None else []
     judge = judge_of(model, p)
     wanted = asked_of(question, edit, judge)
+    erased = erased_in(edit, wanted)
     tools = {"clip": question.clip} if question.clip else {}
     folder = home and samples_folder(home, model, p, question.steps)
     before, after = both(
@@ -266,15 +267,14 @@ def asked_of(question: Question, edit: Edit | None, judge: Judge | None) -> list
         return wanted_of(p, question.prompts, question.limit)
     concepts = edit.meta["concepts"] if edit is not None else []
     erased = [c["name"] for c in concepts]
-    synonyms = {s for c in concepts for s in c["synonyms"]}  # no preserved concepts
-    for c in question.concepts:
-        if c in {*erased, *synonyms}:
-            raise UserError(f"{c!r} is erased by this edit: it is scored as that in any case.")
+    synonyms = apart([s for c in concepts for s in c["synonyms"]], erased)  # none is preserved
+    for c in among(question.concepts, [*erased, *synonyms]):
+        raise UserError(f"{c!r} is erased by this edit: it is scored as that in any case.")
     for c in (*erased, *question.concepts):
         if judge is not None:
             judge.label(c, p.head, p.labels)
     others = question.concepts or p.others(erased, judge.concept_names if judge else ())
-    names = [c for c in dict.fromkeys([*erased, *others]) if c not in synonyms]
+    names = [*erased, *apart(dict.fromkeys(others), [*erased, *synonyms])]
     return pictures(p, names, range(question.pictures))
 
 
