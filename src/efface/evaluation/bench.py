@@ -19,7 +19,7 @@ from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
 from efface.evaluation import answers
-from efface.evaluation.evaluate import drawn, judge_for, pictures, sampler_of
+from efface.evaluation.evaluate import drawn, judge_for, of_ones_own, pictures, sampler_of
 from efface.evaluation.judges import Judge
 from efface.evaluation.judges import named as judge_named
 from efface.evaluation.metrics import Seen, perceived, psr, see, table, worst_tenth_score
@@ -136,6 +136,7 @@ class Cell:
             "base": model.base,
             "judge": judge,
             "sampler": sampler_of(model, protocol),
+            **of_ones_own(model),
             **({"dtype": self.dtype} if self.dtype != "fp32" else {}),
             **({"size": self.size} if self.size else {}),
         }
