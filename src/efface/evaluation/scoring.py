@@ -30,6 +30,7 @@ from efface.models import DiffusionModel
 from efface.names import among, apart
 from efface.scores import Score
 from efface.storage import make_folder, write_text
+from efface.training import EDIT
 
 PICTURES = 4
 """Pictures of each prompt, where nobody says how many."""
@@ -289,13 +290,38 @@ def paired(after: Given, before: Given) -> tuple[dict[str, Score], dict[str, Any
     }
 
 
-def keep(found: Scores, question: Question, home: Path) -> Path:
-    """Write an answer into a run's folder; those of other questions stay.
+def strength_folder(home: Path, strength: float) -> Path:
+    """Where a run's folder keeps the pictures and scores of its edit at a strength."""
+    return home if strength == 1 else home / f"strength-{float(strength)!r}"
+
+
+def place_for(home: Path, edit: Edit | None) -> Path:
+    """Where a folder keeps what is scored of an edit: in itself, where that is its own.
+
+    Another strength of it, and the model without it, have places of their own.
+    """
+    if not (home / EDIT).exists():
+        return home if edit is None else strength_folder(home, edit.strength)
+    if edit is None:
+        return home / "unedited"
+    return strength_folder(home, edit.strength / Edit.load(home).strength)
+
+
+def keep(
+    found: Scores, question: Question, home: Path, precision: str = "fp32", size: int = 0
+) -> Path:
+    """Write an answer into a run's folder; those of other questions, or other pictures, stay.
+
+    Args:
+        precision: the model's, in short.
+        size: of its pictures, where that is not its own; 0: it is.
 
     Raises:
         UserError: it cannot be written.
     """
     make_folder(home)
-    path = home / scores_file(question)
+    parts = [precision] if precision != "fp32" else []
+    parts += [f"{size}px"] if size else []
+    path = home / f"{'-'.join([scores_file(question).removesuffix('.json'), *parts])}.json"
     write_text(path, json.dumps(found.to_json(), indent=1) + "\n")
     return path
