@@ -76,7 +76,7 @@ def test_cells_of_different_seeds_have_different_pictures():
         ({"pictures": {"erased": 1.5, "preserved": 1}}, "pictures.erased is 1.5; a whole number"),
         ({"pictures": 3}, "pictures is 3; an object"),
         ({"splits": {"1": "church"}}, "splits.1 is 'church'; a list"),
-        ({"splits": {"1": ["church", "church"]}}, "split '1' holds an empty name, or one twice"),
+        ({"splits": {"1": ["church", "church"]}}, "split '1' holds 'church' twice"),
         ({"splits": {"1": [" "]}}, "split '1' holds an empty name"),
         ({"splits": ["church"]}, "splits is ['church']; an object"),
         ({"preserved": [3]}, "preserved[0] is 3; a text"),

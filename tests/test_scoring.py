@@ -302,3 +302,27 @@ def test_one_picture_of_a_concept_is_too_few_for_the_worst_tenth():
     one = Question(load("emoji-objects-2"), False, pictures=1)
     with pytest.raises(UserError, match="2 or more"):
         asked_of(one, None, None)
+
+
+def test_scores_of_a_part_of_an_edit_or_of_half_precision_are_not_taken_for_the_runs(
+    clothes, folder, edit, tmp_path
+):
+    from efface.cli.runfolder import scores_of
+
+    run = tmp_path / "run"
+    edit.save(run)
+    whole = {"protocol": folder / "protocol.json", "pictures": 4, "keep_in": run}
+    half = efface.score(clothes, edit.scaled(0.5, clothes), **whole)
+    assert scores_of(run, edit) is None
+    assert scores_of(run, edit, 0.5)["edited"] == half.to_json()["edited"]
+    efface.score(clothes, **whole)
+    assert scores_of(run, edit) is None
+    full = efface.score(clothes, edit, **whole)
+    rounded = efface.score(load_model(folder, "bf16", device="cpu"), edit, **whole)
+    assert {p.name for p in run.glob("*.json")} == {"scores.json", "scores-bf16.json"}
+    assert scores_of(run, edit)["edited"] == full.to_json()["edited"]
+    assert rounded.unedited != full.unedited or rounded.edited != full.edited
+    own = tmp_path / "own"
+    edit.scaled(0.5, clothes).save(own)  # a run whose edit is that
+    efface.score(clothes, Edit.load(own), **{**whole, "keep_in": own})
+    assert (own / "scores.json").exists()

@@ -305,7 +305,8 @@ def test_the_curve_shows_every_strength_and_needs_no_interval():
 
 
 def test_scores_at_a_strength_have_a_folder_of_their_own(monkeypatch, capsys):
-    from efface.cli.runfolder import scores_of, strength_folder
+    from efface.cli.runfolder import scores_of
+    from efface.evaluation.scoring import strength_folder
 
     assert strength_folder(Path("run"), 1) == Path("run")
     assert strength_folder(Path("run"), 0.1) == Path("run/strength-0.1")

@@ -11,10 +11,11 @@ from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
 from efface.evaluation.protocols import Protocol
-from efface.evaluation.scoring import PICTURES, Scores, ask, scored
+from efface.evaluation.scoring import PICTURES, Scores, ask, place_for, scored
 from efface.evaluation.scoring import keep as keep_scores
 from efface.methods import METHODS
 from efface.models import load as load_model
+from efface.models.placement import DTYPES
 from efface.training import Method, Run
 
 __all__ = ["erase", "load_model", "score"]
@@ -78,8 +79,9 @@ def score(
         protocol: a shipped one's name, a file, or a Protocol; "": the model's own.
         pictures: of each prompt, seeds 0, 1, …
         concepts: only these preserved concepts; empty: the protocol's.
-        keep_in: a folder for the edit's pictures and for the scores as JSON, such as the run's;
-            None: the pictures are kept in the cache folder.
+        keep_in: a folder for the edit's pictures and for the scores as JSON, such as the run's, of
+            other strengths in ``strength-…`` in it; None: the pictures are kept in the cache
+            folder.
         prompts: the file of a protocol that reads its prompts from one.
 
     Raises:
@@ -96,8 +98,9 @@ def score(
         concepts=only,
         prompts=None if prompts is None else Path(prompts),
     )
-    home = None if keep_in is None else Path(keep_in)
+    home = None if keep_in is None else place_for(Path(keep_in), edit)
     found = scored(opened, edit, question, home)
     if home is not None:
-        keep_scores(found, question, home)
+        short = next(k for k, v in DTYPES.items() if v == opened.dtype)
+        keep_scores(found, question, home, short, opened.size)
     return found

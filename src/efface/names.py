@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from reprlib import Repr
@@ -121,6 +121,28 @@ def normal(name: str) -> str:
 def same(a: str, b: str) -> bool:
     """Whether two names ask for the same thing: equal in their :func:`normal` form."""
     return normal(a) == normal(b)
+
+
+def apart(names: Iterable[str], gone: Iterable[str]) -> tuple[str, ...]:
+    """The names that are the :func:`same` as none of ``gone``, in their order."""
+    away = {normal(n) for n in gone}
+    return tuple(n for n in names if normal(n) not in away)
+
+
+def among(names: Iterable[str], wanted: Iterable[str]) -> tuple[str, ...]:
+    """The names that are the :func:`same` as one of ``wanted``, in their order."""
+    known = {normal(n) for n in wanted}
+    return tuple(n for n in names if normal(n) in known)
+
+
+def twice(names: Iterable[str]) -> str:
+    """The first name that is the :func:`same` as one before it; "": none."""
+    seen: set[str] = set()
+    for n in names:
+        if normal(n) in seen:
+            return n
+        seen.add(normal(n))
+    return ""
 
 
 def ids_of(tokenizer: object, text: str) -> tuple[int, ...]:

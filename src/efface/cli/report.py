@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from efface.cli.opening import OfModel, Opening, opened
-from efface.cli.runfolder import RECORD, record, strength_folder
+from efface.cli.runfolder import RECORD, record
 from efface.cli.score import keep
 from efface.cli.terminal import Flag, Json, Place, makeable, parsed
 from efface.concepts import few
@@ -20,7 +20,7 @@ from efface.edits.edit import STRENGTHS, Edit
 from efface.errors import UserError
 from efface.evaluation.answers import Answer, Sensitivity, read
 from efface.evaluation.evaluate import samples_folder, unedited_folder
-from efface.evaluation.scoring import PICTURES, Question, Scores, ask, scored
+from efface.evaluation.scoring import PICTURES, Question, Scores, ask, scored, strength_folder
 from efface.models import DiffusionModel
 from efface.reporting.attacked import attacked
 from efface.reporting.page import page, run_part

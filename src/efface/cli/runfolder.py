@@ -18,6 +18,7 @@ from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.evaluation.answers import Answer, read
+from efface.evaluation.scoring import strength_folder
 from efface.names import slug
 from efface.settings import checked, read_json
 from efface.storage import LOCK, VERSION, sweep, untouched, write_text
@@ -204,11 +205,6 @@ def tidy(out: Path) -> None:
     run = Run(out)
     with run.alone():
         run.forget()
-
-
-def strength_folder(home: Path, strength: float) -> Path:
-    """Where a run's folder keeps the pictures and scores of its edit at a strength."""
-    return home if strength == 1 else home / f"strength-{float(strength)!r}"
 
 
 def scores_of(path: Path, edit: Edit, strength: float = 1.0) -> dict[str, Any] | None:

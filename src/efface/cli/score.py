@@ -10,15 +10,14 @@ from typing import Annotated, Any
 import tyro
 
 from efface.cli.opening import OfModel, Opening, opened
-from efface.cli.runfolder import strength_folder
 from efface.cli.terminal import Json, Place, Strength, Text, parsed, show
 from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.evaluation import scoring
 from efface.evaluation.protocols import load as load_protocol
-from efface.evaluation.scoring import PICTURES, Question, Scores, ask, scored, scores_file
+from efface.evaluation.scoring import PICTURES, Question, Scores, ask, scored, strength_folder
 from efface.scores import Score
 from efface.settings import Range
-from efface.storage import make_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -95,13 +94,7 @@ def keep(found: Scores, question: Question, home: Path, how: Opening) -> Path:
     Args:
         how: the model was opened.
     """
-    parts = [how.dtype] if how.dtype != "fp32" else []
-    parts += [f"{how.size}px"] if how.size else []
-    name = scores_file(question).removesuffix(".json")
-    path = home / f"{'-'.join([name, *parts])}.json"
-    make_folder(home)
-    write_text(path, json.dumps(found.to_json(), indent=1) + "\n")
-    return path
+    return scoring.keep(found, question, home, how.dtype, how.size)
 
 
 def print_scores(found: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError, pick
 from efface.evaluation import answers
-from efface.evaluation.evaluate import drawn, judge_for, pictures, sampler_of
+from efface.evaluation.evaluate import drawn, judge_for, of_ones_own, pictures, sampler_of
 from efface.evaluation.judges import Judge
 from efface.evaluation.judges import named as judge_named
 from efface.evaluation.metrics import Seen, perceived, psr, see, table, worst_tenth_score
@@ -29,6 +29,7 @@ from efface.evaluation.protocols import Protocol
 from efface.evaluation.protocols import load as load_protocol
 from efface.methods import METHODS
 from efface.models import DiffusionModel, load
+from efface.names import among, apart
 from efface.scores import Score, grouped_mean
 from efface.settings import read_json, to_json
 from efface.storage import VERSION, write_text
@@ -135,6 +136,7 @@ class Cell:
             "base": model.base,
             "judge": judge,
             "sampler": sampler_of(model, protocol),
+            **of_ones_own(model),
             **({"dtype": self.dtype} if self.dtype != "fp32" else {}),
             **({"size": self.size} if self.size else {}),
         }
@@ -284,12 +286,11 @@ def scores_of(
 ) -> dict[str, Score]:
     """A cell's scores; where some names are held out, PSR of both halves and the worst tenth."""
     scores = table(seen, erased, protocol.near(erased))
-    halves = {"": [c for c in dict.fromkeys(seen.concepts) if c not in set(erased)]}
+    halves = {"": apart(dict.fromkeys(seen.concepts), erased)}
     if protocol.held_out:
-        held = set(protocol.held_out)
         halves = {
-            " shown": [c for c in halves[""] if c not in held],
-            " held out": [c for c in halves[""] if c in held],
+            " shown": apart(halves[""], protocol.held_out),
+            " held out": among(halves[""], protocol.held_out),
         }
     for suffix, names in halves.items():
         kept = seen.of(names)

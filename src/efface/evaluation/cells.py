@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from efface.errors import UserError
 from efface.evaluation.bench import Cell, Opened
 from efface.evaluation.tasks import Crew, Failed
+from efface.names import among, apart
 from efface.storage import write_text
 
 ONE = Crew()
@@ -82,10 +83,13 @@ def ready(cells: Sequence[Cell], out: Path, work: Path) -> None:
     """Say once, before any work, what cannot be opened, set or written.
 
     Raises:
-        UserError: a model, judge, protocol, setting or folder that cannot be.
+        UserError: a model, judge, protocol, setting or folder that cannot be, or as
+            :func:`judgeable`.
     """
     for cell in {(c.protocol, c.model): c for c in cells}.values():
-        Opened(cell)
+        opened = Opened(cell)
+        for split in dict.fromkeys(c.split for c in cells if c.protocol == cell.protocol):
+            judgeable(opened, split)
     for cell in cells:
         cell.config()
     for folder in (out, work):
@@ -93,3 +97,37 @@ def ready(cells: Sequence[Cell], out: Path, work: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise UserError(f"cannot make {str(folder)!r}: {e.strerror}.") from None
+
+
+def judgeable(opened: Opened, split: str) -> None:
+    """Refuse before a training what could not be scored after it.
+
+    Raises:
+        UserError: a name that a judge does not know, a group without a concept, or too few pictures
+            for a metric.
+    """
+    p, known = opened.protocol, opened.judge.concept_names
+    erased = p.erased(split)
+    others = p.others(erased, known)
+    p.check_held_out(p.preserved or known)
+    for judge in opened.judges:
+        for name in (*erased, *others):
+            judge.label(name, p.head, p.labels)
+    groups = {"erased": erased}
+    if p.held_out:
+        groups |= {
+            "preserved and shown": apart(others, p.held_out),
+            "preserved and held out": among(others, p.held_out),
+        }
+    paired = [m for m in ("worst-tenth", "perceived") if m in p.metrics]
+    groups |= {"preserved": others} if paired else {}
+    for what, names in groups.items():
+        if not names:
+            raise UserError(f"no concept of split {split!r} of {p.name!r} is {what}.")
+    if paired and p.pictures["preserved"] * len(p.prompts(others[0])) < 2:
+        raise UserError(
+            f"the metric {paired[0]!r} of {p.name!r} needs 2 pictures of each preserved concept or "
+            "more: one half finds the worst, the other is scored."
+        )
+    if "perceived" in paired and not hasattr(opened.judge, "features"):
+        raise UserError(f"the judge {opened.judge.version!r} does not show what it sees inside.")

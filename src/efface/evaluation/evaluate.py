@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,19 @@ def own_protocol(model: DiffusionModel) -> Protocol:
             "no judge ships for it. Name a protocol (--protocol), or bring one."
         )
     return found
+
+
+def of_ones_own(model: DiffusionModel) -> dict[str, str]:
+    """What a result depends on beside the base's hash: nothing, where the model is a shipped one.
+
+    Its other parts (text encoder, autoencoder, tokenizer, scheduler), and the words that its folder
+    brings.
+    """
+    if model.name in MODELS:
+        return {}
+    path = None if model.folder is None else model.folder / "concepts.json"
+    words = path.read_bytes() if path is not None and path.is_file() else b""
+    return {"drawn by": identity(model), "brought words": hashlib.sha256(words).hexdigest()[:16]}
 
 
 def pictures(protocol: Protocol, concepts: Sequence[str], seeds: Sequence[int]) -> list[Wanted]:

@@ -17,6 +17,7 @@ from efface.evaluation.metrics import METRICS, Given, Metric
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.samples import Wanted
 from efface.models import DiffusionModel
+from efface.names import among
 from efface.scores import Score
 
 
@@ -38,6 +39,17 @@ def wanted_of(protocol: Protocol, prompts: Path, limit: int = 0) -> list[Wanted]
         for r in (rows[:limit] if limit else rows)
         for i in range(n)
     ]
+
+
+def erased_in(edit: Edit | None, wanted: Sequence[Wanted]) -> list[str]:
+    """What of some pictures' concepts an edit erased, as the pictures have it spelt.
+
+    That is also what the edit knows as a synonym: a file of prompts may ask for a concept by any
+    of its names.
+    """
+    concepts = edit.meta.get("concepts", ()) if edit is not None else ()
+    names = [n for c in concepts for n in (c["name"], *c.get("synonyms", ()))]
+    return list(among(dict.fromkeys(w.concept for w in wanted if w.concept), names))
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ def measure(
     Raises:
         UserError: as :func:`both`.
     """
-    erased = [c["name"] for c in edit.meta.get("concepts", ())] if edit else []
+    erased = erased_in(edit, wanted)
     asked = Asked(protocol, wanted, judge_of(model, protocol), erased, tools or {})
     before, after = both(model, edit, folder, asked)
     return answers(after or before)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from efface.concepts import TEMPLATES
 from efface.errors import UserError, pick
 from efface.evaluation.metrics import METRICS
+from efface.names import COMMAS, among, apart, twice
 from efface.settings import checked, read_json, shown
 from efface.storage import ASSETS, decoded, read_text
 
@@ -155,8 +156,13 @@ class Protocol:
             raise UserError(f"guidance is {self.guidance}; at least 0, or null for the model's.")
         check_template(self.template, bool(self.subjects))
         for split, names in self.splits.items():
-            if len(set(names)) < len(names) or not all(n.strip() for n in names):
-                raise UserError(f"split {split!r} holds an empty name, or one twice.")
+            check_names(names, f"split {split!r}")
+        for who, names in self.neighbours.items():
+            check_names(names, f"neighbours of {who!r}")
+        check_names(self.preserved, "preserved")
+        check_names(self.held_out, "held_out")
+        if self.preserved:
+            self.check_held_out(self.preserved)
         for key in self.source:
             pick(dict.fromkeys(("file", "prompt", "seed", "concept")), key, "key of source")
         missing = [k for k in ("file", "prompt", "seed") if self.source and k not in self.source]
@@ -189,16 +195,35 @@ class Protocol:
 
     def near(self, erased: Sequence[str]) -> tuple[str, ...]:
         """The named neighbours of what is erased, each once, without the erased."""
-        found = dict.fromkeys(n for c in erased for n in self.neighbours.get(c, ()))
-        return tuple(n for n in found if n not in set(erased))
+        named = among(self.neighbours, erased)
+        return apart(dict.fromkeys(n for c in named for n in self.neighbours[c]), erased)
 
     def others(self, erased: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
         """The preserved concepts of a split, out of all that are ``known``."""
-        return tuple(n for n in (self.preserved or known) if n not in set(erased))
+        return apart(self.preserved or known, erased)
 
     def usable(self, erased: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
         """The preserved concepts that a method may be shown."""
-        return tuple(n for n in self.others(erased, known) if n not in set(self.held_out))
+        return apart(self.others(erased, known), self.held_out)
+
+    def check_held_out(self, known: Sequence[str]) -> None:
+        """Refuse a held-out name that stands for no concept: another one would be shown.
+
+        Args:
+            known: all that is preserved.
+
+        Raises:
+            UserError: names it.
+        """
+        erased = [n for names in self.splits.values() for n in names]
+        for name in apart(self.held_out, (*known, *erased)):
+            pick(dict.fromkeys(known), name, "preserved concept in held_out:")
+        commas = [n for n in known if any(c in COMMAS for c in n)] if self.held_out else []
+        if commas:
+            raise UserError(
+                f"{commas[0]!r} has a comma, and some names are held out: what a method is shown "
+                "is a list with commas; give it another name."
+            )
 
     def prompts(self, concept: str) -> list[str]:
         """Every prompt of a concept."""
@@ -249,6 +274,18 @@ def load(name_or_path: str) -> Protocol:
     raw = read_json(path, "protocol")
     named = {"name": path.stem, **raw} if isinstance(raw, dict) else raw
     return checked(Protocol, named, f"the protocol {str(path)!r}")
+
+
+def check_names(names: Sequence[str], what: str) -> None:
+    """Refuse an empty name, and one that is there twice, also in another spelling.
+
+    Raises:
+        UserError: says which list holds it.
+    """
+    if not all(n.strip() for n in names):
+        raise UserError(f"{what} holds an empty name.")
+    if double := twice(names):
+        raise UserError(f"{what} holds {double!r} twice: its pictures would count twice.")
 
 
 def check_template(template: str, subjects: bool) -> None:

@@ -21,14 +21,16 @@ from efface.evaluation.evaluate import (
     samples_folder,
 )
 from efface.evaluation.judges import Judge
-from efface.evaluation.measure import Asked, answers, both, judge_of, wanted_of
+from efface.evaluation.measure import Asked, answers, both, erased_in, judge_of, wanted_of
 from efface.evaluation.metrics import METRICS, Given, psr_difference
 from efface.evaluation.protocols import MANY, PROTOCOLS, Protocol
 from efface.evaluation.protocols import load as load_protocol
 from efface.evaluation.samples import Wanted
 from efface.models import DiffusionModel
+from efface.names import among, apart
 from efface.scores import Score
 from efface.storage import make_folder, write_text
+from efface.training import EDIT
 
 PICTURES = 4
 """Pictures of each prompt, where nobody says how many."""
@@ -219,9 +221,9 @@ def scored(
     if edit is not None:
         edit.check(model)
         home = home or edit_folder(model, edit)
-    erased = [c["name"] for c in edit.meta["concepts"]] if edit is not None else []
     judge = judge_of(model, p)
     wanted = asked_of(question, edit, judge)
+    erased = erased_in(edit, wanted)
     tools = {"clip": question.clip} if question.clip else {}
     folder = home and samples_folder(home, model, p, question.steps)
     before, after = both(
@@ -266,15 +268,14 @@ def asked_of(question: Question, edit: Edit | None, judge: Judge | None) -> list
         return wanted_of(p, question.prompts, question.limit)
     concepts = edit.meta["concepts"] if edit is not None else []
     erased = [c["name"] for c in concepts]
-    synonyms = {s for c in concepts for s in c["synonyms"]}  # no preserved concepts
-    for c in question.concepts:
-        if c in {*erased, *synonyms}:
-            raise UserError(f"{c!r} is erased by this edit: it is scored as that in any case.")
+    synonyms = apart([s for c in concepts for s in c["synonyms"]], erased)  # none is preserved
+    for c in among(question.concepts, [*erased, *synonyms]):
+        raise UserError(f"{c!r} is erased by this edit: it is scored as that in any case.")
     for c in (*erased, *question.concepts):
         if judge is not None:
             judge.label(c, p.head, p.labels)
     others = question.concepts or p.others(erased, judge.concept_names if judge else ())
-    names = [c for c in dict.fromkeys([*erased, *others]) if c not in synonyms]
+    names = [*erased, *apart(dict.fromkeys(others), [*erased, *synonyms])]
     return pictures(p, names, range(question.pictures))
 
 
@@ -289,13 +290,38 @@ def paired(after: Given, before: Given) -> tuple[dict[str, Score], dict[str, Any
     }
 
 
-def keep(found: Scores, question: Question, home: Path) -> Path:
-    """Write an answer into a run's folder; those of other questions stay.
+def strength_folder(home: Path, strength: float) -> Path:
+    """Where a run's folder keeps the pictures and scores of its edit at a strength."""
+    return home if strength == 1 else home / f"strength-{float(strength)!r}"
+
+
+def place_for(home: Path, edit: Edit | None) -> Path:
+    """Where a folder keeps what is scored of an edit: in itself, where that is its own.
+
+    Another strength of it, and the model without it, have places of their own.
+    """
+    if not (home / EDIT).exists():
+        return home if edit is None else strength_folder(home, edit.strength)
+    if edit is None:
+        return home / "unedited"
+    return strength_folder(home, edit.strength / Edit.load(home).strength)
+
+
+def keep(
+    found: Scores, question: Question, home: Path, precision: str = "fp32", size: int = 0
+) -> Path:
+    """Write an answer into a run's folder; those of other questions, or other pictures, stay.
+
+    Args:
+        precision: the model's, in short.
+        size: of its pictures, where that is not its own; 0: it is.
 
     Raises:
         UserError: it cannot be written.
     """
     make_folder(home)
-    path = home / scores_file(question)
+    parts = [precision] if precision != "fp32" else []
+    parts += [f"{size}px"] if size else []
+    path = home / f"{'-'.join([scores_file(question).removesuffix('.json'), *parts])}.json"
     write_text(path, json.dumps(found.to_json(), indent=1) + "\n")
     return path

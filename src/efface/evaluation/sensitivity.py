@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,8 +27,9 @@ from efface.evaluation.samples import Apart, Samples, Wanted
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import DiffusionModel
+from efface.models.identity import of_part
 from efface.scores import Score, grouped_mean, rank_correlation
-from efface.storage import cache_folder, write
+from efface.storage import VERSION, cache_folder, write
 from efface.training import Bank
 
 
@@ -198,21 +200,21 @@ def text_states(
     Words go through them in order of their length, so that little padding is computed.
 
     Args:
-        cache: a folder; lists of 4,000 words or more are kept there by a hash of the encoders and
-            the words.
+        cache: a folder; lists of 4,000 words or more are kept there by a hash of all that
+            reads the words (encoders, tokenizers, their settings), and the words.
         share: who makes them; None: this process.
     """
     path = None
     if cache is not None and len(words) >= 4000:
-        digest = hashlib.sha256("\n".join(words).encode())
-        for encoder in model.family.limits(model.parts):
-            for name, w in model.parts[encoder].named_parameters():
-                digest.update(name.encode())
-                digest.update(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        path = cache / "text" / f"{digest.hexdigest()[:16]}.safetensors"
+        readers = [k for k in model.parts if k.startswith("tokenizer")]
+        readers += model.family.limits(model.parts)
+        whole = {k: of_part(k, model.parts[k], {}) for k in readers}
+        about = [VERSION, model.precision, whole, list(words)]
+        told = json.dumps(about, sort_keys=True, default=str)
+        path = cache / "text" / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.safetensors"
         try:
             return load_file(path)["states"].to(model.device)
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, KeyError):
             pass
     ids = model.tokenizer(list(words), add_special_tokens=False).input_ids
     order = sorted(range(len(words)), key=lambda i: (len(ids[i]), ids[i]))  # the same together

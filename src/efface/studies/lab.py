@@ -11,7 +11,13 @@ from typing import Any
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
-from efface.evaluation.evaluate import judge_for, own_protocol, pictures, unedited_folder
+from efface.evaluation.evaluate import (
+    judge_for,
+    of_ones_own,
+    own_protocol,
+    pictures,
+    unedited_folder,
+)
 from efface.evaluation.metrics import Seen, see
 from efface.evaluation.samples import Samples, generate
 from efface.evaluation.sensitivity import Moved, picture
@@ -46,12 +52,13 @@ class Lab:
         return method.erase(model, concepts, Run(folder, progress=self.progress))
 
     def place(self, name: str, about: Mapping[str, Any]) -> Path:
-        """A folder for what depends on ``about`` alone, made where it is missing.
+        """A folder for what depends on ``about`` and the model, made where it is missing.
 
         Raises:
             UserError: it cannot be made.
         """
-        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        told = json.dumps({**about, **of_ones_own(self.model)}, sort_keys=True)
+        key = hashlib.sha256(told.encode()).hexdigest()[:12]
         folder = self.folder / f"{name}-{key}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +77,8 @@ class Lab:
 
     def seen(self, edit: Edit | None, names: Sequence[str], n: int, first: int = 0) -> Seen:
         """What the judge sees in them."""
-        return see(self.samples(edit, names, n, first), self.judge)
+        p = self.protocol
+        return see(self.samples(edit, names, n, first), self.judge, p.head, p.labels)
 
     def lost(self, edit: Edit, names: Sequence[str], n: int) -> Moved:
         """The fall of the CLIP score at equal seeds."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from efface.evaluation.metrics.metric import Given, Metric
 from efface.evaluation.seen import Seen
+from efface.names import among, apart
 from efface.scores import Score, concept_rate, paired_difference, rate
 
 
@@ -41,8 +42,8 @@ def psr_difference(a: Seen, b: Seen, preserved: Sequence[str], k: int) -> Score:
 
 def table(seen: Seen, erased: Sequence[str], neighbours: Sequence[str]) -> dict[str, Score]:
     """Scores by name: ESR-k of the erased, PSR-k of all others and of the named neighbours."""
-    others = [c for c in dict.fromkeys(seen.concepts) if c not in set(erased)]
-    near = [c for c in others if c in set(neighbours)]
+    others = apart(dict.fromkeys(seen.concepts), erased)
+    near = among(others, neighbours)
     found: dict[str, Score] = {}
     if seen.of(erased).concepts:
         found |= {f"ESR-{k}": esr(seen, erased, k) for k in (1, 5)}
