@@ -16,8 +16,9 @@ from efface.concepts import Concept, check, listed
 from efface.edits.edit import Edit
 from efface.edits.gates import Gate
 from efface.edits.lowrank import LowRank
+from efface.errors import UserError
 from efface.models import Conditioning, Counter, DiffusionModel, load
-from efface.names import clean
+from efface.names import clean, quoted, words
 from efface.seeds import generator
 from efface.settings import check_ranges, to_json
 from efface.training.anchors import steered
@@ -190,8 +191,7 @@ class Method(ABC):
     """Words that are preserved with certainty; a string is one word."""
 
     def __post_init__(self) -> None:
-        kept = (self.keep,) if isinstance(self.keep, str) else tuple(dict.fromkeys(self.keep))
-        object.__setattr__(self, "keep", kept)
+        object.__setattr__(self, "keep", words(self.keep, "keep"))
         object.__setattr__(self, "anchor", clean(self.anchor, "anchor"))
         check_ranges(self)
 
@@ -236,6 +236,8 @@ class Method(ABC):
         Raises:
             UserError: no concept, one that is to be kept as well, and whatever the method cannot.
         """
+        if not isinstance(run, Run):
+            raise UserError(f"got {quoted(run)} for run; an efface.Run is needed.")
         opened = load(model, maps_only=self.closed_form)
         return erase(self, opened, listed(concepts), run)
 

@@ -18,7 +18,8 @@ from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.models import Counter, DiffusionModel
 from efface.models.files.tensors import save
-from efface.settings import checked
+from efface.names import quoted
+from efface.settings import check_ranges, checked
 from efface.storage import locked, make_folder, sweep
 from efface.training.trial import Trial
 
@@ -48,7 +49,7 @@ class Run:
     """Where a run keeps what it needs to go on after a kill, and who watches it."""
 
     folder: Path | None = None
-    """Holds the checkpoint, and in the end the edit; None: nothing is kept."""
+    """Holds the checkpoint, and in the end the edit; None: nothing is kept. A text is a path."""
     on_update: OnUpdate | None = None
     """Called after every update with (update, {"loss": …}, edit); True ends the training, and
     :class:`Paused` leaves it to go on another time."""
@@ -63,6 +64,17 @@ class Run:
     """Where anchors are searched for, as a vocabulary; "": in the method's own, or in auto."""
     trial: Trial | None = None
     """Only try it out; see :func:`efface.training.forecast.forecast`."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.folder, str) and self.folder:
+            object.__setattr__(self, "folder", Path(self.folder).expanduser())
+        if not isinstance(self.folder, Path | None):
+            raise UserError(f"got {quoted(self.folder)} for folder; a path is needed.")
+        for name in ("on_update", "on_anchors"):
+            told = getattr(self, name)
+            if told is not None and not callable(told):
+                raise UserError(f"got {quoted(told)} for {name}; a function is needed.")
+        check_ranges(self)
 
     def part(
         self,
