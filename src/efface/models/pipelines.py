@@ -157,7 +157,7 @@ def alias(module: nn.Module) -> nn.Module:
     own = copy.deepcopy(module, memo)
     for part in own.modules():
         if getattr(part, "gradient_checkpointing", False):
-            part.gradient_checkpointing = False
+            vars(part)["gradient_checkpointing"] = False
     return own
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,8 +25,9 @@ from efface.settings import check_ranges, to_json
 from efface.training.anchors import steered
 from efface.training.loop import finetune
 from efface.training.processes import add_up, join
-from efface.training.runs import EDIT, Run
+from efface.training.runs import EDIT, Run, asked
 from efface.training.student import Loss, Stateful, Student
+from efface.vocabularies import hash_list
 from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
 from efface.wordlists import relatives
@@ -77,7 +79,7 @@ class Job:
     """What is erased, each with its anchor, synonyms and pool."""
     run: Run
     about: dict[str, Any] = field(default_factory=dict)
-    """What the edit will remember; also the fingerprint of the run."""
+    """What the edit will remember."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What the edit will remember besides, known at the end only; ``said`` is shown to the user."""
 
@@ -103,6 +105,17 @@ class Job:
     def anchors(self) -> list[str]:
         """The anchor of each of :attr:`names`."""
         return [c.anchor for c in self.concepts for _ in c.names]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What makes a run this run: what it was asked, and what else its weights depend on."""
+        scheduler = self.model.scheduler
+        noise = [type(scheduler).__name__, dict(scheduler.config)]
+        return {
+            **asked(self.about),
+            "lr": self.model.lr,
+            "noise": json.loads(json.dumps(noise, default=str)),
+        }
 
     def words(
         self, source: str, concept: Concept | None = None, exclude: bool = True
@@ -150,7 +163,7 @@ class Job:
 
     def part(self, i: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What ``make`` gives for the ``i``-th concept, kept by the run once it is made."""
-        return self.run.part(i, self.alone(i).about, make, self.model.counter)
+        return self.run.part(i, self.alone(i).fingerprint, make, self.model.counter)
 
     def train(
         self,
@@ -295,9 +308,14 @@ def shared_out(spent: Counter) -> dict[str, int]:
 def provenance(
     method: Method, model: DiffusionModel, concepts: Sequence[Concept]
 ) -> dict[str, Any]:
-    """What an edit remembers of how it was made; also the fingerprint of a run."""
+    """What an edit remembers of how it was made.
+
+    Raises:
+        UserError: the word list, where one is named, cannot be read.
+    """
     from efface.storage import VERSION
 
+    listed = hash_list(getattr(method, "vocabulary", ""))
     return {
         "efface": VERSION,
         "method": method.name,
@@ -307,4 +325,6 @@ def provenance(
         "base": model.base,
         "dtype": model.precision,
         **({"quantised": model.quantised} if model.quantised else {}),
+        **({"size": model.size} if model.size else {}),
+        **({"words": listed} if listed else {}),
     }

@@ -133,6 +133,18 @@ class Run:
                 path.unlink(missing_ok=True)
 
 
+HARMLESS = ("save_every",)
+"""Settings that change no weight: a run goes on with others."""
+
+
+def asked(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was asked, without what changes nothing of its edit."""
+    config = about.get("config")
+    if not isinstance(config, Mapping):
+        return dict(about)
+    return {**about, "config": {k: v for k, v in config.items() if k not in HARMLESS}}
+
+
 def opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of an unfinished run's file.
 
