@@ -121,4 +121,14 @@ def test_a_runs_folder_may_be_a_text(tiny, tmp_path):
 def test_every_public_name_is_there():
     for name in efface.__all__:
         assert getattr(efface, name) is not None
-    assert {"Tuning", "Search", "Latents", "Run", "erase", "score", "AP"} <= set(efface.__all__)
+    assert {
+        "Forecast",
+        "Paused",
+        "Tuning",
+        "Search",
+        "Latents",
+        "Run",
+        "erase",
+        "score",
+        "AP",
+    } <= set(efface.__all__)

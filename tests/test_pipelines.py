@@ -238,6 +238,18 @@ def test_a_pipeline_with_gradient_checkpointing_gives_the_same_edit(pipe):
     pipe.unet.disable_gradient_checkpointing()
 
 
+def test_a_word_of_several_vectors_is_asked_for_whole(pipe):
+    g = torch.Generator().manual_seed(0)
+    width = pipe.text_encoder.config.hidden_size
+    pipe.load_textual_inversion(torch.randn(3, width, generator=g), token="<cat>")
+    model = load(pipe)
+    with pytest.raises(UserError, match="'<cat>' in 'a <cat>' was learned as 3 vectors: write"):
+        model.embed(["a fox", "a <cat>"])
+    own = model.embed(["a <cat> <cat>_1 <cat>_2"]).states
+    theirs, _ = pipe.encode_prompt("a <cat>", "cpu", 1, False)
+    torch.testing.assert_close(own, theirs)
+
+
 def test_a_lora_in_a_text_encoder_is_seen(pipe):
     peft = pytest.importorskip("peft")
     pipe.text_encoder.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
