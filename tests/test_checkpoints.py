@@ -10,10 +10,12 @@ from conftest import CHURCH, DOG, QUIET, job_of, quick, same_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from efface.edits.edit import Edit
 from efface.edits.lowrank import LowRank
 from efface.errors import UserError
 from efface.methods.ap import AP
 from efface.methods.esd import ESD
+from efface.methods.uce import UCE
 from efface.models import load
 from efface.testing import tiny_pipeline
 from efface.training import Bank, Job, Run, Student, loop, processes
@@ -159,6 +161,15 @@ def test_a_run_does_not_go_on_where_its_weights_would_be_others(words, tmp_path,
         method.erase(tiny_pipeline(), [CHURCH], Run(run, on_update, progress=False))
     with pytest.raises(UserError, match="with other settings"):
         method.erase(other(tmp_path, mine), [CHURCH], Run(run, progress=False))
+
+
+def test_a_folder_that_holds_another_edit_is_refused(tiny, tmp_path):
+    run = Run(tmp_path, progress=False)
+    edit = UCE().erase(tiny, [CHURCH], run)
+    with pytest.raises(UserError, match="holds another edit, which differs in: concepts"):
+        UCE().erase(tiny, [DOG], run)
+    assert Edit.load(tmp_path).digest == edit.digest
+    assert UCE().erase(tiny, [CHURCH], run).digest == edit.digest
 
 
 def test_a_run_goes_on_with_other_checkpoints(tiny, left):

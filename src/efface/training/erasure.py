@@ -282,6 +282,7 @@ def erase(
     if run.on_anchors is not None:
         run.on_anchors(model, concepts)
     job = Job(method, model, tuple(concepts), run, provenance(method, model, concepts))
+    run.free(job.about)
     first = join()[0] == 0
     with run.alone() if first else nullcontext():
         made = method.make(job)

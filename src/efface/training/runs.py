@@ -111,6 +111,25 @@ class Run:
             own.unlink()  # the state of this part's training
         return tensors
 
+    def free(self, about: Mapping[str, Any]) -> None:
+        """Refuse a folder that holds another edit, which would be lost.
+
+        Args:
+            about: what the edit to be made will remember.
+
+        Raises:
+            UserError: says which edit is there; or it is damaged.
+        """
+        if self.folder is None or not (self.folder / EDIT).exists():
+            return
+        had, mine = asked(Edit.load(self.folder).meta), asked(json.loads(json.dumps(about)))
+        differ = [k for k in mine if had.get(k) != mine[k]]
+        if differ:
+            raise UserError(
+                f"{str(self.folder)!r} holds another edit, which differs in: {', '.join(differ)}; "
+                "name another folder, or delete it."
+            )
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other processes out of the run's folder, and sweep up what dead ones left.
