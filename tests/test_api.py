@@ -87,6 +87,19 @@ def test_a_knob_that_is_given_changes_that_knob_alone(knob):
         (lambda m: efface.erase(m, "church", updaets=3), "unknown setting of ap: 'updaets'"),
         (lambda m: efface.erase(m, "church", preset="papr"), "unknown preset 'papr'"),
         (lambda m: efface.erase(m, []), "no concept to erase"),
+        (lambda m: efface.erase(m, "church", method=ESD), "ESD.* for method; a name"),
+        (lambda m: efface.erase(m, "church", method=None), "got None for method"),
+        (lambda m: efface.erase(m, "church", preset=["paper"]), "unknown preset"),
+        (lambda m: efface.erase(m, "church", vocabulary=["fox"]), "for vocabulary, list; a text"),
+        (lambda m: efface.erase(m, "church", batch=2.5), "got 2.5 for batch, float; a whole"),
+        (lambda m: efface.erase(m, "church", search="exact"), "got exact for search"),
+        (lambda m: efface.erase(m, "church", adam_8bit="no"), "got no for adam_8bit"),
+        (lambda m: efface.erase(m, "church", keep=None), "keep: a list of words"),
+        (lambda m: efface.erase(m, "church", keep="fox, wolf"), "keep: a string is one word"),
+        (lambda m: ESD(keep="fox, wolf"), "keep: a string is one word"),
+        (lambda m: efface.erase(m, "church", run="runs/x"), "for run; an efface.Run"),
+        (lambda m: efface.Run(folder=5), "got 5 for folder"),
+        (lambda m: efface.Run(on_update="print"), "got 'print' for on_update"),
         (lambda m: efface.erase(m, "church", method=ESD(), preset="lora"), "not with a method"),
         (
             lambda m: efface.erase("emogi", "church"),
@@ -99,7 +112,23 @@ def test_a_slip_is_one_line(tiny, call, message):
         call(tiny)
 
 
+def test_a_runs_folder_may_be_a_text(tiny, tmp_path):
+    run = efface.Run(folder=str(tmp_path / "run"), progress=False)
+    edit = efface.erase(tiny, "church", method="uce", run=run)
+    assert efface.Edit.load(tmp_path / "run").digest == edit.digest
+
+
 def test_every_public_name_is_there():
     for name in efface.__all__:
         assert getattr(efface, name) is not None
-    assert {"Tuning", "Search", "Latents", "Run", "erase", "score", "AP"} <= set(efface.__all__)
+    assert {
+        "Forecast",
+        "Paused",
+        "Tuning",
+        "Search",
+        "Latents",
+        "Run",
+        "erase",
+        "score",
+        "AP",
+    } <= set(efface.__all__)

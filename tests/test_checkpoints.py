@@ -10,12 +10,17 @@ from conftest import CHURCH, DOG, QUIET, job_of, quick, same_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from efface.edits.edit import Edit
 from efface.edits.lowrank import LowRank
 from efface.errors import UserError
+from efface.methods.ap import AP
 from efface.methods.esd import ESD
+from efface.methods.uce import UCE
+from efface.models import load
+from efface.testing import tiny_pipeline
 from efface.training import Bank, Job, Run, Student, loop, processes
 from efface.training.loop import finetune
-from efface.training.runs import CHECKPOINT
+from efface.training.runs import CHECKPOINT, Paused
 
 METHOD = ESD(latents=Bank(ddim_steps=3, trajectories=2), batch=2, updates=3, save_every=2)
 
@@ -118,6 +123,61 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tiny, left, spoil):
     save_file(tensors, folder / CHECKPOINT, meta)
     with pytest.raises(UserError, match=r"checkpoint .* is damaged"):
         method.erase(tiny, [CHURCH], Run(folder, progress=False))
+
+
+def other_words(folder, words):
+    made = folder / "other.txt"
+    made.write_text("\n".join(reversed(words.read_text().split("\n"))))
+    made.replace(words)
+    return load(tiny_pipeline())
+
+
+def other_rate(folder, words):
+    model = load(tiny_pipeline())
+    model.lr = 0.5
+    return model
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        other_rate,
+        other_words,
+        lambda *_: load(tiny_pipeline(), size=16),
+        lambda *_: load(tiny_pipeline("v_prediction")),
+    ],
+)
+def test_a_run_does_not_go_on_where_its_weights_would_be_others(words, tmp_path, other):
+    mine = tmp_path / "words.txt"
+    mine.write_text(words.read_text())
+    method = quick(AP(anchor=""), mine, updates=3)
+
+    def on_update(update, losses, edit):
+        if update == 2:
+            raise Paused
+
+    run = tmp_path / "run"
+    with pytest.raises(Paused):
+        method.erase(tiny_pipeline(), [CHURCH], Run(run, on_update, progress=False))
+    with pytest.raises(UserError, match="with other settings"):
+        method.erase(other(tmp_path, mine), [CHURCH], Run(run, progress=False))
+
+
+def test_a_folder_that_holds_another_edit_is_refused(tiny, tmp_path):
+    run = Run(tmp_path, progress=False)
+    edit = UCE().erase(tiny, [CHURCH], run)
+    with pytest.raises(UserError, match="holds another edit, which differs in: concepts"):
+        UCE().erase(tiny, [DOG], run)
+    assert Edit.load(tmp_path).digest == edit.digest
+    assert UCE().erase(tiny, [CHURCH], run).digest == edit.digest
+
+
+def test_a_run_goes_on_with_other_checkpoints(tiny, left):
+    method, folder, _, _ = left
+    whole = method.erase(tiny, [CHURCH], QUIET)
+    edit = replace(method, save_every=1).erase(tiny, [CHURCH], Run(folder, progress=False))
+    assert same_weights(dict(edit.weights), dict(whole.weights))
+    assert edit.meta["cost"] == whole.meta["cost"]  # it did go on
 
 
 def test_what_a_killed_run_took_is_counted_once(tiny, left):

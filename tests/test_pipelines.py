@@ -12,8 +12,10 @@ from torch import nn
 
 from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import load
+from efface.training import Bank
 
 VARIANTS = ("sdxl, no zeros", "sd3, no T5", "sd3.5", "flux schnell", "flux.2 klein, distilled")
 """Slow tests: each differs little from one of the others."""
@@ -225,6 +227,27 @@ def test_a_pipeline_with_a_lora_is_refused_until_it_is_gone(pipe, tmp_path):
     assert fused.base != model.base
     with pytest.raises(UserError, match="load the model it was made for"):
         random_edit(fused).check(model)
+
+
+def test_a_pipeline_with_gradient_checkpointing_gives_the_same_edit(pipe):
+    method = ESD(updates=2, batch=2, group="full", lr=1e-3, latents=Bank(ddim_steps=3))
+    plain = method.erase(pipe, [CHURCH], QUIET)
+    pipe.unet.enable_gradient_checkpointing()
+    assert method.erase(pipe, [CHURCH], QUIET).digest == plain.digest
+    assert pipe.unet.is_gradient_checkpointing
+    pipe.unet.disable_gradient_checkpointing()
+
+
+def test_a_word_of_several_vectors_is_asked_for_whole(pipe):
+    g = torch.Generator().manual_seed(0)
+    width = pipe.text_encoder.config.hidden_size
+    pipe.load_textual_inversion(torch.randn(3, width, generator=g), token="<cat>")
+    model = load(pipe)
+    with pytest.raises(UserError, match="'<cat>' in 'a <cat>' was learned as 3 vectors: write"):
+        model.embed(["a fox", "a <cat>"])
+    own = model.embed(["a <cat> <cat>_1 <cat>_2"]).states
+    theirs, _ = pipe.encode_prompt("a <cat>", "cpu", 1, False)
+    torch.testing.assert_close(own, theirs)
 
 
 def test_a_lora_in_a_text_encoder_is_seen(pipe):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 
@@ -54,3 +55,54 @@ INF = float("inf")
 def test_a_number_outside_is_refused(wrong, told):
     with pytest.raises(UserError, match="^" + told.replace(".", r"\.")):
         check_ranges(Numbers(**wrong))
+
+
+@dataclass(frozen=True)
+class Inner:
+    one: int = 1
+
+
+@dataclass(frozen=True)
+class Typed:
+    name: str = ""
+    yes: bool = False
+    count: int = 1
+    scale: float = 1.0
+    how: Literal["a", "b"] = "a"
+    many: tuple[str, ...] = ()
+    pair: tuple[int, int] = (1, 2)
+    inner: Inner | Numbers = Inner()
+    maybe: str | None = None
+    where: Path | None = None
+
+
+def test_values_of_the_declared_types_pass():
+    check_ranges(Typed())
+    check_ranges(Typed("a", True, 2, 3, "b", ["x"], (3, 4), Numbers(), "", Path("x")))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": None},
+        {"name": ["castle", "fox"]},
+        {"name": Path("words.txt")},
+        {"yes": "no"},
+        {"yes": 1},
+        {"count": 2.5},
+        {"count": None},
+        {"scale": "fast"},
+        {"scale": INF},
+        {"how": "c"},
+        {"how": []},
+        {"many": "letters"},
+        {"many": (1,)},
+        {"inner": "one"},
+        {"inner": {"one": 1}},
+        {"inner": Inner},
+        {"maybe": 3},
+    ],
+)
+def test_a_value_of_another_type_is_refused(wrong):
+    with pytest.raises(UserError, match=f"^got .* for {next(iter(wrong))}, .* is needed"):
+        check_ranges(Typed(**wrong))

@@ -37,9 +37,20 @@ if TYPE_CHECKING:
     from efface.methods.uce import UCE
     from efface.models import MODELS, DiffusionModel
     from efface.scores import Score
-    from efface.training import Bank, Job, Latents, Made, Method, Pictures, Rollout, Run, Tuning
+    from efface.training import (
+        Bank,
+        Job,
+        Latents,
+        Made,
+        Method,
+        Paused,
+        Pictures,
+        Rollout,
+        Run,
+        Tuning,
+    )
     from efface.training.recall import Recall
-    from efface.training.search import Exact, Gumbel, Online, Random, Search
+    from efface.training.search import Exact, Forecast, Gumbel, Online, Random, Search
     from efface.vocabulary import Vocabulary
 
 _HOME = {
@@ -63,13 +74,14 @@ _HOME = {
         "Latents",
         "Made",
         "Method",
+        "Paused",
         "Pictures",
         "Rollout",
         "Run",
         "Tuning",
     ),
     "training.recall": ("Recall",),
-    "training.search": ("Exact", "Gumbel", "Online", "Random", "Search"),
+    "training.search": ("Exact", "Forecast", "Gumbel", "Online", "Random", "Search"),
     "vocabulary": ("Vocabulary",),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}

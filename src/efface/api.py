@@ -16,6 +16,7 @@ from efface.evaluation.scoring import keep as keep_scores
 from efface.methods import METHODS
 from efface.models import load as load_model
 from efface.models.placement import DTYPES
+from efface.names import quoted, words
 from efface.training import Method, Run
 
 __all__ = ["erase", "load_model", "score"]
@@ -52,9 +53,14 @@ def erase(
         chosen = method
         if preset:
             raise UserError("give a preset with the name of a method, not with a method.")
-    words = (keep,) if isinstance(keep, str) else tuple(keep)
-    if words:
-        settings = {"keep": words, **settings}
+    if not isinstance(chosen, Method):
+        raise UserError(
+            f"got {quoted(chosen)} for method; a name ({', '.join(METHODS)}) is needed, or a "
+            "method with its settings, such as efface.ESD(lr=1e-5)."
+        )
+    kept = words(keep, "keep")
+    if kept:
+        settings = {"keep": kept, **settings}
     known = dict.fromkeys(chosen.__dataclass_fields__)
     for name in settings:
         pick(known, name, f"setting of {chosen.name}:")

@@ -23,9 +23,9 @@ def pick(table: Mapping[str, T], name: str, what: str) -> T:
     Raises:
         UserError: no such name; names the nearest one and all that there are (the first 20).
     """
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
-    near = get_close_matches(name, table, n=1, cutoff=0.5)
+    near = get_close_matches(str(name), table, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     known = sorted(table)
     more = f", … ({len(known)} in all)" if len(known) > 20 else ""

@@ -121,6 +121,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
+def shown_plainly(value: object) -> str:
+    """A value in a message, a text or a number as it is typed."""
+    return str(value)[:60] if isinstance(value, (str, int, float)) else shown(value)
+
+
 def typed(hint: Any, value: Any, where: str) -> Any:
     """The value, if it is what the hint declares; ``where`` ends in the field's name."""
     origin, args = get_origin(hint), get_args(hint)
@@ -238,13 +243,40 @@ def _ranges_in(hint: Any) -> Iterator[Range]:
             yield from _ranges_in(inner)
 
 
+@cache
+def hints_of(cls: Any) -> dict[str, Any]:
+    """The declared types of a dataclass's fields."""
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
+def is_of(hint: Any, value: Any) -> bool:
+    """Whether a field may hold a value; what is no JSON type or dataclass of ours may be all."""
+    origin, args = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(is_of(h, value) for h in args)
+    if is_dataclass(origin) and isinstance(origin, type):
+        return isinstance(value, origin)
+    if origin is tuple:
+        each = args[:1] if args[1:] == (Ellipsis,) else ()
+        return isinstance(value, (list, tuple)) and all(is_of(h, v) for h in each for v in value)
+    return origin not in (*PLAIN, Literal) or _of(hint, value)
+
+
 def check_ranges(config: Any) -> None:
-    """Refuse numbers outside the range that their field names; None, an optional one, passes.
+    """Refuse values of another type than their field declares, and numbers outside its range.
 
     Raises:
         UserError: what was got, for which field, and what is allowed.
     """
     cls: Any = type(config)
+    for name, hint in hints_of(cls).items():
+        value = getattr(config, name)
+        if not is_of(hint, value):
+            raise UserError(
+                f"got {shown_plainly(value)} for {name}, {type(value).__name__}; "
+                f"{_said(hint)} is needed."
+            )
     for name, allowed in ranges(cls).items():
         value = getattr(config, name)
         for x in value if isinstance(value, tuple) else (value,):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,6 +138,18 @@ def load(
     if not Path(source).exists() and "/" not in source and "." not in source:
         pick(dict.fromkeys(KINDS), source, "vocabulary (or file)")
     return from_file(Path(source))
+
+
+def hash_list(source: str) -> str:
+    """Hash of a word list that is a file: 16 hex digits; "": the source is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if source.startswith(INLINE) or source in ("", *KINDS) or not Path(source).is_file():
+        return ""
+    said = "\n".join(from_file(Path(source)).words)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def of_shipped(name: str, model: DiffusionModel, concepts: Sequence[Concept]) -> Vocabulary:

@@ -23,6 +23,7 @@ from efface.names import slug
 from efface.settings import checked, read_json
 from efface.storage import LOCK, VERSION, sweep, untouched, write_text
 from efface.training import EDIT, Run
+from efface.training.runs import asked
 
 RECORD = "run.json"
 ANCHORS = "anchors.png"
@@ -108,7 +109,7 @@ def same_run(out: Path, about: Mapping[str, Any]) -> bool:
     """
     if not (out / RECORD).exists():
         return False
-    had = record(out)["run"]
+    had, about = asked(record(out)["run"]), asked(about)
     differ = [k for k in {**about, **had} if had.get(k) != about.get(k)]
     if differ:
         raise UserError(

@@ -143,7 +143,8 @@ def is_plain(p: nn.Parameter) -> bool:
 def alias(module: nn.Module) -> nn.Module:
     """A module of its own that shares every parameter and buffer, frozen.
 
-    Hooks are shared as well, one by one, but not what they belong to.
+    Hooks are shared as well, one by one, but not what they belong to. Gradient checkpointing is off
+    in it: it would compute activations again without the weights that are laid over.
     """
     memo: dict[int, Any] = {
         id(p): nn.Parameter(p.detach(), requires_grad=False) if is_plain(p) else p
@@ -153,7 +154,11 @@ def alias(module: nn.Module) -> nn.Module:
     for part in module.modules():
         hooks = {k: v for k, v in vars(part).items() if k.startswith(("_forward_", "_backward_"))}
         memo |= {id(v): copy.copy(v) for v in hooks.values()}
-    return copy.deepcopy(module, memo)
+    own = copy.deepcopy(module, memo)
+    for part in own.modules():
+        if getattr(part, "gradient_checkpointing", False):
+            vars(part)["gradient_checkpointing"] = False
+    return own
 
 
 class Origin(NamedTuple):

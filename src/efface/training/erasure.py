@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,15 +17,17 @@ from efface.concepts import Concept, check, listed
 from efface.edits.edit import Edit
 from efface.edits.gates import Gate
 from efface.edits.lowrank import LowRank
+from efface.errors import UserError
 from efface.models import Conditioning, Counter, DiffusionModel, load
-from efface.names import clean
+from efface.names import clean, quoted, words
 from efface.seeds import generator
 from efface.settings import check_ranges, to_json
 from efface.training.anchors import steered
 from efface.training.loop import finetune
 from efface.training.processes import add_up, join
-from efface.training.runs import EDIT, Run
+from efface.training.runs import EDIT, Run, asked
 from efface.training.student import Loss, Stateful, Student
+from efface.vocabularies import hash_list
 from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
 from efface.wordlists import relatives
@@ -76,7 +79,7 @@ class Job:
     """What is erased, each with its anchor, synonyms and pool."""
     run: Run
     about: dict[str, Any] = field(default_factory=dict)
-    """What the edit will remember; also the fingerprint of the run."""
+    """What the edit will remember."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What the edit will remember besides, known at the end only; ``said`` is shown to the user."""
 
@@ -102,6 +105,17 @@ class Job:
     def anchors(self) -> list[str]:
         """The anchor of each of :attr:`names`."""
         return [c.anchor for c in self.concepts for _ in c.names]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What makes a run this run: what it was asked, and what else its weights depend on."""
+        scheduler = self.model.scheduler
+        noise = [type(scheduler).__name__, dict(scheduler.config)]
+        return {
+            **asked(self.about),
+            "lr": self.model.lr,
+            "noise": json.loads(json.dumps(noise, default=str)),
+        }
 
     def words(
         self, source: str, concept: Concept | None = None, exclude: bool = True
@@ -149,7 +163,7 @@ class Job:
 
     def part(self, i: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What ``make`` gives for the ``i``-th concept, kept by the run once it is made."""
-        return self.run.part(i, self.alone(i).about, make, self.model.counter)
+        return self.run.part(i, self.alone(i).fingerprint, make, self.model.counter)
 
     def train(
         self,
@@ -190,8 +204,7 @@ class Method(ABC):
     """Words that are preserved with certainty; a string is one word."""
 
     def __post_init__(self) -> None:
-        kept = (self.keep,) if isinstance(self.keep, str) else tuple(dict.fromkeys(self.keep))
-        object.__setattr__(self, "keep", kept)
+        object.__setattr__(self, "keep", words(self.keep, "keep"))
         object.__setattr__(self, "anchor", clean(self.anchor, "anchor"))
         check_ranges(self)
 
@@ -236,6 +249,8 @@ class Method(ABC):
         Raises:
             UserError: no concept, one that is to be kept as well, and whatever the method cannot.
         """
+        if not isinstance(run, Run):
+            raise UserError(f"got {quoted(run)} for run; an efface.Run is needed.")
         opened = load(model, maps_only=self.closed_form)
         return erase(self, opened, listed(concepts), run)
 
@@ -267,6 +282,7 @@ def erase(
     if run.on_anchors is not None:
         run.on_anchors(model, concepts)
     job = Job(method, model, tuple(concepts), run, provenance(method, model, concepts))
+    run.free(job.about)
     first = join()[0] == 0
     with run.alone() if first else nullcontext():
         made = method.make(job)
@@ -293,9 +309,14 @@ def shared_out(spent: Counter) -> dict[str, int]:
 def provenance(
     method: Method, model: DiffusionModel, concepts: Sequence[Concept]
 ) -> dict[str, Any]:
-    """What an edit remembers of how it was made; also the fingerprint of a run."""
+    """What an edit remembers of how it was made.
+
+    Raises:
+        UserError: the word list, where one is named, cannot be read.
+    """
     from efface.storage import VERSION
 
+    listed = hash_list(getattr(method, "vocabulary", ""))
     return {
         "efface": VERSION,
         "method": method.name,
@@ -305,4 +326,6 @@ def provenance(
         "base": model.base,
         "dtype": model.precision,
         **({"quantised": model.quantised} if model.quantised else {}),
+        **({"size": model.size} if model.size else {}),
+        **({"words": listed} if listed else {}),
     }

@@ -55,8 +55,8 @@ def finetune(
     processes do what one does with the same batches.
 
     Args:
-        job: its method says what is trained and how; its ``about`` is the run's fingerprint: a
-            checkpoint of another run is refused.
+        job: its method says what is trained and how; by its ``fingerprint`` a checkpoint of
+            another run is refused.
         stateful: what else belongs into the checkpoint.
         start: weights to set out from, instead of the model's own.
         adapters: trained in place, for a caller that wants their factors; None: new ones, where
@@ -68,7 +68,7 @@ def finetune(
         UserError: unknown weight group, a loss that is not finite (names the update), or a foreign
         checkpoint.
     """
-    model, tuning, run, fingerprint = job.model, job.method, job.run, job.about
+    model, tuning, run = job.model, job.method, job.run
     assert isinstance(tuning, Tuning)
     own = model.parameters() if start is None else start
     names = model.group(tuning.group)
@@ -94,7 +94,7 @@ def finetune(
         return tried(job, run.trial, leaves, adapters, loss, stateful, adam)
     mean = Mean(leaves, tuning.updates - tuning.averaged)
     kept: list[Kept] = [*stateful, *([mean] if tuning.averaged else [])]
-    keep = Checkpoint(run.folder, fingerprint, leaves, adam, kept)
+    keep = Checkpoint(run.folder, job.fingerprint, leaves, adam, kept)
     done = keep.restore(model.counter)
     bar = tqdm(
         range(done, tuning.updates),
@@ -119,7 +119,7 @@ def finetune(
         mean.add(update)
         done, stop = update + 1, False
         if run.on_update is not None:
-            now = Edit(laid(mean.now(), adapters), fingerprint)
+            now = Edit(laid(mean.now(), adapters), job.about)
             try:
                 stop = bool(run.on_update(done, {"loss": value}, now))
             except Paused:

@@ -18,7 +18,8 @@ from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.models import Counter, DiffusionModel
 from efface.models.files.tensors import save
-from efface.settings import checked
+from efface.names import quoted
+from efface.settings import check_ranges, checked
 from efface.storage import locked, make_folder, sweep
 from efface.training.trial import Trial
 
@@ -48,7 +49,7 @@ class Run:
     """Where a run keeps what it needs to go on after a kill, and who watches it."""
 
     folder: Path | None = None
-    """Holds the checkpoint, and in the end the edit; None: nothing is kept."""
+    """Holds the checkpoint, and in the end the edit; None: nothing is kept. A text is a path."""
     on_update: OnUpdate | None = None
     """Called after every update with (update, {"loss": …}, edit); True ends the training, and
     :class:`Paused` leaves it to go on another time."""
@@ -63,6 +64,17 @@ class Run:
     """Where anchors are searched for, as a vocabulary; "": in the method's own, or in auto."""
     trial: Trial | None = None
     """Only try it out; see :func:`efface.training.forecast.forecast`."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.folder, str) and self.folder:
+            object.__setattr__(self, "folder", Path(self.folder).expanduser())
+        if not isinstance(self.folder, Path | None):
+            raise UserError(f"got {quoted(self.folder)} for folder; a path is needed.")
+        for name in ("on_update", "on_anchors"):
+            told = getattr(self, name)
+            if told is not None and not callable(told):
+                raise UserError(f"got {quoted(told)} for {name}; a function is needed.")
+        check_ranges(self)
 
     def part(
         self,
@@ -99,6 +111,25 @@ class Run:
             own.unlink()  # the state of this part's training
         return tensors
 
+    def free(self, about: Mapping[str, Any]) -> None:
+        """Refuse a folder that holds another edit, which would be lost.
+
+        Args:
+            about: what the edit to be made will remember.
+
+        Raises:
+            UserError: says which edit is there; or it is damaged.
+        """
+        if self.folder is None or not (self.folder / EDIT).exists():
+            return
+        had, mine = asked(Edit.load(self.folder).meta), asked(json.loads(json.dumps(about)))
+        differ = [k for k in mine if had.get(k) != mine[k]]
+        if differ:
+            raise UserError(
+                f"{str(self.folder)!r} holds another edit, which differs in: {', '.join(differ)}; "
+                "name another folder, or delete it."
+            )
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other processes out of the run's folder, and sweep up what dead ones left.
@@ -119,6 +150,18 @@ class Run:
         if self.folder is not None:
             for path in (self.folder / CHECKPOINT, *self.folder.glob("part-*.safetensors")):
                 path.unlink(missing_ok=True)
+
+
+HARMLESS = ("save_every",)
+"""Settings that change no weight: a run goes on with others."""
+
+
+def asked(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was asked, without what changes nothing of its edit."""
+    config = about.get("config")
+    if not isinstance(config, Mapping):
+        return dict(about)
+    return {**about, "config": {k: v for k, v in config.items() if k not in HARMLESS}}
 
 
 def opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

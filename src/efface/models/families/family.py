@@ -6,6 +6,7 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -226,8 +227,34 @@ def width_of(encoder: Any) -> int:
     return int(encoder.config.hidden_size)
 
 
+def check_vectors(tokenizer: Any, prompts: Sequence[str]) -> None:
+    """Refuse prompts with a part of a word that was learned as several vectors.
+
+    diffusers' pipelines write such a word (textual inversion, arXiv:2208.01618) out before they
+    encode it; here a prompt is encoded as it is.
+
+    Raises:
+        UserError: says how the word is written.
+    """
+    added = getattr(tokenizer, "added_tokens_encoder", None) or {}
+    for word in (w for w in added if f"{w}_1" in added):
+        n = next(i for i in count(1) if f"{word}_{i}" not in added)
+        all_of_it = " ".join([word, *(f"{word}_{i}" for i in range(1, n))])
+        for prompt in prompts:
+            if word in prompt.replace(all_of_it, ""):
+                raise UserError(
+                    f"{word!r} in {prompt[:100]!r} was learned as {n} vectors: write "
+                    f"{all_of_it!r}, in the names of concepts as well."
+                )
+
+
 def warn_long(family: Family, parts: Parts, prompts: Sequence[str]) -> None:
-    """Warn of prompts that are cut, and say what no text encoder sees."""
+    """Warn of prompts that are cut, and say what no text encoder sees.
+
+    Raises:
+        UserError: as :func:`check_vectors`.
+    """
+    check_vectors(parts[next(iter(family.encoders.values()))], prompts)
     limits = family.limits(parts)
     encoder, limit = max(limits.items(), key=lambda x: x[1])
     tokenizer = parts[family.encoders[encoder]]
