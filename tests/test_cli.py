@@ -466,8 +466,8 @@ def test_a_folder_with_another_run_is_refused(here, run, finished, tiny_args):
     before = {p: p.read_bytes() for p in finished.iterdir()}
     uce = ("erase", "uce", *NO_PICTURE, *tiny_args, "--out", finished, "--concept")
     assert "differs in: concepts;" in complaint(run, *uce, "dog")
-    assert "another config;" in complaint(run, *uce, "church", "--ridge", "2")
-    assert "another method, config" in complaint(run, *ESD[:-1], "church", *uce[2:-1])
+    assert "differs in: config;" in complaint(run, *uce, "church", "--ridge", "2")
+    assert "differs in: method, config" in complaint(run, *ESD[:-1], "church", *uce[2:-1])
     assert {p: p.read_bytes() for p in finished.iterdir()} == before
 
 

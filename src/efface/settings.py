@@ -270,15 +270,15 @@ def check_ranges(config: Any) -> None:
         UserError: what was got, for which field, and what is allowed.
     """
     cls: Any = type(config)
+    allowed = ranges(cls)
     for name, hint in hints_of(cls).items():
         value = getattr(config, name)
-        if not is_of(hint, value):
-            raise UserError(
-                f"got {shown_plainly(value)} for {name}, {type(value).__name__}; "
-                f"{_said(hint)} is needed."
-            )
-    for name, allowed in ranges(cls).items():
-        value = getattr(config, name)
         for x in value if isinstance(value, tuple) else (value,):
-            if x is not None and x not in allowed:
-                raise UserError(f"got {x} for {name}; {allowed} is needed.")
+            number = isinstance(x, (int, float)) and not isinstance(x, bool)
+            if number and name in allowed and x not in allowed[name]:
+                raise UserError(f"got {x} for {name}; {allowed[name]} is needed.")
+        if not is_of(hint, value):
+            told = f"{shown_plainly(value)} for {name}, {type(value).__name__}"
+            if isinstance(kind := getattr(value, "kind", None), str):
+                told = f"{kind!r} for {name}"
+            raise UserError(f"got {told}; {_said(hint)} is needed.")

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from efface.errors import UserError
 from efface.models import Conditioning, stack
 from efface.settings import Range
 from efface.training import (
@@ -68,11 +67,6 @@ class AGE(Method, Tuning):
     latents: Latents = Bank()
     """Where noisy latents come from; with ``own`` rollouts the anchor is preserved on latents of
     its own, as the authors do."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.search, (Gumbel, Random)):
-            raise UserError("AGE searches anchors by 'gumbel' or takes 'random' ones, not 'exact'.")
 
     @property
     def rows(self) -> int:

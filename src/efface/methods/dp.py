@@ -57,10 +57,11 @@ class DP(Method):
     name."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.proxy, str):
+            object.__setattr__(self, "proxy", (self.proxy,))
         super().__post_init__()
         pick(MAPS, self.maps, "choice of maps")
-        some = (self.proxy,) if isinstance(self.proxy, str) else tuple(dict.fromkeys(self.proxy))
-        object.__setattr__(self, "proxy", some)
+        object.__setattr__(self, "proxy", tuple(dict.fromkeys(self.proxy)))
 
     def make(self, job: Job) -> Made:
         """Solve once, for all maps."""

@@ -81,9 +81,9 @@ class STEREO(Method, Tuning):
         found: list[Conditioning] = []
         weights: dict[str, Tensor] = {}
         for i in range(self.rounds):
-            make = partial(self.round, self.part(job, i), bank, words, weights, found[-1:])
-            about = {**job.about, "part": i}
-            kept = job.run.part(i, about, make, job.model.counter)
+            part = self.part(job, i)
+            make = partial(self.round, part, bank, words, weights, found[-1:])
+            kept = job.run.part(i, part.fingerprint, make, job.model.counter)
             weights = {k[2:]: w for k, w in kept.items() if k.startswith("w/")}
             words.restore({k[2:]: w for k, w in kept.items() if k.startswith("v/")})
             found.append(words.cond)
