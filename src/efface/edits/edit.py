@@ -316,14 +316,16 @@ class Edit:
         return dict(denoiser.named_parameters())
 
     def _put(self, own: Mapping[str, Tensor], strength: float) -> None:
-        rounded = []
-        for k in self.weights:
-            was, meant = own[k].data, self.laid(k, own[k], strength)
-            own[k].data = meant.to(was.device, was.dtype)
-            if was.dtype != torch.float32:
-                rounded.append(Stored(meant.cpu() - was.cpu().float(), was, own[k]))
-        if rounded:
-            tell(lost(rounded), "the model in memory", rounded[0].own.dtype)
+        def rounded() -> Iterator[Stored]:  # each is let go of before the next one is made
+            for k in self.weights:
+                was, meant = own[k].data, self.laid(k, own[k], strength)
+                own[k].data = meant.to(was.device, was.dtype)
+                if was.dtype != torch.float32:
+                    yield Stored(meant.cpu() - was.cpu().float(), was, own[k])
+
+        share, kinds = lost(rounded()), (own[k].dtype for k in self.weights)
+        half = next((d for d in kinds if d != torch.float32), torch.float32)
+        tell(share, "the model in memory", half)
 
     def save_lora(
         self, path: str | Path, rank: int = 64, form: str = "peft", model: Any = None
