@@ -6,8 +6,9 @@
 #
 # fp16 and bf16, with and without torch.compile, with and without SDPA, batch 1, 4 and 8; AP (ours and
 # the authors'), ESD, UCE for 1, 10 and 100 concepts; diffusers' LoRA step and ESD's published loop
-# beside them; memory against the plan; a short training against the CPU's in fp32. One JSON each in
-# $OUT; a step that fails or runs out of time is said, and the others go on. SKIP=NAME leaves one out.
+# beside them; memory against the plan; a short training against the CPU's in fp32; whole trainings of
+# AP and ESD, and the exact search over 1,000 nouns; SDXL at 1,024 pixels. One JSON each in $OUT; a step
+# that fails or runs out of time is said, and the others go on. SKIP=NAME leaves one out.
 set -u
 cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda}
@@ -22,9 +23,9 @@ if [ -z "$PYTHON" ]; then
     fi
 fi
 if [ "$DEVICE" = cpu ]; then
-    ARCH=tiny SIZE=16 BATCHES="1 2" DTYPES="bf16" UPDATES=1
+    ARCH=tiny SIZE=16 BATCHES="1 2" DTYPES="bf16" UPDATES=1 WHOLE=4 SEARCHED=62 LARGE=tiny LARGE_SIZE=32
 else
-    ARCH=sd14 SIZE=512 BATCHES="1 4 8" DTYPES="fp16 bf16" UPDATES=5
+    ARCH=sd14 SIZE=512 BATCHES="1 4 8" DTYPES="fp16 bf16" UPDATES=5 WHOLE=200 SEARCHED=122 LARGE=sdxl LARGE_SIZE=1024
 fi
 START=$(date +%s)
 FAILED=0
@@ -48,13 +49,15 @@ step() { # NAME OPTIONS…
 MAIN="--only ap --only esd"
 step parity --parity
 for dtype in $DTYPES; do
-    for batch in $BATCHES; do
-        step "$dtype-$batch" --dtype "$dtype" --batch "$batch" $MAIN --only "diffusers' LoRA step"
-    done
+    step "$dtype" --dtype "$dtype" --batch $BATCHES $MAIN --only "diffusers' LoRA step"
 done
 step "methods" --dtype bf16 --only "ap official" --only "ESD's published loop" --only uce --only speed
+step "search" --dtype bf16 --whole --updates "$SEARCHED" \
+    --only "ap exact, whole" --only "ap exact, among 64, whole"
+step "sdxl" --arch "$LARGE" --size "$LARGE_SIZE" --dtype bf16 $MAIN --only "diffusers' LoRA step" --only uce
 step "no-sdpa" --dtype bf16 --attention plain $MAIN
 step "fp32" $MAIN --only "diffusers' LoRA step"
+step "whole" --dtype bf16 --whole --updates "$WHOLE" --only "ap, whole" --only "esd, whole"
 step "compiled" --dtype bf16 --compile $MAIN # last: compiling may take all the time that is left
 echo "took $(($(date +%s) - START)) s; the results are in $OUT"
 exit $FAILED

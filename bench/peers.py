@@ -94,13 +94,16 @@ FAMILY = {"sd14": StableDiffusion, "sdxl": StableDiffusionXL, "tiny": StableDiff
 def filled(module: nn.Module) -> nn.Module:
     """The same with numbers: N(0, 1 / inputs), norms 1, biases 0, position numbers in order.
 
-    Cross-attention is four times as large, so that the text can be told from rounding.
+    Cross-attention is four times as large, so that the text can be told from rounding. A large
+    model draws its numbers where it lies: they are others there than on a CPU.
     """
-    g = torch.Generator().manual_seed(0)
+    device = next(module.parameters()).device
+    large = sum(w.numel() for w in module.parameters()) > 10**7
+    g = torch.Generator(device if large else "cpu").manual_seed(0)
     for name, w in module.named_parameters():
         if w.ndim > 1:
             scale = (4 if ".attn2." in name else 1) / w[0].numel() ** 0.5
-            w.copy_(torch.randn(w.shape, generator=g) * scale)
+            w.copy_(torch.randn(w.shape, generator=g, device=g.device) * scale)
         else:
             w.fill_(0.0 if name.endswith("bias") else 1.0)
     for name, b in module.named_buffers():

@@ -7,6 +7,7 @@ method; then the closed forms for 1, 10 and 100 concepts. One JSON a machine in 
 
     python bench/size.py                               # the CPU, 256 pixels, a few updates
     python bench/size.py --device cuda --dtype bf16 --size 512 --batch 4
+    python bench/size.py --device cuda --dtype bf16 --whole  # whole trainings, over 1,000 nouns
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 from peers import ARCHITECTURES, PEERS, random_model
 
 from efface.concepts import Concept
+from efface.errors import UserError
 from efface.methods import METHODS
 from efface.methods.ap import AP
 from efface.models import DiffusionModel
@@ -147,9 +149,52 @@ def closed(model: DiffusionModel, method: Method, n: int) -> dict[str, Any]:
     return {"seconds": [perf_counter() - began], "peak": peak.bytes(), "concepts": n}
 
 
+def whole(model: DiffusionModel, method: Any) -> dict[str, Any]:
+    """A training from beginning to end, over the vocabulary that it has by default.
+
+    ``before`` the second update: anchors, latents, the first update. A ``scoring`` of all
+    candidates is told by the time that its update took longer than the median one.
+    """
+    seen: list[float] = []
+
+    def clock(*_: object) -> None:
+        settle(model.device)
+        seen.append(perf_counter())
+
+    peak, was, began = Peak(model.device), replace(model.counter), perf_counter()
+    method.erase(model, ["church"], Run(None, clock, False))
+    settle(model.device)
+    spent, took = model.counter.since(was), perf_counter() - began
+    updates = [b - a for a, b in pairwise(seen)]
+    usual, every = median(updates), getattr(getattr(method, "search", None), "refresh", 0)
+    scored = [updates[i - 1] - usual for i in range(every, len(seen), every)] if every else []
+    return {
+        "seconds": [took],
+        "before": seen[0] - began,
+        "update": usual,
+        "updates": method.updates,
+        **({"scoring": median(scored), "refresh": every} if scored else {}),
+        "forward": spent.forward,
+        "backward": spent.backward,
+        "peak": peak.bytes(),
+    }
+
+
+def trainings(updates: int) -> dict[str, Any]:
+    """What is trained from beginning to end: as it is by default, and AP with other searches."""
+    exact = AP.presets()["exact"]
+    among = replace(exact, search=replace(exact.search, among=64))
+    found = {"ap": AP(), "esd": METHODS["esd"](), "ap exact": exact, "ap exact, among 64": among}
+    return {f"{n}, whole": replace(m, updates=updates) for n, m in found.items()}
+
+
 def tasks(a: argparse.Namespace, model: DiffusionModel, words: Path) -> dict[str, Any]:
     """What takes turns, by name."""
     found: dict[str, Callable[[], dict[str, Any]]] = {}
+    if a.whole:
+        for name, method in trainings(a.updates).items():
+            found[name] = lambda m=method: whole(model, m)
+        return {k: f for k, f in found.items() if not a.only or k in a.only}
     for name, make in PEERS.items():
         found[name] = lambda make=make: peer(model, make, a.batch, a.updates)
     for name, method in trained(a.batch, words).items():
@@ -157,18 +202,24 @@ def tasks(a: argparse.Namespace, model: DiffusionModel, words: Path) -> dict[str
     return {k: f for k, f in found.items() if not a.only or k in a.only}
 
 
-def measure(a: argparse.Namespace, words: Path, out: Path) -> None:
-    """Everything, in turns; what is in the file already is not measured again.
-
-    Args:
-        out: the JSON, written after every run.
-    """
+def built(a: argparse.Namespace) -> DiffusionModel:
+    """The model to measure on."""
     model = random_model(a.arch, a.device, DTYPES[a.dtype], a.size)
     if a.attention == "plain":
         from diffusers.models.attention_processor import AttnProcessor
 
         model.denoiser.set_attn_processor(AttnProcessor())
-    about = {
+    return model
+
+
+def measure(a: argparse.Namespace, model: DiffusionModel, words: Path, out: Path) -> None:
+    """Everything, in turns; what is in the file already is not measured again.
+
+    Args:
+        a: with one ``batch``.
+        out: the JSON, written after every run.
+    """
+    what = {
         "efface": VERSION,
         "torch": torch.__version__,
         "machine": machine(model.device),
@@ -180,18 +231,18 @@ def measure(a: argparse.Namespace, words: Path, out: Path) -> None:
         "compile": a.compile,
     }
     had = json.loads(out.read_text()) if out.exists() else {}
-    rows: dict[str, dict[str, Any]] = had["rows"] if about.items() <= had.items() else {}
+    rows: dict[str, dict[str, Any]] = had["rows"] if what.items() <= had.items() else {}
 
     def keep(name: str, row: dict[str, Any]) -> None:
         rows[name] = row
-        write_text(out, json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        write_text(out, json.dumps({**what, "rows": rows}, indent=1) + "\n")
         print(name, json.dumps(row), flush=True)
 
-    for turn in range(a.rounds):
+    for turn in range(1 if a.whole else a.rounds):
         for name, run in tasks(a, model, words).items():
             if len(rows.get(name, {}).get("seconds", ())) <= turn * a.updates:
                 keep(name, joined(rows.get(name), attempt(run)))
-    for name, cls in METHODS.items():
+    for name, cls in () if a.whole else METHODS.items():
         if cls.closed_form and (not a.only or name in a.only):
             method = replace(cls(), vocabulary=str(words))  # type: ignore[call-arg]
             for n in MANY:
@@ -203,7 +254,7 @@ def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a run gives; where it fails, why: the others go on."""
     try:
         return run()
-    except (RuntimeError, torch.cuda.OutOfMemoryError) as e:
+    except (RuntimeError, UserError) as e:
         return {"failed": str(e).splitlines()[0][:200]}
 
 
@@ -263,11 +314,7 @@ def table(found: Mapping[str, Any]) -> str:
     """The rows of a machine."""
     base = found["rows"].get("diffusers' LoRA step", {})
     lines = [
-        f"{found['machine']}: {found['arch']}, {found['size']} pixels, batch {found['batch']}, "
-        f"{found['dtype']}"
-        + (", compiled" if found["compile"] else "")
-        + (", without SDPA" if found["attention"] == "plain" else "")
-        + ". Medians.",
+        f"{found['machine']}: {about(found)}. Medians.",
         "",
         "| | seconds | times a LoRA step | evaluations, forward / backward | peak, GB |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -285,15 +332,78 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def gpu_tables(folder: Path) -> str:
+    """What ``bench/gpu.sh`` wrote into a folder: the updates, the other rows, whole trainings."""
+    every = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
+    near = {k: v["loss"] for k, v in every.pop("parity")["parity"].items()}
+    first = next(iter(every.values()))
+    lines = [
+        f"{first['machine']}, torch {first['torch']}, by `bench/gpu.sh`. Medians of five updates, "
+        "in seconds; AP preserves as many rows as it erases, the batch.",
+        "",
+        "| | LoRA step | ap | esd | ap by a LoRA step | peak, GB: LoRA step | ap | ap's plan | "
+        "esd | ap by a LoRA step |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    shown = ("diffusers' LoRA step", "ap", "esd")
+    others: dict[str, dict[str, Any]] = {}
+    for found in every.values():
+        rows, what = found["rows"], about(found)
+        for name, row in rows.items():
+            own = what.rpartition(", batch")[0] if "update" in row else what  # their own batches
+            others |= {} if name in shown else {f"{name}, {own}": row}
+        if "ap" in rows:
+            s = {n: median(rows[n]["seconds"]) for n in shown if n in rows}
+            peak = {n: rows[n]["peak"] / 1e9 for n in s}
+            base, us, esd = shown
+            slow, large = (f"{x[us] / x[base]:.2f}" if base in x else "" for x in (s, peak))
+            cells = [f"{s[n]:.3f}" if n in s else "" for n in shown]
+            told = [peak.get(base), peak[us], rows[us]["plan"] / 1e9, peak[esd]]
+            more = [slow, *(f"{x:.1f}" if x else "" for x in told), large]
+            lines.append(f"| {what} | {' | '.join(cells + more)} |")
+    lines += ["", "| | seconds | peak, GB |", "| --- | ---: | ---: |"]
+    for name, row in others.items():
+        if "update" not in row:
+            lines.append(f"| {name} | {median(row['seconds']):.2f} | {row['peak'] / 1e9:.1f} |")
+    lines += [
+        "",
+        "| whole trainings | updates | seconds | before the second update | an update | a scoring "
+        "of the candidates | its share | forward / backward | peak, GB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in others.items():
+        if "update" in row:
+            once = row.get("scoring")
+            share = once and once / (once + row["refresh"] * row["update"])
+            seen = f"{once:.2f} | {share:.0%}" if once else " | "
+            lines.append(
+                f"| {name} | {row['updates']} | {row['seconds'][0]:.0f} | {row['before']:.1f} | "
+                f"{row['update']:.3f} | {seen} | {row['forward']} / {row['backward']} | "
+                f"{row['peak'] / 1e9:.1f} |"
+            )
+    told = ", ".join(f"{k} {v:.1%}" for k, v in near.items() if v)
+    return "\n".join([*lines, "", f"Losses of a short training, from the CPU's in fp32: {told}."])
+
+
+def about(found: Mapping[str, Any]) -> str:
+    """The settings of a file, in words."""
+    plain = ", without SDPA" if found["attention"] == "plain" else ""
+    return (
+        f"{found['arch']}, {found['size']} pixels, {found['dtype']}, batch {found['batch']}"
+        f"{plain}{', compiled' if found['compile'] else ''}"
+    )
+
+
 def written(text: str, folder: Path = OUT) -> str:
     """The page with the tables of the machines that there are."""
     head, _, rest = text.partition(MARKS[0])
     _, _, tail = rest.partition(MARKS[1])
     made = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))]
     parts = [table(x) for x in made]
-    if not any(x["machine"].startswith(("NVIDIA", "AMD Instinct")) for x in made):
+    on_gpus = [gpu_tables(x) for x in sorted(folder.iterdir()) if (x / "parity.json").exists()]
+    if not on_gpus:
         parts.append("Not yet measured on a GPU.")
-    return head + MARKS[0] + "\n\n".join(parts) + "\n" + MARKS[1] + tail
+    return head + MARKS[0] + "\n\n".join(parts + on_gpus) + "\n" + MARKS[1] + tail
 
 
 def options() -> argparse.ArgumentParser:
@@ -303,13 +413,14 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu")
     p.add_argument("--dtype", default="fp32", choices=list(DTYPES))
     p.add_argument("--size", type=int, default=0, help="pixels; 0: 256 on a CPU, else the model's")
-    p.add_argument("--batch", type=int, default=1)
+    p.add_argument("--batch", type=int, nargs="+", default=[1], help="several: a file each")
     p.add_argument("--updates", type=int, default=2, help="timed, of each run")
     p.add_argument("--rounds", type=int, default=2)
     p.add_argument("--only", action="append", help="a row; again for more")
     p.add_argument("--compile", action="store_true", help="torch.compile the denoiser")
     p.add_argument("--attention", default="sdpa", choices=("sdpa", "plain"))
     p.add_argument("--parity", action="store_true", help="only compare a short training with fp32")
+    p.add_argument("--whole", action="store_true", help="only whole trainings of --updates")
     p.add_argument("--out", type=Path, help="the JSON; default: bench/size/MACHINE.json")
     p.add_argument("--table", action="store_true", help="only write docs/size.md anew")
     return p
@@ -331,8 +442,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             words = Path(folder) / "words.txt"
             words.write_text("\n".join(f"word {i}" for i in range(WORDS)) + "\n")
-            measure(a, words, out)
-    print(out)
+            model, batches = built(a), a.batch
+            for a.batch in batches:
+                own = f"{out.stem}-{a.batch}.json" if len(batches) > 1 else out.name
+                measure(a, model, words, out.with_name(own))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from efface.methods import METHODS
+from efface.methods.ap import AP
 from efface.training import Tuning
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +96,7 @@ def test_the_table_says_which_machine_and_what_failed(size, tmp_path):
     about |= {"attention": "sdpa", "compile": False, "rows": rows}
     (tmp_path / "x.json").write_text(json.dumps(about))
     page = size.written(f"a\n{size.MARKS[0]}{size.MARKS[1]}b\n", tmp_path)
-    assert "a machine: sd14, 256 pixels, batch 1, fp32." in page
+    assert "a machine: sd14, 256 pixels, fp32, batch 1." in page
     assert "| diffusers' LoRA step | 2.00 | 1.00 |  | 2.0 |" in page
     assert "| ap | 3.00 | 1.50 | 3 / 2 |  |" in page
     assert "| uce, 1 | 1.00 |  |  | 1.0 |" in page
@@ -107,6 +108,16 @@ def test_the_table_says_which_machine_and_what_failed(size, tmp_path):
 def test_the_docs_show_the_committed_results(size):
     text = size.DOCS.read_text(encoding="utf8")
     assert size.written(text) == text
+    on_gpu = size.OUT / "h200"
+    rows = json.loads((on_gpu / "bf16-8.json").read_text())["rows"]
+    us, base = (sorted(rows[n]["seconds"])[2] for n in ("ap", "diffusers' LoRA step"))
+    line = next(x for x in text.splitlines() if "bf16, batch 8" in x)
+    assert f" {us / base:.2f} " in line
+    rows = json.loads((on_gpu / "search.json").read_text())["rows"]
+    seen = rows["ap exact, whole"]
+    share = seen["scoring"] / (seen["scoring"] + 60 * seen["update"])
+    line = next(x for x in text.splitlines() if x.startswith("| ap exact, whole"))
+    assert f"{share:.0%}" in line
 
 
 @pytest.mark.slow
@@ -131,10 +142,17 @@ def test_the_script_for_a_gpu_runs_on_a_cpu_at_tiny_sizes(tmp_path):
     done = subprocess.run(["sh", script], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     names = {p.stem for p in tmp_path.glob("*.json")}
-    assert names >= {"parity", "bf16-1", "bf16-2", "methods", "no-sdpa", "fp32"}
+    assert names >= {"parity", "bf16-1", "bf16-2", "methods", "no-sdpa", "fp32", "sdxl"}
     assert "compiled" not in names
     rows = json.loads((tmp_path / "methods.json").read_text())["rows"]
     assert {"ap official", "ESD's published loop", "uce, 100"} <= set(rows)
+    whole = json.loads((tmp_path / "whole.json").read_text())["rows"]
+    assert whole["ap, whole"]["updates"] == 4
+    assert whole["ap, whole"]["backward"] == 4 * AP().rows
+    searched = json.loads((tmp_path / "search.json").read_text())["rows"]
+    one, few = (searched[f"ap exact{n}, whole"] for n in ("", ", among 64"))
+    assert one["forward"] - few["forward"] == pytest.approx(2 * 2 * (1000 - 64), rel=0.1)
+    assert one["scoring"] > few["scoring"] > 0
     short = subprocess.run(
         ["sh", script], env={**env, "LIMIT": "0"}, capture_output=True, text=True
     )
@@ -148,6 +166,7 @@ def test_a_killed_measurement_goes_on(size, tmp_path, monkeypatch, capsys):
     words.write_text("one\ntwo\n")
     asked = ["--arch", "tiny", "--updates", "1", "--rounds", "2", "--only", "esd", "--only", "uce"]
     a = size.options().parse_args(asked)
+    a.batch, model = 1, size.built(a)
     seen, real = [], size.ours
 
     def killed(model, method, *rest):
@@ -158,15 +177,15 @@ def test_a_killed_measurement_goes_on(size, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(size, "ours", killed)
     with pytest.raises(KeyboardInterrupt):
-        size.measure(a, words, out)
+        size.measure(a, model, words, out)
     once = json.loads(out.read_text())["rows"]["esd"]["seconds"]
-    size.measure(a, words, out)
+    size.measure(a, model, words, out)
     rows = json.loads(out.read_text())["rows"]
     assert seen == ["esd"] * 3
     assert rows["esd"]["seconds"][:1] == once
     assert list(rows) == ["esd", "uce, 1", "uce, 10", "uce, 100"]
-    size.measure(a, words, out)
+    size.measure(a, model, words, out)
     assert len(seen) == 3
     a.batch = 2  # another question
-    size.measure(a, words, out)
+    size.measure(a, model, words, out)
     assert len(seen) == 5

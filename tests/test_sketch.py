@@ -18,6 +18,7 @@ from efface.errors import UserError
 from efface.methods.speed import SPEED
 from efface.methods.uce import UCE
 from efface.models import load, watched
+from efface.models.families.stable_diffusion import StableDiffusion
 from efface.models.files import sketch
 from efface.models.files.tensors import readers
 from efface.models.identity import identity
@@ -49,6 +50,13 @@ def test_only_what_reads_the_text_is_in_memory(lean, tiny):
     assert (lean.base, lean.dtype, lean.device) == (tiny.base, tiny.dtype, tiny.device)
     assert lean.latent_shape == tiny.latent_shape
     assert not any(w.requires_grad for w in lean.parameters().values())
+
+
+def test_it_lies_where_it_was_asked_for(tiny_folder):
+    what, family = ("diffusers", "UNet2DConditionModel"), StableDiffusion
+    where = torch.device("meta")  # a device that every machine has
+    found = sketch.sketch(tiny_folder / "unet", what, torch.float32, family, list, where)
+    assert all(w.is_meta for w in found.parameters())
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

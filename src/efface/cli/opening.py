@@ -71,10 +71,10 @@ def crew(jobs: int, ray: str | None) -> Crew:
     Raises:
         UserError: both are given, or Ray is not installed.
     """
-    if ray is not None:
-        imported()
     if ray is not None and jobs > 1:
         raise UserError("give either --jobs or --ray: a cluster has as many processes as it can.")
+    if ray is not None:
+        imported()
     return Crew(jobs, ray)
 
 

@@ -82,7 +82,7 @@ def load(
 
     lean = None
     if maps_only:
-        lean = sketch(folder / own.denoiser, index[own.denoiser], dtype, family, whole)
+        lean = sketch(folder / own.denoiser, index[own.denoiser], dtype, family, whole, device)
     parts: dict[str, Any] = {
         part: open_component(folder / part, index[part], dtype)
         for part in names

@@ -25,6 +25,7 @@ def sketch(
     dtype: torch.dtype,
     family: type[Family],
     whole: Callable[[], nn.Module],
+    device: torch.device,
 ) -> nn.Module | None:
     """The denoiser with the weights that read the text, the others without numbers.
 
@@ -33,6 +34,7 @@ def sketch(
     Args:
         what: its library's and its class's name.
         whole: opens all of it; kept as its ``whole``.
+        device: where those weights go.
 
     Returns:
         None where it is small, where text states go through other weights on their way, or where
@@ -60,7 +62,7 @@ def sketch(
                 raise damaged(folder, name)
             if name in maps:
                 holder, _, leaf = name.rpartition(".")
-                own = nn.Parameter(w.to(dtype), requires_grad=False)
+                own = nn.Parameter(w.to(device, dtype), requires_grad=False)
                 setattr(module.get_submodule(holder), leaf, own)
     module.whole = whole
     return module  # type: ignore[no-any-return]
