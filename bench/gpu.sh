@@ -49,7 +49,7 @@ step() { # NAME OPTIONS…
 MAIN="--only ap --only esd"
 step parity --parity
 for dtype in $DTYPES; do
-    step "$dtype" --dtype "$dtype" --batch $BATCHES $MAIN --only "diffusers' LoRA step"
+    step "$dtype" --dtype "$dtype" --batch $BATCHES $MAIN --only "diffusers' LoRA step" --only "ap, checkpointing"
 done
 step "methods" --dtype bf16 --only "ap official" --only "ESD's published loop" --only uce --only speed
 step "search" --dtype bf16 --whole --updates "$SEARCHED" \

@@ -29,8 +29,10 @@ from efface.methods.esd import ESD
 from efface.methods.mace import MACE
 from efface.methods.minimax import Minimax
 from efface.methods.oce import OCE
+from efface.methods.race import RACE
 from efface.methods.speed import SPEED
 from efface.methods.spm import SPM
+from efface.methods.stereo import STEREO
 from efface.methods.uce import UCE
 from efface.models import load
 from efface.scores import Score
@@ -43,7 +45,7 @@ DOCS = HERE.parent / "docs" / "benchmark.md"
 MARKS = ("<!-- search -->\n", "<!-- /search -->")
 SPLIT, ERASED, PRESERVED = "4", 20, 1
 """Pictures of each erased and of each preserved concept."""
-OPEN = ("dp", "oce", "minimax", "uce-open")
+OPEN = ("dp", "oce", "minimax", "uce-open", "race", "stereo")
 """Searched for with some of the names that a method may be shown kept from it, and scored on them:
 those that the benchmark holds out are no more for settings than for methods."""
 HARD, EVERY, FEW, SEVERAL = "emoji-objects-2", 6, 10, 4
@@ -66,7 +68,7 @@ def ap(eta: float, preserve: float = 1.0, search: Any = None) -> AP:
 
 
 BETWEEN = (
-    "Later closed forms on `emoji-objects-2`, with every sixth of the names that a method may see "
+    "Later methods on `emoji-objects-2`, with every sixth of the names that a method may see "
     "kept from them; PSR and the worst tenth are of those, four pictures each, ESR of ten each."
 )
 """What stands before the table of :data:`OPEN`."""
@@ -118,6 +120,19 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "oce": {
         f"{form}, s_e {s_e:g}": OCE(form=form, erase_scale=s_e)
         for form, s_e in (("iterated", 300), ("released", 300), ("iterated", 1000))
+    },
+    "race": {
+        "defaults": RACE(),
+        **{f"lr {lr:g}": tuned(RACE(), lr=lr) for lr in (1e-4, 3e-5)},
+        "anchor auto": RACE(anchor="auto"),
+        "anchor auto, lr 1e-4": RACE(anchor="auto", lr=1e-4),
+    },
+    "stereo": {
+        "defaults": STEREO(),
+        "guidance 4": STEREO(guidance=4.0),
+        "anchor auto": STEREO(anchor="auto"),
+        "anchor auto, guidance 4": STEREO(anchor="auto", guidance=4.0),
+        "anchor auto, share 0.25": STEREO(anchor="auto", share=0.25),
     },
     "minimax": {
         f"rows {rows}, strength {x:g}, diversify {n}": Minimax(rows=rows, strength=x, diversify=n)

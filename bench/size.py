@@ -116,7 +116,9 @@ def peer(
         return {"seconds": times[1:], "peak": peak.bytes()}
 
 
-def ours(model: DiffusionModel, method: Any, n: int, compiled: bool = False) -> dict[str, Any]:
+def ours(
+    model: DiffusionModel, method: Any, n: int, compiled: bool = False, checkpointing: bool = False
+) -> dict[str, Any]:
     """``n`` timed updates of a method, after one that warms up."""
     seen: list[tuple[float, int, int]] = []
 
@@ -128,7 +130,8 @@ def ours(model: DiffusionModel, method: Any, n: int, compiled: bool = False) -> 
     peak = Peak(model.device)
     if compiled:
         model.denoiser.compile()
-    replace(method, updates=n + 1).erase(model, ["church"], Run(None, clock, False))
+    run = Run(None, clock, False, checkpointing)
+    replace(method, updates=n + 1).erase(model, ["church"], run)
     took, *counts = ([b[i] - a[i] for a, b in pairwise(seen)] for i in range(3))
     return {
         "seconds": took,
@@ -136,7 +139,7 @@ def ours(model: DiffusionModel, method: Any, n: int, compiled: bool = False) -> 
         "backward": sum(counts[1]) / n,
         "rows": method.rows,
         "peak": peak.bytes(),
-        "plan": memory_plan(method, model, 0, False).total,
+        "plan": memory_plan(method, model, 0, checkpointing).total,
     }
 
 
@@ -199,6 +202,8 @@ def tasks(a: argparse.Namespace, model: DiffusionModel, words: Path) -> dict[str
         found[name] = lambda make=make: peer(model, make, a.batch, a.updates)
     for name, method in trained(a.batch, words).items():
         found[name] = lambda m=method: ours(model, m, a.updates, a.compile)
+    ap = trained(a.batch, words)["ap"]
+    found["ap, checkpointing"] = lambda: ours(model, ap, a.updates, a.compile, checkpointing=True)
     return {k: f for k, f in found.items() if not a.only or k in a.only}
 
 

@@ -77,6 +77,8 @@ def test_a_row_has_the_time_evaluations_and_memory_of_an_update(size, model, tmp
     assert (row["forward"], row["backward"], row["rows"]) == (2, 2, 2)
     assert row["plan"] > 0
     assert row["peak"] is None or row["peak"] > 1e7
+    again = size.ours(model, size.trained(2, tmp_path / "words.txt")["esd"], 1, checkpointing=True)
+    assert again["plan"] < row["plan"]
     assert size.closed(model, METHODS["uce"](), 3)["concepts"] == 3
     assert size.attempt(lambda: (_ for _ in ()).throw(RuntimeError("out of memory"))) == {
         "failed": "out of memory"
