@@ -19,6 +19,7 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow -n auto --maxprocesses 2 --dist loadgroup
+	$(BIN)/pytest -m far -n auto --maxprocesses 2 tests/test_devices.py
 
 # The whole way through `efface page`, in the Chromium that there is; installs no browser. The docs' pictures:
 # make browser EFFACE_SHOTS=docs/page
