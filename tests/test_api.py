@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import same_weights
+from conftest import mostly_slow, same_weights
 from families import SIZES, TINY, build
 
 import efface
@@ -19,13 +19,7 @@ def own(pipe):
     return {k: p.clone() for k, p in part.named_parameters()}
 
 
-VARIANTS = ("sdxl, no zeros", "sd3, no T5", "sd3.5", "flux schnell", "flux.2 klein, distilled")
-"""Slow tests: each differs little from one of the others."""
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in TINY]
-)
+@pytest.mark.parametrize("name", mostly_slow(TINY, ("sd2", "z-image")))  # an old and a new one
 def test_the_whole_way_on_a_pipeline(name, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pipe = build(name)

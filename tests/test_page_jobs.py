@@ -168,7 +168,7 @@ def test_a_folder_that_another_process_works_in_is_said_and_left(places, wish):
     )
     with subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        job = worked(places, wish)
+        job = worked(places, wish, every=0)
         other.kill()
     assert job.state().phase == "failed"
     assert "another process" in job.state().said
@@ -177,13 +177,13 @@ def test_a_folder_that_another_process_works_in_is_said_and_left(places, wish):
 
 def test_a_model_that_vanishes_and_a_full_disk_are_one_line(places, wish, monkeypatch, tmp_path):
     gone = Wish(wish.method, wish.concepts, str(tmp_path / "gone"))
-    assert "no such folder" in worked(places, gone).state().said
+    assert "no such folder" in worked(places, gone, every=0).state().said
 
     def full(*_, **__):
         raise UserError("cannot write 'x': No space left on device; nothing was left half-written.")
 
     monkeypatch.setattr("efface.training.checkpoints.save", full)
-    job = worked(places, wish)
+    job = worked(places, wish, every=0)
     assert job.state().phase == "failed"
     assert "No space left" in job.state().said
     monkeypatch.undo()

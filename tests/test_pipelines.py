@@ -5,7 +5,7 @@ import copy
 import diffusers as D
 import pytest
 import torch
-from conftest import CHURCH, QUIET, shaken, tiny_pipeline
+from conftest import CHURCH, QUIET, mostly_slow, shaken, tiny_pipeline
 from families import SIZES, TINY, build, ours, stock
 from PIL import Image
 from torch import nn
@@ -17,14 +17,11 @@ from efface.methods.uce import UCE
 from efface.models import load
 from efface.training import Bank
 
-VARIANTS = ("sdxl, no zeros", "sd3, no T5", "sd3.5", "flux schnell", "flux.2 klein, distilled")
-"""Slow tests: each differs little from one of the others."""
+FAST = ("sdxl", "flux dev", "flux.2 klein", "z-image")
+"""The others are slow tests: each differs little from one of these, in what a pipeline is."""
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in TINY],
-)
+@pytest.fixture(scope="module", params=mostly_slow(TINY, FAST))
 def family(request):
     """(name, pipeline) of one family; whatever a test does with it, it stays as it is."""
     return request.param, build(request.param)
