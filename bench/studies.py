@@ -17,6 +17,10 @@ The paper's experiments and open questions, each one command (`efface study NAME
 model. Every paragraph and figure is made from the JSON beside it; intervals are 95 %, for other
 concepts like these and, where a study has several, training seeds ([what that
 means](intervals.md)). What holds for 312 drawn concepts need not hold for a large model.
+
+AP stands in `anchors`, `vocabulary-size`, `vocabulary-kind`, `order`, `other-data` and `tradeoff`
+for its earlier default, now the preset `away` ([methods](methods.md)), in `search` for the null
+prompt as anchor with η = 1, and in the other studies for today's default.
 """
 
 

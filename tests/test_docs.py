@@ -43,6 +43,39 @@ def test_every_public_name_is_in_the_docs(name):
     assert getattr(efface, name) is not None
 
 
+def test_a_flag_that_switches_something_off_says_no_default():
+    """``--no-picture … (default: True)`` would read as no pictures."""
+    text = (ROOT / "docs" / "outputs.md").read_text(encoding="utf8")
+    flags = [x for x in re.split(r"\n\n|\n  (?=-)", text) if x.startswith("--no-")]
+    assert len(flags) >= 3
+    assert not [x for x in flags if "default: True" in x]
+
+
+def links(page):
+    """Where a page's links to other pages and files of the repository go, less those to the web."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf8"), flags=re.DOTALL)
+    return [x for x in re.findall(r"\]\(([^)\s]+)\)", text) if not x.startswith("http")]
+
+
+def anchors(page):
+    """The names of a page's headings, as links have them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf8"), flags=re.DOTALL)
+    heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads}
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_link_leads_somewhere(page):
+    for link in links(page):
+        name, _, anchor = link.partition("#")
+        there = page.parent / name if name else page
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link
+
+
 @pytest.mark.parametrize("command", [c for c in ABOUT if c != "demo"])
 def test_every_command_is_in_the_docs(command):
     assert f"efface {command}" in (ROOT / "docs" / "cli.md").read_text(encoding="utf8")

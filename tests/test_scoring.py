@@ -10,6 +10,7 @@ from conftest import TOLD, shaken
 
 import efface
 from efface.cli.main import main
+from efface.cli.score import print_scores
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
@@ -326,3 +327,17 @@ def test_scores_of_a_part_of_an_edit_or_of_half_precision_are_not_taken_for_the_
     edit.scaled(0.5, clothes).save(own)  # a run whose edit is that
     efface.score(clothes, Edit.load(own), **{**whole, "keep_in": own})
     assert (own / "scores.json").exists()
+
+
+def test_scores_of_the_unedited_model_have_one_column(capsys):
+    score = {"value": 90.0, "low": 80.0, "high": 95.0, "n": 4, "counts": "concepts"}
+    print_scores({"unedited": {"PSR-1": score}})
+    head, _, row = capsys.readouterr().out.splitlines()[:3]
+    assert head.split("  ")[-1].strip() == "n"
+    assert head.count("unedited") == 1
+    assert "difference" not in head
+    assert row.split() == ["PSR-1", "90.0", "[80.0,", "95.0]", "4", "concepts"]
+    print_scores({"unedited": {"PSR-1": score}, "edited": {"PSR-1": score}, "difference": {}})
+    assert capsys.readouterr().out.splitlines()[0].split()[-4:] == [
+        *("edited", "unedited", "difference", "n"),
+    ]

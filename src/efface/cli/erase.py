@@ -19,7 +19,7 @@ from efface.cli import runfolder
 from efface.cli.opening import OfModel, Opening, opened
 from efface.cli.picture import pictured, tell_preview
 from efface.cli.plan import dry_run
-from efface.cli.terminal import Flag, Json, Place, first_line, parsed, show
+from efface.cli.terminal import Flag, Json, Place, Unless, first_line, parsed, show
 from efface.cli.watching import Live, both, watcher
 from efface.concepts import Concept, check, few, parse, read
 from efface.edits.edit import Edit
@@ -55,7 +55,7 @@ class Erase:
     """Frozen linear layers of the denoiser in four bits (bitsandbytes)."""
     log: Annotated[str, tyro.conf.arg(metavar="{tensorboard}", help_behavior_hint="")] = ""
     """Keep the losses of every update in the run's folder, for TensorBoard."""
-    picture: Flag = True
+    picture: Unless = True
     """Draw no before/after picture."""
     dry_run: Flag = False
     """Only print what it will take and write: memory, evaluations, time (of two updates)."""

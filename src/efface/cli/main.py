@@ -22,7 +22,7 @@ ABOUT = {
     "report": "one self-contained HTML page about runs: scores, pictures, cost",
     "sensitivity": "which concepts an erasure harms, or will harm",
     "study": "the paper's experiments and open questions, each one command",
-    "bench": "methods under one protocol: efface bench emoji-objects",
+    "bench": "methods under one protocol: efface bench emoji-objects-2",
     "generate": "make pictures, with or without an edit",
     "inspect": "what an edit holds and where it came from, or what a folder lost",
     "merge": "write a whole diffusers folder with an edit in it",

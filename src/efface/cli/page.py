@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from efface.cli.terminal import Flag, parsed
+from efface.cli.terminal import Unless, parsed
 from efface.errors import UserError
 from efface.settings import Range
 
@@ -30,7 +30,7 @@ class Options:
         int | None, Range(0, 65535), tyro.conf.arg(metavar="INT", help_behavior_hint="")
     ] = None
     """The port, 0 to 65,535; 0: any that is free. Default: the first free one from 7860 on."""
-    browser: Flag = True
+    browser: Unless = True
     """Open no browser."""
 
 

@@ -14,7 +14,7 @@ import tyro
 from efface.cli.opening import OfModel, Opening, opened
 from efface.cli.runfolder import RECORD, record
 from efface.cli.score import keep
-from efface.cli.terminal import Flag, Json, Place, makeable, parsed
+from efface.cli.terminal import Json, Place, Unless, makeable, parsed
 from efface.concepts import few
 from efface.edits.edit import STRENGTHS, Edit
 from efface.errors import UserError
@@ -48,7 +48,7 @@ class Options:
     strength: Annotated[tuple[float, ...], STRENGTHS] = ()
     """A further strength of the edit that is scored, 0 to 10; again for more. The curve has 0, 0.5
     and 1 in any case."""
-    curve: Flag = True
+    curve: Unless = True
     """Score no other strength than 1: half of the pictures, and no curve."""
     json: Json = False
     """Print where the page is as JSON."""

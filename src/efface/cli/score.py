@@ -98,22 +98,15 @@ def keep(found: Scores, question: Question, home: Path, how: Opening) -> Path:
 
 
 def print_scores(found: dict[str, Any]) -> None:
-    """Scores as a table."""
-    edited = found.get("edited", found["unedited"])
+    """Scores as a table; of the unedited model there is nothing to compare."""
+    if "edited" not in found:
+        alone = {k: Score(**v) for k, v in found["unedited"].items()}
+        rows = [[k, str(s), s.drawn] for k, s in alone.items()]
+        show(rows, ["percent [95 %]", "unedited", "n"])
+        return
     rows = []
-    for k, v in edited.items():
-        s, row = Score(**v), [k]
-        was = found["unedited"].get(k) if "edited" in found else None
-        row += [str(s), str(Score(**was)) if was else ""]
-        d = found.get("difference", {}).get(k)
-        rows.append([*row, str(Score(**d)) if d else "", s.drawn])
-    show(
-        rows,
-        [
-            "percent [95 %]",
-            "edited" if "edited" in found else "unedited",
-            "unedited",
-            "difference",
-            "n",
-        ],
-    )
+    for k, v in found["edited"].items():
+        s, was, d = Score(**v), found["unedited"].get(k), found["difference"].get(k)
+        told = [str(Score(**x)) if x else "" for x in (was, d)]
+        rows.append([k, str(s), *told, s.drawn])
+    show(rows, ["percent [95 %]", "edited", "unedited", "difference", "n"])

@@ -29,7 +29,9 @@ quiet.set_verbosity_error()  # a command's output is its own
 quiet.disable_progress_bar()
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-"""On or off, by one flag."""
+"""Off, unless one flag switches it on."""
+Unless = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+"""On, unless one flag (``--no-…``) switches it off; its help says what the flag does."""
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 """``--json``."""
 Edited = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

@@ -192,7 +192,7 @@ def markdown(out: Path, name: str) -> str:
         some = {m: cells for m, cells in some.items() if cells}
         erased = ", ".join(next(iter(some.values()))[0]["erased"])
         said += [f"Split {split}: {erased}.", "", *lines(some, COLUMNS, out, name), ""]
-    return "\n".join([*said, CAPTION])
+    return "\n".join([*said, caption(COLUMNS)])
 
 
 def brief(out: Path, name: str) -> str:
@@ -201,18 +201,25 @@ def brief(out: Path, name: str) -> str:
         return ""
     found = read(out, name)
     some = {m: found[m] for m in FRONT if m in found}
-    return "\n".join([*lines(some, SHORT, out, name), "", CAPTION])
+    return "\n".join([*lines(some, SHORT, out, name), "", caption(SHORT)])
 
 
-CAPTION = (
-    "Percent of fresh pictures in which the judge sees the erased concept, with 95 % intervals for "
-    "other concepts like these; lower is better, but for the half points (the steps that the "
-    "unedited model makes, or the updates of training on eight pictures, before half as many "
-    "pictures show it as its own do; the later, the better), the rank of the erased word in the "
-    "difference of the weights (median; a high one gives less away) and the three last columns, "
-    "which are the benchmark's of the same edits. Attacks that search with the denoiser "
-    "(unlearndiffatk, inversion, null-text, relearn) run on two of the five concepts, "
-    "with each seed on the next two. The line of the unedited model is the ceiling; texts for "
-    "which it draws nothing are left out."
-)
-"""What the table's numbers are."""
+def caption(columns: Sequence[Column]) -> str:
+    """What a table's numbers are."""
+    whole = columns is COLUMNS
+    ranked = (
+        ", the rank of the erased word in the difference of the weights (median; a high one gives "
+        "less away)"
+    )
+    worst = " Text: the one of rephrase, ring-a-bell and unlearndiffatk that brings most back."
+    return (
+        "Percent of fresh pictures in which the judge sees the erased concept, with 95 % intervals "
+        "for other concepts like these; lower is better, but for the half points (the steps that "
+        "the unedited model makes, or the updates of training on eight pictures, before half as "
+        "many pictures show it as its own do; the later, the better)"
+        f"{ranked if whole else ''} and the three last columns, which are the benchmark's of the "
+        f"same edits.{'' if whole else worst} Attacks that search with the denoiser "
+        "(unlearndiffatk, inversion, null-text, relearn) run on two of the five concepts, with "
+        "each seed on the next two. The line of the unedited model is the ceiling; texts for which "
+        "it draws nothing are left out."
+    )

@@ -57,6 +57,6 @@ def words(found: Mapping[str, Any]) -> str:
 
     best = max(grid.labels(found), key=mean)
     return (
-        f"{grid.intro(found)} AP's defaults with one thing varied. The largest harmonic mean of "
-        f"ESR-1 and PSR-1 is that of {best} ({mean(best):.1f}).\n\n{grid.table(found, 'varied')}"
+        f"{grid.intro(found)} AP's preset away with one thing varied. The largest harmonic mean "
+        f"of ESR-1 and PSR-1 is that of {best} ({mean(best):.1f}).\n\n{grid.table(found, 'varied')}"
     )

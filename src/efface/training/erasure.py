@@ -184,7 +184,7 @@ class Method(ABC):
     """An erasure method: a frozen dataclass of hyper-parameters, one file.
 
     It is given a :class:`Job` and gives the new weights: by its batches and its loss
-    (:meth:`Job.train`; then it is a :class:`Tuning` as well), or in closed form.
+    (:meth:`Job.train`; then it is a :class:`~efface.training.Tuning` as well), or in closed form.
     """
 
     name: ClassVar[str]

@@ -62,7 +62,8 @@ def finetune(
         adapters: trained in place, for a caller that wants their factors; None: new ones, where
             ``rank`` asks for them.
 
-    The last state stays in the run's folder until the edit is saved (:meth:`Run.forget`).
+    The last state stays in the run's folder until the edit is saved
+    (:meth:`~efface.training.Run.forget`).
 
     Raises:
         UserError: unknown weight group, a loss that is not finite (names the update), or a foreign
