@@ -14,12 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from efface.cli.main import main
 from efface.methods import METHODS
-from efface.methods.ap import AP
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import load
 from efface.models.files import sketch
-from efface.training.search import Gumbel
 
 try:
     import far
@@ -73,15 +71,15 @@ def test_a_closed_form_of_a_large_folder_opens_its_maps_there(away, tiny_folder,
     assert edit.digest == UCE().erase(away, [CHURCH], QUIET).digest
 
 
-@pytest.mark.parametrize("family", ["sd2", "sdxl", "sd3", "flux dev", "flux.2 klein", "z-image"])
-def test_every_family_is_drawn_and_erased_from_there(away, words, family):
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_other_families_are_drawn_and_erased_from_there(away, words, family):
     here, there = load(build(family)), load(build(family))
     there.borrowed = False  # not the pipeline's any more
     there.to("far")
     assert there.device.type == "far"
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.allclose(ours(there), ours(here), atol=1e-4)
-        for method in (ESD(), AP(search=Gumbel()), UCE()):
+        for method in (ESD(), UCE()):
             made = [quick(method, words).erase(m, [CHURCH], QUIET) for m in (here, there)]
             assert apart(*made, here) < 1e-2
 
@@ -126,6 +124,6 @@ def test_every_command_works_there(away, clothes_folder, tmp_path, monkeypatch, 
     asked("report", "run", "--no-curve")
     for name, small in SMALL.items():
         asked("attack", "run", "--attack", name, *small, "--redraws", "4", "--sample", "1")
-    asked("lora", "run", "lora.safetensors", "--rank", "8", where=there[:2])
+    asked("lora", "run", "lora.safetensors", "--allow-error", "1", where=there[:2])
     asked("merge", "run", "merged", where=there[:2])
     assert json.loads((tmp_path / "merged" / "erasures.json").read_text())
