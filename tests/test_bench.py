@@ -123,7 +123,8 @@ def test_a_cell_is_one_json_and_is_not_run_again(protocol, tmp_path, emoji):
     told = json.loads((tmp_path / "small.json").read_text())
     (tmp_path / "small.json").write_text(json.dumps({**told, "steps": 3}))
     other = cell.identity(emoji, f"{judge.config.version} {judge.sha256}")
-    assert finished(cell, out, other) is None  # of another protocol: not taken for this one
+    with pytest.raises(UserError, match=r"of other settings .*protocol is"):
+        finished(cell, out, other)  # of another protocol: neither taken for this one nor lost
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ def asked_for(o: Options) -> tuple[Attack, ...]:
 
 def besieged(cells: Sequence[AttackCell], o: Options) -> int:
     """Attack the edits of cells, and show what came of it, attack by attack."""
-    ready([c.edited for c in cells], o.out, o.work)
+    ready(cells, o.out, o.work)
     first = Opened(cells[0].edited)
     total = sorted(c.expected(first) for c in cells)
     print(

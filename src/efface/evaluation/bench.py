@@ -17,7 +17,7 @@ from torch import Tensor
 
 from efface.concepts import Concept
 from efface.edits.edit import Edit
-from efface.errors import UserError, pick
+from efface.errors import pick
 from efface.evaluation import answers
 from efface.evaluation.evaluate import drawn, judge_for, of_ones_own, pictures, sampler_of
 from efface.evaluation.judges import Judge
@@ -27,6 +27,7 @@ from efface.evaluation.metrics.perceived import Sees
 from efface.evaluation.metrics.worst import by_concept
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.protocols import load as load_protocol
+from efface.evaluation.standing import standing
 from efface.methods import METHODS
 from efface.models import DiffusionModel, load
 from efface.names import among, apart
@@ -114,6 +115,19 @@ class Cell:
         """Whether its result is there."""
         return finished(self, out, Opened(self).identity) is not None
 
+    @property
+    def edited(self) -> Cell:
+        """The cell whose edit is looked at: this one."""
+        return self
+
+    def check(self, opened: Opened, out: Path) -> None:
+        """Refuse a result of other settings in its file.
+
+        Raises:
+            UserError: says which.
+        """
+        finished(self, out, opened.identity_of(self))
+
     def run(self, out: Path, work: Path) -> dict[str, Any]:
         """As :func:`run_cell`."""
         return run_cell(self, out, work)
@@ -158,31 +172,13 @@ def usable(protocol: Protocol, split: str) -> str:
     return f"{INLINE} {', '.join(protocol.usable(protocol.erased(split), known))}"
 
 
-BEFORE = {
-    "anchor": "",
-    "decay": 0.0,
-    "average": 0.0,
-    "diversify": 0,
-    "invariants": True,
-    "reuse": 0,
-}
-"""Settings that came later, at what older results were made with."""
-
-
 def finished(cell: Cell, out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result of a cell that is there already; None where it is missing or of other settings."""
-    try:
-        row = answers.read(answers.Cell, out / cell.file, "result")
-    except UserError:
-        return None
-    if row.get("config"):
-        row = {**row, "config": {**older(row["config"], identity["config"]), **row["config"]}}
-    return row if all(row.get(k) == v for k, v in identity.items()) else None
+    """The result of a cell that is there already; None where it is missing.
 
-
-def older(had: Mapping[str, Any], config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a result that is older than some settings was made with."""
-    return {k: v for k, v in BEFORE.items() if k in (config or {}) and k not in had}
+    Raises:
+        UserError: one of other settings is there.
+    """
+    return standing(answers.Cell, out / cell.file, identity)
 
 
 class Opened:
@@ -195,9 +191,13 @@ class Opened:
         self.judge = judge_for(self.model, self.protocol)
         witness = self.protocol.witness
         self.witness = judge_named(witness) if witness else None
-        judges = [f"{j.version} {j.sha256}".strip() for j in (self.judge, self.witness) if j]
-        self.identity = cell.identity(self.model, " and ".join(judges))
+        self.identity = self.identity_of(cell)
         self.erased = self.protocol.erased(cell.split)
+
+    def identity_of(self, cell: Cell) -> dict[str, Any]:
+        """All that decides the result of a cell of this model and protocol but the code."""
+        judges = [f"{j.version} {j.sha256}".strip() for j in self.judges]
+        return cell.identity(self.model, " and ".join(judges))
 
     def folder(self, work: Path) -> Path:
         """Its own part of ``work``; a cell of other settings has another one."""
@@ -333,6 +333,9 @@ def run_cell(cell: Cell, out: Path, work: Path, progress: bool = True) -> dict[s
     Args:
         out: folder of the results.
         work: folder of edits and pictures.
+
+    Raises:
+        UserError: a result of other settings is in its file, or whatever its method cannot.
     """
     opened = Opened(cell)
     known = finished(cell, out, opened.identity)
