@@ -115,3 +115,19 @@ def test_attacks_on_a_cell_of_other_settings_are_refused_before_any_work(clothes
     ready([other], tmp_path, tmp_path / "work")
     with pytest.raises(UserError, match=r"emoji-attacks-1-esd-0.*updates is 7, not 3"):
         ready([mine], tmp_path, tmp_path / "work")
+
+
+@pytest.mark.usefixtures("_once")
+def test_names_are_held_out_of_what_the_models_own_judge_knows(prepared, clothes_folder, tmp_path):
+    prepared(held_out=["bag"])
+    cell = Cell(str(tmp_path / "mine.json"), "1", "ap", 0, model=str(clothes_folder))
+    opened = Opened(cell)
+    seen = opened.identity["config"]["vocabulary"]
+    assert seen == "words: dress, boot, shirt, hat"  # no coat, which is erased, and no bag
+    assert cell.config(opened.judge.concept_names).vocabulary == seen
+
+
+def test_nothing_is_held_out_of_what_a_judge_does_not_list(prepared):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    with pytest.raises(UserError, match="list in preserved what is measured"):
+        prepared(judge="imagenet-effnet-lite0", labels={"coat": "1"}, held_out=["hat"])

@@ -103,7 +103,6 @@ def ready(cells: Sequence[Task], out: Path, work: Path) -> None:
         for split in dict.fromkeys(t.edited.split for t in some):
             judgeable(opened, split)
         for task in some:
-            task.edited.config()
             task.check(opened, out)
     for folder in (out, work):
         try:
@@ -122,6 +121,11 @@ def judgeable(opened: Opened, split: str) -> None:
     p, known = opened.protocol, opened.judge.concept_names
     erased = p.erased(split)
     others = p.others(erased, known)
+    if p.held_out and not (p.preserved or known):
+        raise UserError(
+            f"{p.name!r} holds names out of all that its judge {p.judge!r} knows, which lists no "
+            "names: list in preserved what is measured."
+        )
     p.check_held_out(p.preserved or known)
     for judge in opened.judges:
         for name in (*erased, *others):
