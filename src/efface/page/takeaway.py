@@ -145,7 +145,7 @@ def outdated(home: Path, path: Path) -> bool:
     """
     if not path.exists():
         return True
-    names = (EDIT, "attacks*.json", "scores*.json", "strength-*/scores*.json", "sensitivity.json")
+    names = (EDIT, "attacks*.json", "scores*.json", "strength-*/scores*.json", "sensitivity*.json")
     known = [p.stat().st_mtime_ns for name in names for p in home.glob(name)]
     return path.stat().st_mtime_ns < max(known, default=0)
 
