@@ -4,7 +4,7 @@ import struct
 
 import pytest
 import torch
-from conftest import CHURCH, QUIET, SD14, quick, same_weights, shaken, tiny_pipeline
+from conftest import CHURCH, QUIET, SD14, quick, same_weights, shaken
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -20,6 +20,7 @@ from efface.models import load
 from efface.models.files import tensors as tensors_module
 from efface.models.files.original import denoiser_key, vae_key
 from efface.storage import write
+from efface.testing import tiny_pipeline
 from efface.training import Run
 
 
@@ -219,8 +220,8 @@ def test_a_merged_folder_opens_in_stock_diffusers(tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
-def test_a_single_file_opens_in_stock_diffusers(tokenizer, tmp_path, act):
-    pipe = tiny_pipeline(tokenizer)
+def test_a_single_file_opens_in_stock_diffusers(tmp_path, act):
+    pipe = tiny_pipeline()
     if act == "gelu":  # Stable Diffusion 2.x: OpenCLIP's names
         config = CLIPTextConfig(**{**pipe.text_encoder.config.to_dict(), "hidden_act": act})
         pipe.text_encoder = CLIPTextModel(config)
@@ -309,8 +310,8 @@ def test_merge_refuses_a_model_without_a_folder(tiny, edit, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_merge_stores_what_the_base_stores(tokenizer, tmp_path):
-    tiny_pipeline(tokenizer).to(torch.float16).save_pretrained(tmp_path / "half")
+def test_merge_stores_what_the_base_stores(tmp_path):
+    tiny_pipeline().to(torch.float16).save_pretrained(tmp_path / "half")
     model = load(tmp_path / "half", device="cpu")
     merge(model, Edit(shaken(model), {"base": model.base}), tmp_path / "merged")
     weights = load_file(tmp_path / "merged" / "unet" / "diffusion_pytorch_model.safetensors")
