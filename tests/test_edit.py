@@ -14,11 +14,13 @@ from efface.edits import merge as merge_module
 from efface.edits.edit import Edit
 from efface.edits.merge import merge, merge_single
 from efface.errors import UserError
+from efface.evaluation.protocols import load as protocol
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import load
 from efface.models.files import tensors as tensors_module
 from efface.models.files.original import denoiser_key, vae_key
+from efface.page.places import is_model
 from efface.storage import write
 from efface.testing import tiny_pipeline
 from efface.training import Run
@@ -124,6 +126,25 @@ def test_a_whole_model_is_a_folder_or_safetensors(edit, tmp_path, capsys, name):
     assert main(["merge", str(tmp_path / "edit.safetensors"), str(tmp_path / name)]) == 2
     assert "a whole model is a folder" in capsys.readouterr().err
     assert not (tmp_path / name).exists()
+
+
+def test_an_ending_in_capitals_is_the_same_ending(tiny, edit, tmp_path, capsys):
+    path, whole = tmp_path / "edit.SAFETENSORS", tmp_path / "whole.SafeTensors"
+    edit.save(path)
+    assert path.is_file()
+    assert Edit.load(path).digest == edit.digest
+    assert main(["merge", str(path), str(whole), "--model", tiny.name]) == 0
+    assert whole.is_file()
+    assert is_model(whole)
+    lora = tmp_path / "lora.SAFETENSORS"
+    assert main(["lora", str(path), str(lora), "--model", tiny.name]) == 0
+    assert lora.is_file()
+    (tmp_path / "old.CKPT").write_bytes(b"x")
+    for opened in (load, Edit.load):
+        with pytest.raises(UserError, match=r"old\.CKPT' is a pickle"):
+            opened(tmp_path / "old.CKPT")
+    (tmp_path / "mine.JSON").write_text('{"splits": {"1": ["church"]}}')
+    assert protocol(str(tmp_path / "mine.JSON")).erased("1") == ("church",)
 
 
 def test_a_pickle_is_refused_and_never_opened(tmp_path):

@@ -93,7 +93,7 @@ class Edit:
         """
         path = Path(path).expanduser()
         self.sane("the edit")
-        if path.suffix != ".safetensors":
+        if path.suffix.lower() != ".safetensors":
             make_folder(path)
             path = path / "edit.safetensors"
         gates = {"gates": [list(gate.names) for gate in self.gates]} if self.gates else {}
@@ -113,7 +113,7 @@ class Edit:
         path = path / "edit.safetensors" if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"no edit at {str(path)!r}; give a run folder or an edit.safetensors.")
-        if path.suffix in PICKLES:
+        if path.suffix.lower() in PICKLES:
             refuse_pickle(path)
         try:
             with safe_open(path, "pt") as f:
