@@ -22,6 +22,7 @@ from efface.page.desk import Desk
 from efface.page.jobs import Job, State, Task, holder
 from efface.page.places import Places
 from efface.page.wish import Form, Wish, form_of, line_of, wish_in, wish_of
+from efface.reporting.grid import PICTURE
 from efface.storage import locked
 from efface.training import Rollout
 from efface.training.search import Gumbel
@@ -458,6 +459,16 @@ def test_a_damaged_curve_is_said_in_its_place_and_measured_anew(finished, text):
     points = [{"strength": s, "ESR-1": score, "PSR-1": score} for s in (0.0, 1.0)]
     path.write_text(json.dumps(points))
     assert views.strengths(desk, key).count("<svg") == 2
+
+
+def test_of_a_run_that_the_command_made_its_picture_is_shown(finished):
+    desk, key = finished
+    home, before = desk.places.run(desk.wish(key).home), views.sign(desk, key)
+    assert "<img" not in views.run(desk, key)
+    (home / PICTURE).write_bytes(b"x")
+    assert views.sign(desk, key) != before
+    assert f"/{key}/{PICTURE}" in views.run(desk, key)
+    assert files.taken(desk, key, PICTURE) == home / PICTURE
 
 
 def test_damaged_results_of_attacks_do_not_hide_the_others(finished):

@@ -14,8 +14,9 @@ from efface.page import markup
 from efface.page.desk import Desk
 from efface.page.jobs import KINDS, Job, State
 from efface.page.markup import LIVE, TAKE, Figure, address
-from efface.page.takeaway import there
+from efface.page.takeaway import drawn, there
 from efface.page.work import ATTACKS
+from efface.reporting.grid import PICTURE
 from efface.scores import Score
 from efface.settings import read_json, typed
 
@@ -33,7 +34,7 @@ def sign(desk: Desk, key: str) -> str:
     for kind in KINDS:
         job = Job(desk.places, wish, kind)
         parts += [repr(job.state()), *(stamp(job.folder / n) for n in ("watch.json", "curve.json"))]
-    some = [*attacked(home), *there(desk.places, wish)]
+    some = [*attacked(home), *there(desk.places, wish), *drawn(home)]
     parts += [f"{p.name} {stamp(p)}" for p in some]
     return "\n".join(parts)
 
@@ -61,7 +62,12 @@ def run(desk: Desk, key: str) -> str:
         seconds = told_seconds(job.run)
         took = f" in {span(seconds)}" if seconds else ""
         state = State("done", f"Trained{took}. {became(seen)}".strip(), 1, 1)
-    return head + markup.bar(state) + curves(seen) + watched(seen, job, desk.veiled(key))
+    veiled = desk.veiled(key)
+    shown = curves(seen) + watched(seen, job, veiled)
+    if not shown and desk.finished(key) and drawn(job.run):
+        before = Figure("before and after", [address(TAKE, key, PICTURE)])
+        shown = markup.figures([before], veiled, "strips")
+    return head + markup.bar(state) + shown
 
 
 def told_seconds(home: Path) -> float | None:
