@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -189,6 +190,13 @@ def trainings(updates: int) -> dict[str, Any]:
     among = replace(exact, search=replace(exact.search, among=64))
     found = {"ap": AP(), "esd": METHODS["esd"](), "ap exact": exact, "ap exact, among 64": among}
     return {f"{n}, whole": replace(m, updates=updates) for n, m in found.items()}
+
+
+def rows(whole: bool) -> list[str]:
+    """The names of all that can be measured."""
+    if whole:
+        return list(trainings(1))
+    return [*PEERS, *trained(1, Path()), *(n for n, cls in METHODS.items() if cls.closed_form)]
 
 
 def tasks(a: argparse.Namespace, model: DiffusionModel, words: Path) -> dict[str, Any]:
@@ -433,6 +441,9 @@ def options() -> argparse.ArgumentParser:
 
 def main() -> None:
     a = options().parse_args()
+    for name in a.only or ():
+        if name not in rows(a.whole):
+            sys.exit(f"--only {name!r}: no such row; there are {', '.join(rows(a.whole))}.")
     if a.table:
         DOCS.write_text(written(DOCS.read_text()))
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean
@@ -20,9 +20,10 @@ from efface.evaluation.attack_bench import AttackCell
 from efface.evaluation.attacks.completion import Completion
 from efface.evaluation.attacks.inversion import Inversion
 from efface.evaluation.attacks.relearn import Relearn
-from efface.evaluation.bench import Cell, shown
+from efface.evaluation.bench import Cell
 from efface.evaluation.cells import run_all
 from efface.evaluation.judges import named
+from efface.evaluation.permitted import shown
 from efface.evaluation.protocols import load as load_protocol
 from efface.evaluation.tasks import Crew
 from efface.methods.ap import AP
@@ -123,9 +124,9 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
 class Trial(Cell):
     """A trial as a cell: its ``method`` is a key of :data:`TRIALS`."""
 
-    def config(self) -> Method:
+    def config(self, known: Sequence[str] | None = None) -> Method:
         """Its settings, with the vocabulary that the protocol lets it see."""
-        found = shown(TRIALS[self.method][0], load_protocol(self.protocol), self.split)
+        found = shown(TRIALS[self.method][0], load_protocol(self.protocol), self.split, known)
         return replace(found, seed=self.seed)  # type: ignore[type-var]
 
     def concepts(self, model: DiffusionModel) -> list[Concept]:

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from conftest import CHURCH, DOG, QUIET, WORDS, job_of, quick, shaken, tiny_pipeline
+from conftest import CHURCH, DOG, QUIET, WORDS, job_of, quick, shaken
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from efface.concepts import Concept, normal
@@ -15,6 +15,7 @@ from efface.methods.ap import AP
 from efface.methods.esd import ESD
 from efface.models import load, mix
 from efface.seeds import generator
+from efface.testing import tiny_pipeline
 from efface.training import Bank, Rollout, Run, Student
 from efface.training.closed_form import text_vectors
 from efface.training.latents import Banked, RolledOut
@@ -147,8 +148,8 @@ def test_the_students_latents_come_from_the_student(tiny):
     assert not torch.allclose(frozen.draw(seeded(seed), 2, weights).z, slow, atol=1e-4)
 
 
-def test_v_prediction_becomes_noise_as_in_diffusers(tokenizer, tmp_path):
-    tiny_pipeline(tokenizer, prediction="v_prediction").save_pretrained(tmp_path / "v")
+def test_v_prediction_becomes_noise_as_in_diffusers(tmp_path):
+    tiny_pipeline(prediction="v_prediction").save_pretrained(tmp_path / "v")
     model = load(tmp_path / "v", device="cpu")
     scheduler = DDIMScheduler.from_config(model.scheduler.config)
     scheduler.set_timesteps(1000)

@@ -158,9 +158,10 @@ def test_a_cell_goes_on_inside_an_attack_and_keeps_what_it_has(cell, tmp_path, m
     assert made["attacks"]["none"] == again["attacks"]["none"]
     assert {r["at"] for r in made["attacks"]["completion"]["rows"]} == {"0"}
     path = out / cell().file
-    path.write_text(json.dumps(made | {"redraws": 99}))  # of other settings: all of it anew
-    anew = run_attacks(cell(attacks=some[:1]), out, work, progress=False)
-    assert set(anew["attacks"]) == {"none"}
+    path.write_text(json.dumps(made | {"redraws": 99}))  # of other settings: not to be lost
+    said = refused(run_attacks, cell(attacks=some[:1]), out, work, progress=False)
+    assert "of other settings (redraws is 99, not 4)" in said
+    assert json.loads(path.read_text())["redraws"] == 99
 
 
 def test_the_unedited_model_is_attacked_as_the_ceiling(cell, tmp_path):

@@ -123,7 +123,8 @@ def test_a_cell_is_one_json_and_is_not_run_again(protocol, tmp_path, emoji):
     told = json.loads((tmp_path / "small.json").read_text())
     (tmp_path / "small.json").write_text(json.dumps({**told, "steps": 3}))
     other = cell.identity(emoji, f"{judge.config.version} {judge.sha256}")
-    assert finished(cell, out, other) is None  # of another protocol: not taken for this one
+    with pytest.raises(UserError, match=r"of other settings .*protocol is"):
+        finished(cell, out, other)  # of another protocol: neither taken for this one nor lost
 
 
 @pytest.mark.slow
@@ -360,7 +361,8 @@ def test_the_page_says_what_was_measured_and_how_to_do_it_again(report):
     assert "not a security boundary" in html
     assert "12.5 [10.0, 15.0]" in html
     assert "emoji-objects " in html
-    told = json.loads((report.parent / "sensitivity.json").read_text())
+    (said,) = report.parent.glob("sensitivity-*.json")
+    told = json.loads(said.read_text())
     worst = next(iter(told["instruments"][0]["words"]))
     assert f"these moved most, in % of the squared noise: {worst} (" in html
     assert "data:image/svg+xml;base64," in html

@@ -19,6 +19,7 @@ from efface.methods.uce import UCE
 from efface.models import load
 from efface.testing import tiny_pipeline
 from efface.training import Bank, Job, Run, Student, loop, processes
+from efface.training.checkpoints import Checkpoint
 from efface.training.loop import finetune
 from efface.training.runs import CHECKPOINT, Paused
 
@@ -138,10 +139,24 @@ def other_rate(folder, words):
     return model
 
 
+def other_part(name):
+    """The same model, with one weight of a part changed by a thousandth."""
+
+    def made(folder, words):
+        model = load(tiny_pipeline())
+        weight = next(p for p in model.parts[name].parameters() if p.ndim > 1)
+        weight.data.view(-1)[0] += 1e-3
+        return model
+
+    return made
+
+
 @pytest.mark.parametrize(
     "other",
     [
         other_rate,
+        other_part("text_encoder"),
+        other_part("vae"),
         other_words,
         lambda *_: load(tiny_pipeline(), size=16),
         lambda *_: load(tiny_pipeline("v_prediction")),
@@ -161,6 +176,40 @@ def test_a_run_does_not_go_on_where_its_weights_would_be_others(words, tmp_path,
         method.erase(tiny_pipeline(), [CHURCH], Run(run, on_update, progress=False))
     with pytest.raises(UserError, match="with other settings"):
         method.erase(other(tmp_path, mine), [CHURCH], Run(run, progress=False))
+
+
+@pytest.mark.parametrize("when", ["before the edit is saved", "before the state is saved"])
+def test_a_stop_that_was_asked_for_outlives_a_kill(tiny, words, tmp_path, monkeypatch, when):
+    method, heard = quick(AP(anchor=""), words, updates=5), []
+
+    def stops(update, losses, edit):
+        heard.append(update)
+        return update == 3
+
+    whole = method.erase(tiny, [CHURCH], Run(tmp_path / "whole", stops, progress=False))
+    assert whole.meta["stopped_after"] == 3
+    run, killed = Run(tmp_path / "run", stops, progress=False), (Edit, "save")
+    if when == "before the state is saved":
+        save = Checkpoint.save
+        killed = (Checkpoint, "save")
+
+        def dies(self, update, *more):
+            return 1 / 0 if update == 3 else save(self, update, *more)
+    else:
+
+        def dies(*_):
+            raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*killed, dies)
+        with pytest.raises(ZeroDivisionError):
+            method.erase(tiny, [CHURCH], run)
+    heard.clear()
+    late = Run(run.folder, progress=False) if killed[0] is Edit else run  # nobody asks again
+    edit = method.erase(tiny, [CHURCH], late)
+    assert heard == ([] if killed[0] is Edit else [3])  # at most repeated
+    assert edit.digest == whole.digest
+    assert edit.meta["stopped_after"] == 3
 
 
 def test_a_folder_that_holds_another_edit_is_refused(tiny, tmp_path):

@@ -380,3 +380,10 @@ def test_a_linked_file_is_replaced_and_what_it_leads_to_stays(tiny, folder, tmp_
     assert (folder / UNET).read_bytes() != before
     remove(folder)
     assert (folder / UNET).read_bytes() == before
+
+
+def test_a_denoiser_whose_ending_is_in_capitals_is_not_overlooked(folder):
+    (folder / "elsewhere").mkdir()
+    shutil.copy(folder / UNET, folder / "elsewhere" / "again.SAFETENSORS")
+    found = contents(folder)
+    assert found.alike == ["elsewhere/again.SAFETENSORS"]

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 import torch
-from conftest import CHURCH, QUIET, SD14, quick, same_weights, shaken, tiny_pipeline
+from conftest import CHURCH, QUIET, SD14, quick, same_weights, shaken
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -14,12 +14,15 @@ from efface.edits import merge as merge_module
 from efface.edits.edit import Edit
 from efface.edits.merge import merge, merge_single
 from efface.errors import UserError
+from efface.evaluation.protocols import load as protocol
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import load
 from efface.models.files import tensors as tensors_module
 from efface.models.files.original import denoiser_key, vae_key
+from efface.page.places import is_model
 from efface.storage import write
+from efface.testing import tiny_pipeline
 from efface.training import Run
 
 
@@ -125,6 +128,25 @@ def test_a_whole_model_is_a_folder_or_safetensors(edit, tmp_path, capsys, name):
     assert not (tmp_path / name).exists()
 
 
+def test_an_ending_in_capitals_is_the_same_ending(tiny, edit, tmp_path, capsys):
+    path, whole = tmp_path / "edit.SAFETENSORS", tmp_path / "whole.SafeTensors"
+    edit.save(path)
+    assert path.is_file()
+    assert Edit.load(path).digest == edit.digest
+    assert main(["merge", str(path), str(whole), "--model", tiny.name]) == 0
+    assert whole.is_file()
+    assert is_model(whole)
+    lora = tmp_path / "lora.SAFETENSORS"
+    assert main(["lora", str(path), str(lora), "--model", tiny.name]) == 0
+    assert lora.is_file()
+    (tmp_path / "old.CKPT").write_bytes(b"x")
+    for opened in (load, Edit.load):
+        with pytest.raises(UserError, match=r"old\.CKPT' is a pickle"):
+            opened(tmp_path / "old.CKPT")
+    (tmp_path / "mine.JSON").write_text('{"splits": {"1": ["church"]}}')
+    assert protocol(str(tmp_path / "mine.JSON")).erased("1") == ("church",)
+
+
 def test_a_pickle_is_refused_and_never_opened(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -219,8 +241,8 @@ def test_a_merged_folder_opens_in_stock_diffusers(tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
-def test_a_single_file_opens_in_stock_diffusers(tokenizer, tmp_path, act):
-    pipe = tiny_pipeline(tokenizer)
+def test_a_single_file_opens_in_stock_diffusers(tmp_path, act):
+    pipe = tiny_pipeline()
     if act == "gelu":  # Stable Diffusion 2.x: OpenCLIP's names
         config = CLIPTextConfig(**{**pipe.text_encoder.config.to_dict(), "hidden_act": act})
         pipe.text_encoder = CLIPTextModel(config)
@@ -309,8 +331,8 @@ def test_merge_refuses_a_model_without_a_folder(tiny, edit, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_merge_stores_what_the_base_stores(tokenizer, tmp_path):
-    tiny_pipeline(tokenizer).to(torch.float16).save_pretrained(tmp_path / "half")
+def test_merge_stores_what_the_base_stores(tmp_path):
+    tiny_pipeline().to(torch.float16).save_pretrained(tmp_path / "half")
     model = load(tmp_path / "half", device="cpu")
     merge(model, Edit(shaken(model), {"base": model.base}), tmp_path / "merged")
     weights = load_file(tmp_path / "merged" / "unet" / "diffusion_pytorch_model.safetensors")

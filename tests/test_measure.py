@@ -148,3 +148,10 @@ def test_efficientnet_judges_photographs_and_reads_labels_by_index():
     assert found.concepts.shape == (2, 5)
     assert (found.concept_logprobs.exp().sum(1) <= 1 + 1e-4).all()
     assert judge.prepared(torch.rand(1, 3, 300, 400)).shape == (1, 3, 224, 224)
+    framed = torch.zeros(1, 3, 512, 768)
+    framed[..., 32:480, 160:608] = 1  # the middle 7/8 of the shorter side
+    inside = judge.prepared(framed)[..., 3:-3, 3:-3]
+    assert torch.allclose(inside, torch.ones(()), atol=0.01)
+    assert judge.prepared(framed)[..., 0, :].min() < 0.9  # and no less of it
+    grey = judge.prepared(torch.full((1, 3, 300, 400), 127 / 255))
+    assert torch.allclose(grey, torch.zeros(()), atol=1e-5)

@@ -6,7 +6,7 @@ import warnings
 import huggingface_hub
 import pytest
 import torch
-from conftest import CHURCH, QUIET, SD14, quick, shaken, tiny_pipeline
+from conftest import CHURCH, QUIET, SD14, quick, shaken
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -25,6 +25,7 @@ from efface.errors import UserError
 from efface.methods.esd import ESD
 from efface.models import Conditioning, hash_stored, load, mix, stack
 from efface.models.families.stable_diffusion import StableDiffusion
+from efface.testing import tiny_pipeline
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -380,8 +381,8 @@ def pictures(model, prompts, seeds, **options):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_pictures_are_those_of_the_stock_pipeline(tokenizer, tmp_path, prediction):
-    tiny_pipeline(tokenizer, prediction).save_pretrained(tmp_path / "model")
+def test_pictures_are_those_of_the_stock_pipeline(tmp_path, prediction):
+    tiny_pipeline(prediction).save_pretrained(tmp_path / "model")
     model = load(tmp_path / "model", device="cpu")
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     pipe.set_progress_bar_config(disable=True)
@@ -397,8 +398,8 @@ def test_pictures_are_those_of_the_stock_pipeline(tokenizer, tmp_path, predictio
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
-def test_a_prediction_other_than_noise_or_v_is_refused(tokenizer, tmp_path):
-    tiny_pipeline(tokenizer, "sample").save_pretrained(tmp_path / "model")
+def test_a_prediction_other_than_noise_or_v_is_refused(tmp_path):
+    tiny_pipeline("sample").save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="predict 'sample' are not supported"):
         pictures(load(tmp_path / "model", device="cpu"), ["dog"], [0], steps=1)
 

@@ -22,6 +22,7 @@ from efface.page.desk import Desk
 from efface.page.jobs import Job, State, Task, holder
 from efface.page.places import Places
 from efface.page.wish import Form, Wish, form_of, line_of, wish_in, wish_of
+from efface.reporting.grid import PICTURE
 from efface.storage import locked
 from efface.training import Rollout
 from efface.training.search import Gumbel
@@ -444,6 +445,39 @@ def test_a_run_is_not_taken_for_another_one_in_its_folder(finished):
     assert not desk.finished(stray)
     with pytest.raises(UserError, match="holds another run by now"):
         desk.edit(stray)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '[{"strength": 1, "ESR-1": {}}]', "[{}]"])
+def test_a_damaged_curve_is_said_in_its_place_and_measured_anew(finished, text):
+    desk, key = finished
+    path = desk.job(key, "measure").folder / "curve.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    assert views.sign(desk, key) == views.sign(desk, key)  # so that it is said once
+    assert views.strengths(desk, key).count("“Measure” makes it anew") == 1
+    score = {"value": 50.0, "low": 40.0, "high": 60.0, "n": 4}
+    points = [{"strength": s, "ESR-1": score, "PSR-1": score} for s in (0.0, 1.0)]
+    path.write_text(json.dumps(points))
+    assert views.strengths(desk, key).count("<svg") == 2
+
+
+def test_of_a_run_that_the_command_made_its_picture_is_shown(finished):
+    desk, key = finished
+    home, before = desk.places.run(desk.wish(key).home), views.sign(desk, key)
+    assert "<img" not in views.run(desk, key)
+    (home / PICTURE).write_bytes(b"x")
+    assert views.sign(desk, key) != before
+    assert f"/{key}/{PICTURE}" in views.run(desk, key)
+    assert files.taken(desk, key, PICTURE) == home / PICTURE
+
+
+def test_damaged_results_of_attacks_do_not_hide_the_others(finished):
+    desk, key = finished
+    home = desk.places.run(desk.wish(key).home)
+    (home / "attacks-small.json").write_text("{")
+    said = views.attacks(desk, key, False)
+    assert "attacks-small.json" in said
+    assert "Move it away, or attack again" in said
 
 
 def test_a_link_finds_a_run_that_a_command_made(finished):

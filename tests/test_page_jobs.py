@@ -23,6 +23,7 @@ from efface.page.jobs import Job, holder
 from efface.page.live import Watch, points_in, watched
 from efface.page.places import Places
 from efface.page.wish import Wish
+from efface.training.erasure import provenance
 
 COAT = Concept("coat", anchor="boot")
 
@@ -251,3 +252,14 @@ def test_a_job_is_a_process_that_outlives_its_page(places, wish, monkeypatch):
     assert same_weights(
         Edit.load(job.run).on(model), wish.method.erase(model, wish.concepts).on(model)
     )
+
+
+def test_the_page_goes_on_with_a_run_in_the_precision_and_size_that_it_was_begun_in(
+    tiny_folder, tmp_path
+):
+    assert work.opening_of(tmp_path, "x") == Opening(model="x")
+    for dtype, size in (("bf16", 16), ("fp16", 0), ("fp32", 0)):
+        model = load(tiny_folder, dtype=dtype, device="cpu", size=size)
+        about = provenance(METHODS["uce"](), model, [Concept("church")])
+        (tmp_path / "run.json").write_text(json.dumps({"run": about, "command": ["efface"]}))
+        assert work.opening_of(tmp_path, "x") == Opening(model="x", dtype=dtype, size=size)

@@ -5,7 +5,7 @@ import copy
 import diffusers as D
 import pytest
 import torch
-from conftest import CHURCH, QUIET, mostly_slow, shaken, tiny_pipeline
+from conftest import CHURCH, QUIET, mostly_slow, shaken
 from families import SIZES, TINY, build, ours, stock
 from PIL import Image
 from torch import nn
@@ -15,6 +15,7 @@ from efface.errors import UserError
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.models import load
+from efface.testing import tiny_pipeline
 from efface.training import Bank
 
 FAST = ("sdxl", "flux dev", "flux.2 klein", "z-image")
@@ -28,9 +29,9 @@ def family(request):
 
 
 @pytest.fixture
-def pipe(tokenizer):
+def pipe():
     """A small pipeline to be changed."""
-    pipe = tiny_pipeline(tokenizer)
+    pipe = tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -396,8 +397,8 @@ def test_files_are_compared_once(tiny_folder, monkeypatch):
         "fp16 variant beside",
     ],
 )
-def test_a_pipeline_of_variants_and_shards_is_its_folders_model(tokenizer, form, tmp_path):
-    pipe, folder = tiny_pipeline(tokenizer), tmp_path / "model"
+def test_a_pipeline_of_variants_and_shards_is_its_folders_model(form, tmp_path):
+    pipe, folder = tiny_pipeline(), tmp_path / "model"
     shards = {"max_shard_size": "20KB"} if "shards" in form else {}
     if form == "fp16 variant beside":
         pipe.save_pretrained(folder)

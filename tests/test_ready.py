@@ -1,13 +1,20 @@
 """What a benchmark could not score is refused before it trains anything."""
 
+import dataclasses
+import functools
 import json
 
 import pytest
 from conftest import TOLD
 
+from efface.cli.main import main
 from efface.errors import UserError
-from efface.evaluation.bench import Cell
+from efface.evaluation import bench as bench_module
+from efface.evaluation.attack_bench import AttackCell
+from efface.evaluation.baselines import NoAttack
+from efface.evaluation.bench import Cell, Opened, finished
 from efface.evaluation.cells import ready
+from efface.models import load
 
 
 @pytest.fixture
@@ -60,3 +67,67 @@ def test_a_held_out_name_that_the_judge_does_not_know_hides_nothing_and_is_refus
     path.write_text(json.dumps({"splits": {"1": ["church"]}, "held_out": ["castel", "dog"]}))
     with pytest.raises(UserError, match="held_out: 'castel'; did you mean 'castle'"):
         ready([Cell(str(path), "1", "uce", 0)], tmp_path / "out", tmp_path / "work")
+
+
+@pytest.fixture
+def _once(monkeypatch):
+    """A model is opened once in a test."""
+    monkeypatch.setattr(bench_module, "load", functools.cache(load))
+
+
+@pytest.mark.usefixtures("_once")
+def test_a_result_of_other_settings_is_kept_and_refused_before_any_work(
+    clothes_folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path, model = str(clothes_folder / "protocol.json"), str(clothes_folder)
+    had = Cell(path, "1", "esd", 0, updates=3, model=model)
+    row = {**Opened(had).identity, "hits": {}}
+    file = tmp_path / "out" / had.file
+    file.parent.mkdir()
+    file.write_text(json.dumps(row))
+    ready([had], file.parent, tmp_path / "work")  # the same cell: resumption
+    assert finished(had, file.parent, Opened(had).identity) == row
+    bench = ["bench", path, "--method", "esd", "--seeds", "1", "--model", model, "--out", "out"]
+    assert main([*bench, "--updates", "7"]) == 2
+    (told,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("efface")]
+    said = "is a result of other settings"
+    assert f"'out/{had.file}' {said} (updates is 3, not 7): name another folder by --out" in told
+    half = dataclasses.replace(had, dtype="bf16")
+    with pytest.raises(UserError, match=rf"{said} \(dtype is None, not 'bf16'; "):
+        ready([half], file.parent, tmp_path / "work")
+    assert json.loads(file.read_text()) == row
+    file.write_text(json.dumps({**Opened(half).identity, "hits": {}}))
+    with pytest.raises(UserError, match=rf"{said} \(dtype is 'bf16', not None; "):
+        ready([had], file.parent, tmp_path / "work")
+    assert not [*tmp_path.glob("runs/bench/*")]
+
+
+@pytest.mark.usefixtures("_once")
+def test_attacks_on_a_cell_of_other_settings_are_refused_before_any_work(clothes_folder, tmp_path):
+    path, model = str(clothes_folder / "protocol.json"), str(clothes_folder)
+    mine, other = (
+        AttackCell(Cell(path, "1", "esd", 0, updates=n, model=model), (NoAttack(),)) for n in (3, 7)
+    )
+    row = {**other.identity(Opened(other.edited)), "attacks": {}}
+    (tmp_path / mine.file).write_text(json.dumps(row))
+    (tmp_path / mine.edited.file).write_text(json.dumps({**row, "hits": {}}))  # not written by it
+    ready([other], tmp_path, tmp_path / "work")
+    with pytest.raises(UserError, match=r"emoji-attacks-1-esd-0.*updates is 7, not 3"):
+        ready([mine], tmp_path, tmp_path / "work")
+
+
+@pytest.mark.usefixtures("_once")
+def test_names_are_held_out_of_what_the_models_own_judge_knows(prepared, clothes_folder, tmp_path):
+    prepared(held_out=["bag"])
+    cell = Cell(str(tmp_path / "mine.json"), "1", "ap", 0, model=str(clothes_folder))
+    opened = Opened(cell)
+    seen = opened.identity["config"]["vocabulary"]
+    assert seen == "words: dress, boot, shirt, hat"  # no coat, which is erased, and no bag
+    assert cell.config(opened.judge.concept_names).vocabulary == seen
+
+
+def test_nothing_is_held_out_of_what_a_judge_does_not_list(prepared):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    with pytest.raises(UserError, match="list in preserved what is measured"):
+        prepared(judge="imagenet-effnet-lite0", labels={"coat": "1"}, held_out=["hat"])

@@ -1,17 +1,20 @@
 """Edits in weights that are stored in half precision: what rounding takes, and that it is told."""
 
+import gc
 import shutil
 import warnings
+import weakref
 
 import pytest
 import torch
 from conftest import CHURCH, same_weights, shaken
 from safetensors.torch import load_file, save_file
 
+from efface.edits import edit as edit_module
 from efface.edits.edit import Edit
 from efface.edits.in_place import apply
 from efface.edits.merge import merge, merge_single
-from efface.edits.rounding import Stored, lost
+from efface.edits.rounding import MEASURED, Stored, lost
 from efface.models import load
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -93,3 +96,30 @@ def test_an_edit_made_in_half_precision_leaves_the_base_as_exact_as_it_is(
     assert same_weights(load_file(folder / UNET), merged)
     rounded = load(tiny_folder, device="cpu", dtype="bf16")
     assert same_weights(edit.on(rounded), edit.weights)
+
+
+def test_rounding_is_measured_once_where_the_weights_are_and_holds_on_to_no_model(
+    tiny_folder, monkeypatch
+):
+    model = load(tiny_folder, device="cpu", dtype="bf16")
+    edit, seen = of(model, by=0.002), []
+
+    def watched(weights):
+        seen.append([(w.change.device, w.own.dtype) for w in weights])
+        return 0.0
+
+    monkeypatch.setattr(edit_module, "lost", watched)
+    for strength in (1.0, 1.0, 0.5, 1.0):
+        with edit.applied(model, strength):
+            pass
+    k = len(edit.weights)
+    assert [len(s) for s in seen] == [k, 0, k, 0]
+    edit.scaled(0.5, model).merged_into(model)  # another edit
+    assert len(seen[-1]) == k
+    denoiser = weakref.ref(model.denoiser)
+    assert denoiser() in MEASURED
+    n = len(MEASURED)
+    del model, edit
+    gc.collect()
+    assert denoiser() is None
+    assert len(MEASURED) < n

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from conftest import CHURCH, QUIET, WORDS, quick, shaken
 from desks import elsewhere
 
 from efface.cli.main import main
+from efface.cli.opening import Opening
+from efface.cli.report import sensed
+from efface.cli.sensitivity import Options, asked, keep
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
@@ -35,6 +39,7 @@ from efface.models.families import family as family_module
 from efface.scores import rank_correlation, ranks
 from efface.seeds import generator
 from efface.training.closed_form import text_vectors
+from efface.vocabulary import Vocabulary
 
 
 def edit_of(model, weights):
@@ -247,7 +252,8 @@ def test_looking_ahead_and_looking_back(proxy, tiny_folder, words, tmp_path, cap
     ahead = ["sensitivity", "--concept", "church", "--model", str(tiny_folder), *args]
     assert main([*ahead, "--proxy", proxy, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    told = json.loads((out / "sensitivity.json").read_text())
+    (kept,) = out.glob("sensitivity-prediction-closed-form-*.json")  # other words and latents
+    told = json.loads(kept.read_text())
     assert told["before_the_edit"]
     assert told["method"] == f"proxy {proxy}"
     worst = next(iter(told["instruments"][0]["words"]))
@@ -255,7 +261,7 @@ def test_looking_ahead_and_looking_back(proxy, tiny_folder, words, tmp_path, cap
     assert "Harmed most will be" in said
     assert "No linear edit of the text maps can erase church fully" in said
     assert told["forecast"]["word"] in WORDS
-    assert "</svg>" in (out / "sensitivity.svg").read_text()
+    assert "</svg>" in kept.with_suffix(".svg").read_text()
     run = tmp_path / "run"
     erase = ["erase", "uce", "--concept", "church", "--model", str(tiny_folder), "--no-picture"]
     assert main([*erase, "--out", str(run)]) == 0
@@ -265,7 +271,39 @@ def test_looking_ahead_and_looking_back(proxy, tiny_folder, words, tmp_path, cap
     assert not found["before_the_edit"]
     assert set(found["instruments"][0]["words"]) == set(WORDS)
     assert list(found["agreement"]) == ["prediction (2 latents) / closed form (4 layers)"]
-    assert (run / "sensitivity.json").exists()
+    assert (run / kept.name).exists()
+
+
+def test_results_of_other_questions_and_edits_stand_beside_each_other(edit, tiny, tmp_path):
+    one, two = Vocabulary(tuple("abcd"), "one"), Vocabulary(tuple("abc"), "two")
+    own, both = Options(vocabulary="x.txt"), ("prediction", "closed-form")
+    questions = [
+        asked(Options(), both, one),
+        asked(own, both, one),
+        asked(own, both, two),
+        asked(replace(own, latents=2), both, one),
+        asked(own, ("closed-form",), one),
+        asked(replace(own, opening=Opening(dtype="bf16")), both, one),
+    ]
+    assert asked(replace(own, latents=2), ("closed-form",), one) == questions[4]  # not for these
+    made = {"instruments": [moved([[1.0, 2, 3, 4]]).to_json()]}
+
+    def put(question, about):
+        told = {**made, "edit": about.digest, "question": question}
+        return keep(tmp_path, told, "<svg/>", plain=question == questions[0])
+
+    files = [put(q, edit) for q in questions]
+    assert len(set(files)) == len(questions)
+    assert files[0].name == "sensitivity.svg"
+    assert [put(q, edit) for q in questions] == files
+    told = sensed(tmp_path, edit)
+    assert told[0][0]["question"] == questions[0]
+    assert {path for _, path in told} == set(files)
+    other = edit_of(tiny, shaken(tiny, by=0.5, seed=9))
+    assert sensed(tmp_path, other) == []
+    (drawn,) = {put(questions[0], other), put(questions[0], other)}
+    assert [path for _, path in sensed(tmp_path, other)] == [drawn]
+    assert {path for _, path in sensed(tmp_path, edit)} == set(files)
 
 
 # -- elsewhere, and later -------------------------------------------------------------------------
@@ -295,7 +333,8 @@ def look(clothes_folder, tmp_path, monkeypatch):
         if code:
             return code
         pictures = {p.relative_to(run): p.read_bytes() for p in run.glob("**/*.png")}
-        return json.loads((run / "sensitivity.json").read_text()), pictures
+        (kept,) = run.glob("sensitivity*.json")
+        return json.loads(kept.read_text()), pictures
 
     return look
 

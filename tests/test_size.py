@@ -191,3 +191,17 @@ def test_a_killed_measurement_goes_on(size, tmp_path, monkeypatch, capsys):
     a.batch = 2  # another question
     size.measure(a, model, words, out)
     assert len(seen) == 5
+
+
+@pytest.mark.parametrize("more", [[], ["--whole"]])
+def test_a_row_that_there_is_not_is_refused_in_one_line(size, monkeypatch, more, tmp_path):
+    out = tmp_path / "x.json"
+    monkeypatch.setattr(size, "built", lambda a: pytest.fail("no model is needed"))
+    args = ["size.py", "--only", "app", "--out", str(out), *more]
+    monkeypatch.setattr(sys, "argv", args)
+    with pytest.raises(SystemExit, match=r"^--only 'app': no such row; there are .*ap.*\.$"):
+        size.main()
+    assert not out.exists()
+    names = size.rows(bool(more))
+    assert names
+    assert len(set(names)) == len(names)

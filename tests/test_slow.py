@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHURCH, QUIET, SD14, tiny_pipeline
+from conftest import CHURCH, QUIET, SD14
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -13,6 +13,7 @@ from efface.evaluation.bench import peak_memory
 from efface.methods.esd import ESD
 from efface.models import DiffusionModel, plan
 from efface.models.families.stable_diffusion import StableDiffusion
+from efface.testing import tiny_pipeline
 from efface.training import Bank
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("large")]  # one at a time
@@ -28,7 +29,7 @@ def all_threads():
 
 def sd14(tokenizer):
     """Stable Diffusion 1.4 with random weights, its UNet at full size."""
-    small = tiny_pipeline(tokenizer)
+    small = tiny_pipeline()
     config = CLIPTextConfig(
         vocab_size=49408,
         hidden_size=768,

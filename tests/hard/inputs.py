@@ -75,7 +75,7 @@ class Ground:
         uce = ("erase", "uce", "coat", "--out", "run", "--no-picture", *OPEN)
         for args in (uce, ("score", "run"), ("apply", "run", "folder")):
             self.well(args)
-        self.well(("sensitivity", "run", "--latents", "2"))
+        self.well(("sensitivity", "run"))
         Path("p.csv").write_text("prompt,seed,concept\na coat,1,coat\n")
         with zipfile.ZipFile("p.zip", "w") as z:
             z.write("p.csv")

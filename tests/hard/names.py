@@ -82,7 +82,7 @@ def made(place: Path, names: Sequence[str], folder: str) -> Made:
             assert found.code == 0, found
     return Made(
         (place / "run" / "report.html").read_text(encoding="utf8"),
-        (place / "run" / "sensitivity.svg").read_text(encoding="utf8"),
+        next((place / "run").glob("sensitivity*.svg")).read_text(encoding="utf8"),
         (place / "out" / "README.md").read_text(encoding="utf8"),
         str(model),
     )

@@ -225,7 +225,7 @@ def besieged(o: Common, attacks: Sequence[Attack]) -> tuple[Siege, Path]:
     """
     edit, home = Edit.load(o.run), home_of(o)
     erased_by(edit)  # before a model is opened
-    if o.out is not None and o.out.suffix != ".json":
+    if o.out is not None and o.out.suffix.lower() != ".json":
         raise UserError(f"got {str(o.out)!r} for the attacks; its name must end in .json.")
     makeable((o.out or home / "attacks.json").absolute().parent)
     model = opened(o.opening, edit)

@@ -58,7 +58,7 @@ class Options:
 def command(args: list[str]) -> int:
     """``efface bench PROTOCOL``."""
     o = parsed(Options, args, "efface bench")
-    if not o.protocol.endswith(".json"):
+    if not o.protocol.lower().endswith(".json"):
         pick({**PROTOCOLS, **BENCHES}, o.protocol, "protocol (or file)")
     attacks = asked_for(o)
     protocol = load(BENCHES.get(o.protocol, o.protocol))
@@ -78,7 +78,7 @@ def command(args: list[str]) -> int:
     crew_of(o)
     model, how = chosen(o.opening), (o.opening.dtype, o.opening.device, o.opening.size)
     where = BENCHES.get(o.protocol, o.protocol)
-    where = str(Path(where).absolute()) if where.endswith(".json") else where
+    where = str(Path(where).absolute()) if where.lower().endswith(".json") else where
     cells = [
         Cell(where, split, method, seed, o.updates, model, *how)
         for seed in range(o.seeds)
@@ -147,7 +147,7 @@ def asked_for(o: Options) -> tuple[Attack, ...]:
 
 def besieged(cells: Sequence[AttackCell], o: Options) -> int:
     """Attack the edits of cells, and show what came of it, attack by attack."""
-    ready([c.edited for c in cells], o.out, o.work)
+    ready(cells, o.out, o.work)
     first = Opened(cells[0].edited)
     total = sorted(c.expected(first) for c in cells)
     print(

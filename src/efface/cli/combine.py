@@ -43,7 +43,7 @@ class Options:
 def command(args: list[str]) -> int:
     """``efface combine EDIT EDIT … --out FILE``."""
     o = parsed(Options, args, "efface combine")
-    if o.out.suffix != ".safetensors":
+    if o.out.suffix.lower() != ".safetensors":
         raise UserError(f"got {str(o.out)!r} for the edit; its name must end in .safetensors.")
     new(o.out)
     edits = [Edit.load(p) for p in o.edits]

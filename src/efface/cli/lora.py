@@ -50,7 +50,7 @@ def command(args: list[str]) -> int:
     o = parsed(Options, args, "efface lora")
     edit, out = Edit.load(o.edit), output(o.where, o.out)
     pick(FORMS, o.form, "form")
-    if out.suffix != ".safetensors":
+    if out.suffix.lower() != ".safetensors":
         raise UserError(f"got {str(out)!r} for the LoRA; its name must end in .safetensors.")
     new(out)
     model = opened(o.base, edit, device="cpu")

@@ -46,7 +46,7 @@ def command(args: list[str]) -> int:
     """``efface merge EDIT OUT``."""
     o = parsed(Options, args, "efface merge")
     edit, out = Edit.load(o.edit), output(o.where, o.out)
-    single = out.suffix == ".safetensors"
+    single = out.suffix.lower() == ".safetensors"
     if out.suffix.lower() in (*PICKLES, *OTHERS):
         raise UserError(
             f"got {str(out)!r} for the model; a whole model is a folder, or one file whose name "

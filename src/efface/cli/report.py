@@ -81,10 +81,7 @@ def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     protocol, again = question.protocol, commands(folder, o.pictures)
     files = sorted(folder.glob("scores-*.json"))
     others = {p: read(Answer, p, "scores") for p in files}  # before anything is drawn
-    sense = None
-    if (folder / "sensitivity.json").exists() and (folder / "sensitivity.svg").exists():
-        told = read(Sensitivity, folder / "sensitivity.json", "sensitivity")
-        sense = (told, folder / "sensitivity.svg")
+    sense = sensed(folder, edit)
     siege = attacked(folder, edit.digest)
     answer = scored(model, edit, question, folder)
     kept, found = keep(answer, question, folder, o.opening), answer.to_json()
@@ -93,6 +90,16 @@ def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     title = f"{edit.meta['method']}: {few(erased)}"
     more = [t for p, t in others.items() if p != kept and "scores" in t]  # of prompts from a file
     return run_part(title, edit, found, folders, protocol, again, more, sense, points, siege)
+
+
+def sensed(folder: Path, edit: Edit) -> list[tuple[dict[str, Any], Path]]:
+    """What ``efface sensitivity`` said of this edit, with its figures; the usual question first."""
+    found = []
+    for path in sorted(folder.glob("sensitivity*.json"), key=lambda p: (len(p.stem), p.stem)):
+        told, drawn = read(Sensitivity, path, "sensitivity"), path.with_suffix(".svg")
+        if drawn.exists() and told.get("edit", edit.digest) == edit.digest:
+            found.append((told, drawn))
+    return found
 
 
 MIDDLE = 0.5

@@ -19,6 +19,7 @@ from efface.cli.terminal import Json, Place, Text, makeable, parsed, show
 from efface.concepts import Concept, few, parse
 from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
+from efface.evaluation.answers import Sensitivity, read
 from efface.evaluation.bound import Forecast, forecast
 from efface.evaluation.parts import Desk, Part, Share, here, kept
 from efface.evaluation.references import erased_by
@@ -104,24 +105,23 @@ def command(args: list[str]) -> int:
             f"the vocabulary ({words.source}) holds {len(words)} other words; 3 or more."
         )
     share = sharing(o, model, edit)
-    found = [
-        looked(name, o, model, edit, words, share)
-        for name in instruments(o, model, edit, len(words))
-    ]
+    names = instruments(o, model, edit, len(words))
+    found = [looked(name, o, model, edit, words, share) for name in names]
     ahead = forecast(model, concepts, words.words)
-    told = summary(o, edit, concepts, found, ahead)
+    told = summary(o, edit, concepts, found, ahead) | {"question": asked(o, names, words)}
+    drawn = None
     if out is not None:
-        keep(
-            out, told, figure(found[0], similarity(model, concepts, words), named(concepts), o.top)
-        )
+        svg = figure(found[0], similarity(model, concepts, words), named(concepts), o.top)
+        usual = instruments(replace(o, instrument=()), model, edit, len(words))
+        drawn = keep(out, told, svg, plain=told["question"] == asked(Options(), usual, words))
     if o.json:
         print(json.dumps(told, indent=1))
         return 0
     tell(found, told, o.top)
     if ahead is not None:
         print(ahead.said)
-    if out is not None:
-        print(f"\n{out / 'sensitivity.svg'}")
+    if drawn is not None:
+        print(f"\n{drawn}")
     return 0
 
 
@@ -229,12 +229,53 @@ def summary(
     }
 
 
-def keep(out: Path, told: dict[str, Any], svg: str) -> None:
-    """Write the result and its figure."""
+def asked(o: Options, names: Sequence[str], words: Vocabulary) -> dict[str, Any]:
+    """What is asked of an edit: all that decides the answer but the edit, and the usual left out.
+
+    Args:
+        names: of the instruments.
+    """
+    listed = hashlib.sha256(json.dumps(words.words).encode()).hexdigest()[:16]
+    of = {
+        "latents": o.latents if o.latents != Options.latents and "prediction" in names else 0,
+        "pictures": o.pictures if o.pictures != Options.pictures and "picture" in names else 0,
+        "clip": o.clip,
+        "dtype": "" if o.opening.dtype == "fp32" else o.opening.dtype,
+        "size": o.opening.size,
+        "words": "" if o.vocabulary == "auto" else listed,
+    }
+    return {"instruments": list(names), **{k: v for k, v in of.items() if v}}
+
+
+def keep(out: Path, told: dict[str, Any], svg: str, plain: bool) -> Path:
+    """Write the result and its figure; those of other questions, or of another edit, stay.
+
+    Args:
+        plain: it is the question that is asked where nothing is said.
+
+    Returns:
+        The figure's path.
+    """
     make_folder(out)
-    text = json.dumps(told, indent=1) + "\n"
-    write_text(out / "sensitivity.json", text)
-    write_text(out / "sensitivity.svg", svg)
+    question, more = told["question"], []
+    if not plain:
+        said = json.dumps(question, sort_keys=True)
+        own = [hashlib.sha256(said.encode()).hexdigest()[:8]] if len(question) > 1 else []
+        more = [*question["instruments"], *own]
+    path = out / f"{'-'.join(['sensitivity', *more])}.json"
+    if of_another(path, told["edit"]):
+        path = path.with_name(f"{path.stem}-{told['edit']}.json")
+    write_text(path, json.dumps(told, indent=1) + "\n")
+    write_text(path.with_suffix(".svg"), svg)
+    return path.with_suffix(".svg")
+
+
+def of_another(path: Path, edit: str) -> bool:
+    """Whether a result is there, and is about another edit."""
+    try:
+        return bool(read(Sensitivity, path, "sensitivity").get("edit", edit) != edit)
+    except UserError:  # none, or a damaged one
+        return False
 
 
 def tell(found: Sequence[Moved], told: dict[str, Any], top: int) -> None:

@@ -83,7 +83,7 @@ def contents(folder: Path) -> Contents:
         name = path.relative_to(folder).as_posix()
         if path in own:
             found.own.append(name)
-        elif path.suffix == ".safetensors" and (inside := tensors_of(path)) is not None:
+        elif path.suffix.lower() == ".safetensors" and (inside := tensors_of(path)) is not None:
             {"alike": found.alike, "foreign": found.foreign, "other": found.other}[
                 kind(inside, shapes, name.startswith(f"{part}/"))
             ].append(name)

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from efface.edits.about import known_meta
 from efface.edits.gates import Gate
-from efface.edits.rounding import Stored, lost, tell
+from efface.edits.rounding import Stored, lost, tell, unmeasured
 from efface.errors import UserError
 from efface.models import PICKLES, DiffusionModel, load, plain, refuse_pickle
 from efface.models.files.tensors import save
@@ -93,7 +93,7 @@ class Edit:
         """
         path = Path(path).expanduser()
         self.sane("the edit")
-        if path.suffix != ".safetensors":
+        if path.suffix.lower() != ".safetensors":
             make_folder(path)
             path = path / "edit.safetensors"
         gates = {"gates": [list(gate.names) for gate in self.gates]} if self.gates else {}
@@ -113,7 +113,7 @@ class Edit:
         path = path / "edit.safetensors" if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"no edit at {str(path)!r}; give a run folder or an edit.safetensors.")
-        if path.suffix in PICKLES:
+        if path.suffix.lower() in PICKLES:
             refuse_pickle(path)
         try:
             with safe_open(path, "pt") as f:
@@ -285,12 +285,13 @@ class Edit:
         Raises:
             UserError: as :meth:`check`.
         """
-        own = self._own(model)
+        denoiser = self._denoiser(model)
+        own = dict(denoiser.named_parameters())
         before = {k: own[k].data for k in self.weights}
         inside = noted(model)
         inside.append(f"{self.digest} {strength}")
         try:
-            self._put(own, strength)
+            self._put(denoiser, strength)
             yield model
         finally:
             for k, data in before.items():
@@ -303,29 +304,32 @@ class Edit:
         Raises:
             UserError: as :meth:`check`.
         """
-        self._put(self._own(model), strength)
+        self._put(self._denoiser(model), strength)
         noted(model).append(f"{self.digest} {strength}")
         return model
 
-    def _own(self, model: Any) -> dict[str, Tensor]:
-        """The parameters of a model or a pipeline that fits this edit."""
+    def _denoiser(self, model: Any) -> nn.Module:
+        """The denoiser of a model or a pipeline that fits this edit."""
         known = load(model)
         self.check(known)
         known.fill()
-        denoiser = plain(getattr(model, known.family.denoiser, known.denoiser))
-        return dict(denoiser.named_parameters())
+        found: nn.Module = plain(getattr(model, known.family.denoiser, known.denoiser))
+        return found
 
-    def _put(self, own: Mapping[str, Tensor], strength: float) -> None:
+    def _put(self, denoiser: nn.Module, strength: float) -> None:
+        own = dict(denoiser.named_parameters())
+        kinds = (own[k].dtype for k in self.weights)
+        half = next((d for d in kinds if d != torch.float32), torch.float32)
+        new = half != torch.float32 and unmeasured(denoiser, f"{self.digest} {strength} {half}")
+
         def rounded() -> Iterator[Stored]:  # each is let go of before the next one is made
             for k in self.weights:
                 was, meant = own[k].data, self.laid(k, own[k], strength)
                 own[k].data = meant.to(was.device, was.dtype)
-                if was.dtype != torch.float32:
-                    yield Stored(meant.cpu() - was.cpu().float(), was, own[k])
+                if new and was.dtype != torch.float32:
+                    yield Stored(meant.to(was.device) - was.float(), was, own[k])
 
-        share, kinds = lost(rounded()), (own[k].dtype for k in self.weights)
-        half = next((d for d in kinds if d != torch.float32), torch.float32)
-        tell(share, "the model in memory", half)
+        tell(lost(rounded()), "the model in memory", half)
 
     def save_lora(
         self, path: str | Path, rank: int = 64, form: str = "peft", model: Any = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 TOO_MUCH = 0.1
 """Part of an edit's change from which on its loss is told."""
@@ -33,13 +34,29 @@ def lost(weights: Iterable[Stored]) -> float:
     Args:
         weights: looked at one after the other, and not kept.
     """
-    gone, whole = 0.0, 0.0
+    sums: list[Tensor] = []  # of a weight: what is amiss, and all that was meant
     for change, own, now in weights:
-        meant = change.double().cpu()
-        had = now.detach().cpu().double() - own.detach().cpu().double()
-        gone += float((had - meant).square().sum())
-        whole += float(meant.square().sum())
+        fine = torch.float32 if now.device.type == "mps" else torch.float64  # all that MPS has
+        meant, had, is_now = (x.detach().to(now.device, fine) for x in (change, own, now))
+        sums.append(torch.stack([(is_now - had - meant).square().sum(), meant.square().sum()]))
+    gone, whole = (sum(x) for x in zip((0.0, 0.0), *(s.tolist() for s in sums), strict=True))
     return (gone / whole) ** 0.5 if whole else 0.0
+
+
+MEASURED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""What was measured in denoisers that are still about."""
+
+
+def unmeasured(denoiser: nn.Module, about: str) -> bool:
+    """Whether this is asked of a denoiser for the first time.
+
+    Args:
+        about: which edit, how strong, in which precision.
+    """
+    known = MEASURED.setdefault(denoiser, set())
+    new = about not in known
+    known.add(about)
+    return new
 
 
 def tell(share: float, where: str, dtype: torch.dtype) -> None:

@@ -50,6 +50,7 @@ class Sensitivity:
     instruments: tuple[Instrument, ...]
     agreement: Table = field(default_factory=dict)
     forecast: Forecast | None = None
+    edit: str = ""
 
     def __post_init__(self) -> None:
         if not self.instruments:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from efface.edits.edit import Edit
-from efface.errors import UserError
 from efface.evaluation import answers
 from efface.evaluation.attacks import Attack
 from efface.evaluation.attacks.completion import Completion
@@ -26,9 +25,10 @@ from efface.evaluation.attacks.rephrase import Rephrase
 from efface.evaluation.attacks.ring_a_bell import RingABell
 from efface.evaluation.attacks.unlearndiffatk import UnlearnDiffAtk
 from efface.evaluation.baselines import NoAttack, SeedSearch
-from efface.evaluation.bench import UNEDITED, Cell, Opened, machine_of, older
+from efface.evaluation.bench import UNEDITED, Cell, Opened, machine_of
 from efface.evaluation.references import References
 from efface.evaluation.siege import Siege, Unit
+from efface.evaluation.standing import standing
 from efface.evaluation.trial import SEEDS, Court
 from efface.settings import read_json, to_json
 from efface.storage import VERSION, make_folder, write_text
@@ -93,6 +93,14 @@ class AttackCell:
         """Whether every attack that is asked for is there."""
         return not missing(self, begun(self, out, self.identity(Opened(self.edited))))
 
+    def check(self, opened: Opened, out: Path) -> None:
+        """Refuse a result of other settings in its file.
+
+        Raises:
+            UserError: says which.
+        """
+        begun(self, out, self.identity(opened))
+
     def run(self, out: Path, work: Path) -> dict[str, Any]:
         """As :func:`run_attacks`."""
         return run_attacks(self, out, work)
@@ -105,7 +113,7 @@ class AttackCell:
     def identity(self, opened: Opened) -> dict[str, Any]:
         """All that decides its result but the attacks' settings and the code."""
         return {
-            **opened.identity,
+            **opened.identity_of(self.edited),
             "bench": self.name,
             "redraws": REDRAWS,
             "sample": self.sample(opened.erased),
@@ -161,15 +169,13 @@ def settings_of(attack: Attack) -> dict[str, Any]:
 
 
 def begun(cell: AttackCell, out: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of a cell as far as it is there; nothing of other settings is taken for it."""
-    try:
-        row = answers.read(answers.AttackedCell, out / cell.file, "result")
-    except UserError:
-        return {**identity, "attacks": {}}
-    if row.get("config"):
-        row = {**row, "config": {**older(row["config"], identity["config"]), **row["config"]}}
-    same = all(row.get(k) == v for k, v in identity.items())
-    return row if same else {**identity, "attacks": {}}
+    """The result of a cell as far as it is there.
+
+    Raises:
+        UserError: one of other settings is there.
+    """
+    found = standing(answers.AttackedCell, out / cell.file, identity)
+    return {**identity, "attacks": {}} if found is None else found
 
 
 def missing(cell: AttackCell, row: Mapping[str, Any]) -> list[Attack]:
@@ -189,6 +195,9 @@ def run_attacks(cell: AttackCell, out: Path, work: Path, progress: bool = True) 
     Args:
         out: folder of the results.
         work: folder of edits, the benchmark's own.
+
+    Raises:
+        UserError: a result of other settings is in its file, or whatever its method cannot.
     """
     opened = Opened(cell.edited)
     row = begun(cell, out, cell.identity(opened))

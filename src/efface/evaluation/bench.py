@@ -17,7 +17,7 @@ from torch import Tensor
 
 from efface.concepts import Concept
 from efface.edits.edit import Edit
-from efface.errors import UserError, pick
+from efface.errors import pick
 from efface.evaluation import answers
 from efface.evaluation.evaluate import drawn, judge_for, of_ones_own, pictures, sampler_of
 from efface.evaluation.judges import Judge
@@ -25,8 +25,10 @@ from efface.evaluation.judges import named as judge_named
 from efface.evaluation.metrics import Seen, perceived, psr, see, table, worst_tenth_score
 from efface.evaluation.metrics.perceived import Sees
 from efface.evaluation.metrics.worst import by_concept
+from efface.evaluation.permitted import shown, usable
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.protocols import load as load_protocol
+from efface.evaluation.standing import standing
 from efface.methods import METHODS
 from efface.models import DiffusionModel, load
 from efface.names import among, apart
@@ -35,7 +37,6 @@ from efface.settings import read_json, to_json
 from efface.storage import VERSION, write_text
 from efface.training import EDIT, Entry, Method, Run, Tuning
 from efface.training.anchors import AUTO
-from efface.vocabularies import INLINE
 
 SPENT = "spent.json"
 """What an edit took to make: no part of its file."""
@@ -96,12 +97,16 @@ class Cell:
         """Its file name."""
         return f"{Path(self.protocol).stem}-{self.split}-{self.method}-{self.seed}.json"
 
-    def config(self) -> Method | None:
-        """The method with its settings; None: unedited."""
+    def config(self, known: Sequence[str] | None = None) -> Method | None:
+        """The method with its settings; None: unedited.
+
+        Args:
+            known: as of :func:`~efface.evaluation.permitted.usable`.
+        """
         protocol = load_protocol(self.protocol)
         n = len(protocol.erased(self.split))
         entry = pick(lineup(), self.method, "method of the benchmark")
-        method = shown(entry.method, protocol, self.split) if entry else None
+        method = shown(entry.method, protocol, self.split, known) if entry else None
         if not isinstance(method, Tuning):
             return method
         updates = max(self.updates // n, 1) if method.apart else self.updates
@@ -114,6 +119,19 @@ class Cell:
         """Whether its result is there."""
         return finished(self, out, Opened(self).identity) is not None
 
+    @property
+    def edited(self) -> Cell:
+        """The cell whose edit is looked at: this one."""
+        return self
+
+    def check(self, opened: Opened, out: Path) -> None:
+        """Refuse a result of other settings in its file.
+
+        Raises:
+            UserError: says which.
+        """
+        finished(self, out, opened.identity_of(self))
+
     def run(self, out: Path, work: Path) -> dict[str, Any]:
         """As :func:`run_cell`."""
         return run_cell(self, out, work)
@@ -123,9 +141,16 @@ class Cell:
         protocol = load_protocol(self.protocol)
         return [Concept(c, kind=protocol.kind) for c in protocol.erased(self.split)]
 
-    def identity(self, model: DiffusionModel, judge: str) -> dict[str, Any]:
-        """All that decides its result but the code."""
-        method, protocol = self.config(), load_protocol(self.protocol)
+    def identity(
+        self, model: DiffusionModel, judge: str, known: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """All that decides its result but the code.
+
+        Args:
+            judge: version and hash.
+            known: as of :func:`~efface.evaluation.permitted.usable`.
+        """
+        method, protocol = self.config(known), load_protocol(self.protocol)
         return {
             "protocol": f"{protocol.name} {protocol.digest}",
             "split": self.split,
@@ -142,47 +167,13 @@ class Cell:
         }
 
 
-def shown(method: Method, protocol: Protocol, split: str) -> Method:
-    """The method with a vocabulary of what the protocol lets it see, where some is held out."""
-    if not protocol.held_out or not getattr(method, "vocabulary", ""):
-        return method
-    changes: dict[str, Any] = {"vocabulary": usable(protocol, split)}
-    return replace(method, **changes)
-
-
-def usable(protocol: Protocol, split: str) -> str:
-    """What the protocol lets a method see, as a vocabulary; "": no names are held out."""
-    if not protocol.held_out:
-        return ""
-    known = protocol.preserved or judge_named(protocol.judge).concept_names
-    return f"{INLINE} {', '.join(protocol.usable(protocol.erased(split), known))}"
-
-
-BEFORE = {
-    "anchor": "",
-    "decay": 0.0,
-    "average": 0.0,
-    "diversify": 0,
-    "invariants": True,
-    "reuse": 0,
-}
-"""Settings that came later, at what older results were made with."""
-
-
 def finished(cell: Cell, out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result of a cell that is there already; None where it is missing or of other settings."""
-    try:
-        row = answers.read(answers.Cell, out / cell.file, "result")
-    except UserError:
-        return None
-    if row.get("config"):
-        row = {**row, "config": {**older(row["config"], identity["config"]), **row["config"]}}
-    return row if all(row.get(k) == v for k, v in identity.items()) else None
+    """The result of a cell that is there already; None where it is missing.
 
-
-def older(had: Mapping[str, Any], config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a result that is older than some settings was made with."""
-    return {k: v for k, v in BEFORE.items() if k in (config or {}) and k not in had}
+    Raises:
+        UserError: one of other settings is there.
+    """
+    return standing(answers.Cell, out / cell.file, identity)
 
 
 class Opened:
@@ -195,9 +186,13 @@ class Opened:
         self.judge = judge_for(self.model, self.protocol)
         witness = self.protocol.witness
         self.witness = judge_named(witness) if witness else None
-        judges = [f"{j.version} {j.sha256}".strip() for j in (self.judge, self.witness) if j]
-        self.identity = cell.identity(self.model, " and ".join(judges))
+        self.identity = self.identity_of(cell)
         self.erased = self.protocol.erased(cell.split)
+
+    def identity_of(self, cell: Cell) -> dict[str, Any]:
+        """All that decides the result of a cell of this model and protocol but the code."""
+        judges = [f"{j.version} {j.sha256}".strip() for j in self.judges]
+        return cell.identity(self.model, " and ".join(judges), self.judge.concept_names)
 
     def folder(self, work: Path) -> Path:
         """Its own part of ``work``; a cell of other settings has another one."""
@@ -206,7 +201,8 @@ class Opened:
 
     def erase(self, work: Path, progress: bool = True) -> Edit | None:
         """Its edit, made once, with the peak memory of its process; None: unedited."""
-        method, folder = self.cell.config(), self.folder(work)
+        known = self.judge.concept_names
+        method, folder = self.cell.config(known), self.folder(work)
         if method is None:
             return None
         if (folder / EDIT).exists():
@@ -215,7 +211,7 @@ class Opened:
             return replace(Edit.load(folder), spent=spent)
         folder.mkdir(parents=True, exist_ok=True)
         concepts = self.cell.concepts(self.model)
-        words = usable(self.protocol, self.cell.split)
+        words = usable(self.protocol, self.cell.split, known)
         edit = method.erase(self.model, concepts, Run(folder, progress=progress, words=words))
         spent = {**edit.spent, "peak_memory_mb": peak_memory(self.model.device)}
         write_text(folder / SPENT, json.dumps(spent) + "\n")
@@ -333,6 +329,9 @@ def run_cell(cell: Cell, out: Path, work: Path, progress: bool = True) -> dict[s
     Args:
         out: folder of the results.
         work: folder of edits and pictures.
+
+    Raises:
+        UserError: a result of other settings is in its file, or whatever its method cannot.
     """
     opened = Opened(cell)
     known = finished(cell, out, opened.identity)

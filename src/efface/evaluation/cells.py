@@ -26,6 +26,15 @@ class Task(Protocol):
         """Its file name."""
         ...
 
+    @property
+    def edited(self) -> Cell:
+        """The cell whose edit is looked at."""
+        ...
+
+    def check(self, opened: Opened, out: Path) -> None:
+        """Refuse a result of other settings in its file."""
+        ...
+
     def there(self, out: Path) -> bool:
         """Whether nothing of it is missing."""
         ...
@@ -79,19 +88,22 @@ def run_all(cells: Sequence[Task], out: Path, work: Path, crew: Crew = ONE) -> l
     return lost
 
 
-def ready(cells: Sequence[Cell], out: Path, work: Path) -> None:
+def ready(cells: Sequence[Task], out: Path, work: Path) -> None:
     """Say once, before any work, what cannot be opened, set or written.
 
     Raises:
-        UserError: a model, judge, protocol, setting or folder that cannot be, or as
-            :func:`judgeable`.
+        UserError: a model, judge, protocol, setting or folder that cannot be, a result of other
+            settings that would be lost, or as :func:`judgeable`.
     """
-    for cell in {(c.protocol, c.model): c for c in cells}.values():
-        opened = Opened(cell)
-        for split in dict.fromkeys(c.split for c in cells if c.protocol == cell.protocol):
+    tasks: dict[tuple[str, str], list[Task]] = {}
+    for task in cells:
+        tasks.setdefault((task.edited.protocol, task.edited.model), []).append(task)
+    for some in tasks.values():
+        opened = Opened(some[0].edited)
+        for split in dict.fromkeys(t.edited.split for t in some):
             judgeable(opened, split)
-    for cell in cells:
-        cell.config()
+        for task in some:
+            task.check(opened, out)
     for folder in (out, work):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +121,11 @@ def judgeable(opened: Opened, split: str) -> None:
     p, known = opened.protocol, opened.judge.concept_names
     erased = p.erased(split)
     others = p.others(erased, known)
+    if p.held_out and not (p.preserved or known):
+        raise UserError(
+            f"{p.name!r} holds names out of all that its judge {p.judge!r} knows, which lists no "
+            "names: list in preserved what is measured."
+        )
     p.check_held_out(p.preserved or known)
     for judge in opened.judges:
         for name in (*erased, *others):

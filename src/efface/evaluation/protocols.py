@@ -50,7 +50,7 @@ def read_csv(path: Path, name: str) -> str:
     Raises:
         UserError: it cannot be read, is damaged, or is no text.
     """
-    if path.suffix not in (".whl", ".zip"):
+    if path.suffix.lower() not in (".whl", ".zip"):
         return read_text(path, "prompt file")
     where = f"{name!r} in {str(path)!r}"
     try:
@@ -269,7 +269,7 @@ def load(name_or_path: str) -> Protocol:
         UserError: no such protocol, or one that cannot be; names the file and the field.
     """
     path = Path(name_or_path)
-    if path.suffix != ".json":
+    if path.suffix.lower() != ".json":
         path = pick(PROTOCOLS, name_or_path, "protocol (or file)")
     raw = read_json(path, "protocol")
     named = {"name": path.stem, **raw} if isinstance(raw, dict) else raw

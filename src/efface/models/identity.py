@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from hashlib import sha256
 from itertools import chain
@@ -27,8 +27,18 @@ def identity(model: DiffusionModel) -> str:
     was replaced or changed in place.
     """
     model.fill()
+    return of_parts(model, model.parts)
+
+
+def beside(model: DiffusionModel) -> str:
+    """As :func:`identity`, without the denoiser, whose hash a model's ``base`` is."""
+    return of_parts(model, [k for k in model.parts if k != model.family.denoiser])
+
+
+def of_parts(model: DiffusionModel, names: Iterable[str]) -> str:
+    """Hash of some of a model's parts and of the pipeline's own settings."""
     seen: Seen = vars(model).setdefault("_seen", {})
-    found: dict[str, Any] = {k: of_part(k, part, seen) for k, part in sorted(model.parts.items())}
+    found: dict[str, Any] = {k: of_part(k, model.parts[k], seen) for k in sorted(names)}
     found["pipeline"] = plain(model.family.index)
     return short(json.dumps(found, sort_keys=True, default=str))
 
@@ -37,10 +47,14 @@ def of_part(name: str, part: Any, seen: Seen) -> list[Any]:
     """What makes a component this one, as JSON."""
     kind = type(part).__name__
     if isinstance(part, nn.Module):
-        own = dict(chain(part.named_parameters(), part.named_buffers()))
+        every = dict(chain(part.named_parameters(), part.named_buffers()))
+        own = {k: w for k, w in every.items() if type(w.data) is Tensor}
+        packed = {k: f"{type(w.data).__name__} {list(w.shape)}" for k, w in every.items()}
+        packed = {k: told for k, told in packed.items() if k not in own}  # has no plain bytes
         stamp = [(StorageWeakRef(w.untyped_storage()), w._version) for w in own.values()]
         get = {k: partial(Tensor.detach, w) for k, w in own.items()}
-        return [kind, plain(part.config), once(name, stamp, seen, lambda: hash_tensors(get))]
+        digest = once(name, stamp, seen, lambda: hash_tensors(get))
+        return [kind, plain(part.config), digest, *([packed] if packed else [])]
     if hasattr(part, "model_max_length"):
         words = once(name, (part, len(part)), seen, lambda: short(vocabulary(part)))
         return [kind, part.model_max_length, part.special_tokens_map, words]

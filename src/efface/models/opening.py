@@ -107,7 +107,7 @@ def load(
     if name in MODELS:
         return shipped(opened(MODELS[name].folder))
     path = Path(name).expanduser()
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         refuse_pickle(path)
     if path.is_file():
         return opened(unpacked(path, FAMILIES.values()))

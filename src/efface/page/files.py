@@ -8,7 +8,7 @@ from pathlib import Path
 from efface.errors import UserError
 from efface.page.desk import Desk
 from efface.page.jobs import KEY, KINDS
-from efface.page.takeaway import there
+from efface.page.takeaway import drawn, there
 
 PNG = re.compile(r"[0-9a-f-]+\.png")
 """What the page's own pictures are called."""
@@ -40,7 +40,8 @@ def taken(desk: Desk, key: str, name: str) -> Path:
     Raises:
         UserError: there is none of that name.
     """
-    some = {p.name: p for p in there(desk.places, desk.wish(key))}
+    wish = desk.wish(key)
+    some = {p.name: p for p in (*drawn(desk.places.run(wish.home)), *there(desk.places, wish))}
     return known(desk, some.get(name, desk.places.start), name in some)
 
 

@@ -132,4 +132,6 @@ def age(folder: Path) -> float:
 
 def is_model(path: Path) -> bool:
     """Whether a path looks like a model: a diffusers folder, or a safetensors file."""
-    return path.suffix == ".safetensors" if path.is_file() else (path / "model_index.json").exists()
+    if path.is_file():
+        return path.suffix.lower() == ".safetensors"
+    return (path / "model_index.json").exists()

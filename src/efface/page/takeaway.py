@@ -20,6 +20,7 @@ from efface.page.places import Places
 from efface.page.wish import Wish
 from efface.reporting.attacked import attacked, markdown
 from efface.reporting.card import card
+from efface.reporting.grid import PICTURE
 from efface.storage import make_folder, write, write_text
 from efface.training import EDIT
 
@@ -145,7 +146,7 @@ def outdated(home: Path, path: Path) -> bool:
     """
     if not path.exists():
         return True
-    names = (EDIT, "attacks*.json", "scores*.json", "strength-*/scores*.json", "sensitivity.json")
+    names = (EDIT, "attacks*.json", "scores*.json", "strength-*/scores*.json", "sensitivity*.json")
     known = [p.stat().st_mtime_ns for name in names for p in home.glob(name)]
     return path.stat().st_mtime_ns < max(known, default=0)
 
@@ -205,6 +206,12 @@ def zipped(home: Path, places: Places, out: Path) -> None:
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as z:
         for path in files:
             z.write(path, path.relative_to(home))
+
+
+def drawn(home: Path) -> list[Path]:
+    """The command's picture of a run, if it drew one."""
+    path = home / PICTURE
+    return [path] if path.is_file() and not path.is_symlink() else []
 
 
 def there(places: Places, wish: Wish) -> list[Path]:

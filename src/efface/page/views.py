@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from efface.cli.plan import span
 from efface.errors import UserError
@@ -14,9 +14,11 @@ from efface.page import markup
 from efface.page.desk import Desk
 from efface.page.jobs import KINDS, Job, State
 from efface.page.markup import LIVE, TAKE, Figure, address
-from efface.page.takeaway import there
+from efface.page.takeaway import drawn, there
 from efface.page.work import ATTACKS
-from efface.settings import read_json
+from efface.reporting.grid import PICTURE
+from efface.scores import Score
+from efface.settings import read_json, typed
 
 SHOWN = 24
 """Pictures of artefacts at most."""
@@ -32,7 +34,7 @@ def sign(desk: Desk, key: str) -> str:
     for kind in KINDS:
         job = Job(desk.places, wish, kind)
         parts += [repr(job.state()), *(stamp(job.folder / n) for n in ("watch.json", "curve.json"))]
-    some = [*attacked(home), *there(desk.places, wish)]
+    some = [*attacked(home), *there(desk.places, wish), *drawn(home)]
     parts += [f"{p.name} {stamp(p)}" for p in some]
     return "\n".join(parts)
 
@@ -60,7 +62,12 @@ def run(desk: Desk, key: str) -> str:
         seconds = told_seconds(job.run)
         took = f" in {span(seconds)}" if seconds else ""
         state = State("done", f"Trained{took}. {became(seen)}".strip(), 1, 1)
-    return head + markup.bar(state) + curves(seen) + watched(seen, job, desk.veiled(key))
+    veiled = desk.veiled(key)
+    shown = curves(seen) + watched(seen, job, veiled)
+    if not shown and desk.finished(key) and drawn(job.run):
+        before = Figure("before and after", [address(TAKE, key, PICTURE)])
+        shown = markup.figures([before], veiled, "strips")
+    return head + markup.bar(state) + shown
 
 
 def told_seconds(home: Path) -> float | None:
@@ -136,15 +143,44 @@ def strengths(desk: Desk, key: str) -> str:
     if not key:
         return ""
     job = desk.job(key, "measure")
-    state, path = job.state(), job.folder / "curve.json"
-    points = read_json(path, "curve") if path.exists() else []
+    state = job.state()
     shown = markup.bar(state) if state.phase not in ("new", "done") else ""
+    try:
+        points = curve_in(job.folder / "curve.json")
+    except UserError:  # looked at again and again: said where the curve would be, and once
+        return shown + markup.hint("The curve on disk is damaged: “Measure” makes it anew.")
     for name, title in (("ESR-1", "Erased"), ("PSR-1", "Preserved")):
-        some = [(p["strength"], p[name]["value"]) for p in points if name in p]
+        some = [(p.strength, p.scores[name].value) for p in points if name in p.scores]
         if some:
             colour = "esr" if name == "ESR-1" else "psr"
             shown += markup.chart(f"{title} ({name})", some, "%", 100, colour, "strength")
     return f'<div class="charts">{shown}</div>' if shown else ""
+
+
+class At(NamedTuple):
+    """The scores at a strength."""
+
+    strength: float
+    scores: Mapping[str, Score]
+
+
+def curve_in(path: Path) -> list[At]:
+    """The points of a curve; none, where there is no file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.exists():
+        return []
+    told = read_json(path, "curve")
+    if not isinstance(told, list) or not all(isinstance(p, dict) for p in told):
+        raise UserError(f"the curve {str(path)!r} is damaged.")
+    found = []
+    for p in told:
+        rest = {k: v for k, v in p.items() if k != "strength"}
+        scores = typed(Mapping[str, Score], rest, "curve")
+        found.append(At(typed(float, p.get("strength"), "strength"), scores))
+    return found
 
 
 def attacks(desk: Desk, key: str, show: bool) -> str:
@@ -160,7 +196,10 @@ def attacks(desk: Desk, key: str, show: bool) -> str:
 
 def besieged(desk: Desk, key: str, path: Path, show: bool) -> str:
     """What attacks of one budget came to; "": they were on another edit."""
-    told = read(Siege, desk.places.inside(str(path)), "results of attacks")
+    try:
+        told = read(Siege, desk.places.inside(str(path)), "results of attacks")
+    except UserError as e:  # the others are shown
+        return markup.hint(f"{e} Move it away, or attack again.")
     about, lines = told["about"], told.get("lines", ())
     if about.get("edit") != desk.edit(key).digest or not lines:
         return ""

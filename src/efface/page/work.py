@@ -19,11 +19,13 @@ from typing import Any
 
 from efface.cli.erase import Erase, run_erase
 from efface.cli.opening import Opening
+from efface.cli.runfolder import RECORD, record
 from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.evaluation.evaluate import brought_protocol
 from efface.evaluation.scoring import ask, scored
 from efface.models import load
+from efface.models.placement import DTYPES
 from efface.page.jobs import TASK, Job, State, Task
 from efface.page.live import Watch, watched
 from efface.page.places import Places
@@ -77,7 +79,7 @@ class Process:
             wish.updates,
         )
         out = Path(wish.home)
-        o = Erase(out=out, opening=Opening(model=wish.model))
+        o = Erase(out=out, opening=opening_of(out, wish.model))
         run_erase(wish.method, replace(o, concepts_file=self.concepts()), wish.command(), watch)
         self.gentle = False
         self.say("Looking at the result", update=wish.updates, left=None)
@@ -150,6 +152,18 @@ ATTACKS = "attacks-page"
 def told(table: Mapping[str, Any]) -> dict[str, Any]:
     """ESR-1 and PSR-1 as JSON."""
     return {k: table[k].to_json() for k in ("ESR-1", "PSR-1") if k in table}
+
+
+def opening_of(out: Path, model: str) -> Opening:
+    """How a run's model is opened: as the command had it that began the run, where one did.
+
+    Args:
+        out: the run's folder.
+    """
+    began = record(out)["run"] if (out / RECORD).exists() else {}
+    names = {str(d).removeprefix("torch."): n for n, d in DTYPES.items()}
+    dtype = names.get(str(began.get("dtype")).removeprefix("torch."), "fp32")
+    return Opening(model=model, dtype=dtype, size=int(began.get("size", 0)))
 
 
 def work(folder: Path) -> int:

@@ -10,8 +10,9 @@ from pathlib import Path
 from efface.errors import UserError
 from efface.evaluation import answers
 from efface.evaluation.attack_bench import BENCHES
-from efface.evaluation.bench import UNEDITED, label, lineup, older
+from efface.evaluation.bench import UNEDITED, label, lineup
 from efface.evaluation.protocols import Protocol, load
+from efface.evaluation.standing import older
 from efface.reporting import held_out
 from efface.reporting.columns import Column, curve, rank, rate, trials
 from efface.reporting.tables import Row, named, score, settings

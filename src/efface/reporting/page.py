@@ -82,7 +82,7 @@ def run_part(
     protocol: Protocol,
     commands: Sequence[str],
     others_found: Sequence[Mapping[str, Any]] = (),
-    sensitivity: tuple[Mapping[str, Any], Path] | None = None,
+    sensitivity: Sequence[tuple[Mapping[str, Any], Path]] = (),
     curve: Mapping[float, Mapping[str, Score]] | None = None,
     attacks: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def run_part(
         found: of ``efface score``.
         folders: of the unedited pictures, and of the edited ones.
         others_found: of ``efface score --protocol``.
-        sensitivity: of ``efface sensitivity``, and its figure.
+        sensitivity: of ``efface sensitivity``, each with its figure.
         curve: scores by the edit's strength.
         attacks: of :func:`efface.reporting.attacked.attacked`.
     """
@@ -147,8 +147,7 @@ def run_part(
         "commands": list(commands),
         "extra": [extra(x) for x in others_found],
         "attacks": list(attacks),
-        "sensitivity": sensitivity
-        and {"said": sensed(sensitivity[0]), "figure": encoded(sensitivity[1])},
+        "sensitivity": [{"said": sensed(s), "figure": encoded(path)} for s, path in sensitivity],
         "strengths": strengths(curve) if curve else None,
         "protocol": f"{protocol.name} {protocol.digest}, {found['pictures']} "
         f"picture{'s' * (found['pictures'] != 1)} a concept, {found['sampler']}",

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.evaluation import answers
-from efface.evaluation.bench import BEFORE, UNEDITED, label, lineup
+from efface.evaluation.bench import UNEDITED, label, lineup
 from efface.evaluation.protocols import load
+from efface.evaluation.standing import BEFORE
 from efface.scores import Score, concept_rate, paired_difference
 from efface.vocabularies import INLINE
 

@@ -52,9 +52,15 @@ class Checkpoint:
         self.fingerprint = json.dumps(fingerprint, sort_keys=True)
         self.weights, self.adam, self.stateful = weights, adam, stateful
         self.start, self.began = Counter(), perf_counter()
+        self.stopped = False
+        """Whether the state that was taken back is to be the last one."""
 
-    def save(self, update: int, spent: Counter) -> None:
-        """Keep the state after ``update`` updates, and what they cost."""
+    def save(self, update: int, spent: Counter, stopped: bool = False) -> None:
+        """Keep the state after ``update`` updates, and what they cost.
+
+        Args:
+            stopped: it is the last one, as was asked for.
+        """
         if self.path is None:
             return
         tensors = {f"w/{k}": w.detach().clone() for k, w in self.weights.items()}
@@ -69,7 +75,7 @@ class Checkpoint:
             "seconds": round(spent.seconds - self.start.seconds + perf_counter() - self.began, 2),
         }
         meta = {"update": str(update), "run": self.fingerprint, "cost": json.dumps(cost)}
-        save(self.path, tensors, meta)
+        save(self.path, tensors, {**meta, **({"stopped": "yes"} if stopped else {})})
 
     def restore(self, counter: Counter) -> int:
         """Take a kept state back, and its cost into ``counter``; gives the updates behind it."""
@@ -83,6 +89,7 @@ class Checkpoint:
             update = self._take(tensors, meta, counter)
         except (KeyError, ValueError, RuntimeError, UserError) as e:
             raise damaged(self.path, " ".join(str(e).split())[:200]) from None
+        self.stopped = "stopped" in meta
         return update
 
     def _take(

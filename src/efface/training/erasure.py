@@ -19,6 +19,7 @@ from efface.edits.gates import Gate
 from efface.edits.lowrank import LowRank
 from efface.errors import UserError
 from efface.models import Conditioning, Counter, DiffusionModel, load
+from efface.models.identity import beside
 from efface.names import clean, quoted, words
 from efface.seeds import generator
 from efface.settings import check_ranges, to_json
@@ -91,6 +92,8 @@ class Job:
     """What may be preserved, made once for all concepts of a kind."""
     now: int = 0
     """The update that is being made, from 0."""
+    parts: str = ""
+    """Hash of the text encoders, the autoencoder and the tokenizers, where the run is kept."""
 
     def generator(self, *path: str | int) -> torch.Generator:
         """The generator of the draw that ``path`` names; see :mod:`efface.seeds`."""
@@ -114,6 +117,7 @@ class Job:
         return {
             **asked(self.about),
             "lr": self.model.lr,
+            "parts": self.parts,
             "noise": json.loads(json.dumps(noise, default=str)),
         }
 
@@ -283,6 +287,8 @@ def erase(
         run.on_anchors(model, concepts)
     job = Job(method, model, tuple(concepts), run, provenance(method, model, concepts))
     run.free(job.about)
+    if run.folder is not None and not method.closed_form:  # before the training drops them
+        job = replace(job, parts=beside(model))
     first = join()[0] == 0
     with run.alone() if first else nullcontext():
         made = method.make(job)

@@ -98,7 +98,7 @@ def finetune(
     keep = Checkpoint(run.folder, job.fingerprint, leaves, adam, kept)
     done = keep.restore(model.counter)
     bar = tqdm(
-        range(done, tuning.updates),
+        range(done, done if keep.stopped else tuning.updates),
         initial=done,
         total=tuning.updates,
         desc="erase",
@@ -129,7 +129,7 @@ def finetune(
         if update % 10 == 0:
             bar.set_postfix(loss=f"{value:.4f}")
         if rank == 0 and (stop or done % tuning.save_every == 0 or done == tuning.updates):
-            keep.save(done, model.counter)
+            keep.save(done, model.counter, stop)
         if stop:
             break
     bar.close()

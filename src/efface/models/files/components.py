@@ -65,7 +65,7 @@ def check_files(folder: Path) -> None:
     """Refuse missing and pickled weights before anything is opened."""
     if weight_files(folder):
         return
-    pickled = next((p for p in sorted(folder.glob("*")) if p.suffix in PICKLES), None)
+    pickled = next((p for p in sorted(folder.glob("*")) if p.suffix.lower() in PICKLES), None)
     if pickled is not None:
         refuse_pickle(pickled)
     raise UserError(
