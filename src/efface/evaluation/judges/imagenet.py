@@ -90,13 +90,10 @@ class ImageNetJudge(Judge):
     def prepared(self, images: Tensor) -> Tensor:
         """Resized, cropped to the middle, and in the network's range.
 
-        Lite0's is what its weights were trained and evaluated with, the middle 7/8 by bicubic
-        interpolation, less 127 and by 128. The example in the package's own description (no crop,
-        bilinear, ImageNet's mean and deviation) is that of the package that it was made from, whose
-        weights are others.
-
-        Source: preprocessing and lite settings of EfficientNet in tensorflow/tpu, the origin of
-        lite0's weights.
+        Lite0's is the middle 7/8, less 127 and by 128, as the ONNX model zoo has it for the same
+        family (vision/classification/efficientnet-lite4); it resizes linearly, and here it is
+        bicubic. The example in the package's own description (no crop, ImageNet's mean and
+        deviation) is that of the package that it was made from, whose weights are others.
         """
         h, w = images.shape[-2:]
         scale = self.crop / min(h, w)
