@@ -87,7 +87,7 @@ class Lab:
     def about(self, edits: Sequence[Edit] = ()) -> dict[str, Any]:
         """What a result depends on."""
         return {
-            "model": f"{self.model.name} {self.model.base}",
+            "model": f"{Path(self.model.name).name} {self.model.base}",  # a folder's name, no path
             "judge": f"{self.judge.version} {self.judge.sha256}",
             "edits": [{"config": e.meta["config"], "cost": e.meta["cost"]} for e in edits],
         }
