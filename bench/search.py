@@ -124,8 +124,7 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "race": {
         "defaults": RACE(),
         **{f"lr {lr:g}": tuned(RACE(), lr=lr) for lr in (1e-4, 3e-5)},
-        "anchor auto": RACE(anchor="auto"),
-        "anchor auto, lr 1e-4": RACE(anchor="auto", lr=1e-4),
+        "lr 3e-05, anchor auto": RACE(lr=3e-5, anchor="auto"),
     },
     "stereo": {
         "defaults": STEREO(),
@@ -133,6 +132,8 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
         "anchor auto": STEREO(anchor="auto"),
         "anchor auto, guidance 4": STEREO(anchor="auto", guidance=4.0),
         "anchor auto, share 0.25": STEREO(anchor="auto", share=0.25),
+        "lr 3e-05": STEREO(lr=3e-5),
+        "lr 3e-05, anchor auto": STEREO(lr=3e-5, anchor="auto"),
     },
     "minimax": {
         f"rows {rows}, strength {x:g}, diversify {n}": Minimax(rows=rows, strength=x, diversify=n)

@@ -17,7 +17,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import is_dataclass, replace
 from itertools import pairwise
@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from peers import ARCHITECTURES, PEERS, random_model
+from size_tables import written
 
 from efface.concepts import Concept
 from efface.errors import UserError
@@ -42,7 +43,6 @@ from efface.training.forecast import memory_plan
 HERE = Path(__file__).parent
 OUT = HERE / "size"
 DOCS = HERE.parent / "docs" / "size.md"
-MARKS = ("<!-- size -->\n", "<!-- /size -->")
 WORDS = 32
 """Preserved words; the searches among them are not timed, but the updates between."""
 MANY = (1, 10, 100)
@@ -320,105 +320,6 @@ def parity(a: argparse.Namespace) -> dict[str, dict[str, float]]:
     }
 
 
-# -- the table -------------------------------------------------------------------------------------
-
-
-def table(found: Mapping[str, Any]) -> str:
-    """The rows of a machine."""
-    base = found["rows"].get("diffusers' LoRA step", {})
-    lines = [
-        f"{found['machine']}: {about(found)}. Medians.",
-        "",
-        "| | seconds | times a LoRA step | evaluations, forward / backward | peak, GB |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for name, row in found["rows"].items():
-        if "failed" in row:
-            lines.append(f"| {name} | failed: {row['failed']} | | | |")
-            continue
-        s = median(row["seconds"])
-        times = "" if "seconds" not in base or "concepts" in row else s / median(base["seconds"])
-        counts = f"{row['forward']:g} / {row['backward']:g}" if "forward" in row else ""
-        peak = "" if row["peak"] is None else f"{row['peak'] / 1e9:.1f}"
-        shown = f"{times:.2f}" if times else ""
-        lines.append(f"| {name} | {s:.2f} | {shown} | {counts} | {peak} |")
-    return "\n".join(lines)
-
-
-def gpu_tables(folder: Path) -> str:
-    """What ``bench/gpu.sh`` wrote into a folder: the updates, the other rows, whole trainings."""
-    every = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
-    near = {k: v["loss"] for k, v in every.pop("parity")["parity"].items()}
-    first = next(iter(every.values()))
-    lines = [
-        f"{first['machine']}, torch {first['torch']}, by `bench/gpu.sh`. Medians of five updates, "
-        "in seconds; AP preserves as many rows as it erases, the batch.",
-        "",
-        "| | LoRA step | ap | esd | ap by a LoRA step | peak, GB: LoRA step | ap | ap's plan | "
-        "esd | ap by a LoRA step |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    shown = ("diffusers' LoRA step", "ap", "esd")
-    others: dict[str, dict[str, Any]] = {}
-    for found in every.values():
-        rows, what = found["rows"], about(found)
-        for name, row in rows.items():
-            own = what.rpartition(", batch")[0] if "update" in row else what  # their own batches
-            others |= {} if name in shown else {f"{name}, {own}": row}
-        if "ap" in rows:
-            s = {n: median(rows[n]["seconds"]) for n in shown if n in rows}
-            peak = {n: rows[n]["peak"] / 1e9 for n in s}
-            base, us, esd = shown
-            slow, large = (f"{x[us] / x[base]:.2f}" if base in x else "" for x in (s, peak))
-            cells = [f"{s[n]:.3f}" if n in s else "" for n in shown]
-            told = [peak.get(base), peak[us], rows[us]["plan"] / 1e9, peak[esd]]
-            more = [slow, *(f"{x:.1f}" if x else "" for x in told), large]
-            lines.append(f"| {what} | {' | '.join(cells + more)} |")
-    lines += ["", "| | seconds | peak, GB |", "| --- | ---: | ---: |"]
-    for name, row in others.items():
-        if "update" not in row:
-            lines.append(f"| {name} | {median(row['seconds']):.2f} | {row['peak'] / 1e9:.1f} |")
-    lines += [
-        "",
-        "| whole trainings | updates | seconds | before the second update | an update | a scoring "
-        "of the candidates | its share | forward / backward | peak, GB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, row in others.items():
-        if "update" in row:
-            once = row.get("scoring")
-            share = once and once / (once + row["refresh"] * row["update"])
-            seen = f"{once:.2f} | {share:.0%}" if once else " | "
-            lines.append(
-                f"| {name} | {row['updates']} | {row['seconds'][0]:.0f} | {row['before']:.1f} | "
-                f"{row['update']:.3f} | {seen} | {row['forward']} / {row['backward']} | "
-                f"{row['peak'] / 1e9:.1f} |"
-            )
-    told = ", ".join(f"{k} {v:.1%}" for k, v in near.items() if v)
-    return "\n".join([*lines, "", f"Losses of a short training, from the CPU's in fp32: {told}."])
-
-
-def about(found: Mapping[str, Any]) -> str:
-    """The settings of a file, in words."""
-    plain = ", without SDPA" if found["attention"] == "plain" else ""
-    return (
-        f"{found['arch']}, {found['size']} pixels, {found['dtype']}, batch {found['batch']}"
-        f"{plain}{', compiled' if found['compile'] else ''}"
-    )
-
-
-def written(text: str, folder: Path = OUT) -> str:
-    """The page with the tables of the machines that there are."""
-    head, _, rest = text.partition(MARKS[0])
-    _, _, tail = rest.partition(MARKS[1])
-    made = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))]
-    parts = [table(x) for x in made]
-    on_gpus = [gpu_tables(x) for x in sorted(folder.iterdir()) if (x / "parity.json").exists()]
-    if not on_gpus:
-        parts.append("Not yet measured on a GPU.")
-    return head + MARKS[0] + "\n\n".join(parts + on_gpus) + "\n" + MARKS[1] + tail
-
-
 def options() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -445,7 +346,7 @@ def main() -> None:
         if name not in rows(a.whole):
             sys.exit(f"--only {name!r}: no such row; there are {', '.join(rows(a.whole))}.")
     if a.table:
-        DOCS.write_text(written(DOCS.read_text()))
+        DOCS.write_text(written(DOCS.read_text(), OUT))
         return
     if a.device == "cpu" and not a.size and a.arch != "tiny":
         a.size = 256
