@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -427,3 +428,17 @@ def test_a_method_that_is_alone_has_no_place(results):
     found = read(results, "small")
     assert set(ranking(found)) == {"ap", "esd"}
     assert ranking({n: found[n] for n in (UNEDITED, "ap")}) == {}
+
+
+def test_cells_without_a_score_that_others_have_are_told_beside_them(monkeypatch, capsys):
+    """The unedited model's pictures have not drifted from themselves."""
+    kept = Path(__file__).parents[1] / "bench" / "results"
+    monkeypatch.setattr("efface.cli.bench.ready", lambda *_: None)  # they are there
+    monkeypatch.setattr("efface.cli.bench.run_all", lambda *_: [])
+    args = ["--method", "unedited", "--method", "esd", "--seeds", "1", "--out", str(kept)]
+    assert main(["bench", "emoji-objects-2", *args]) == 0
+    first, second = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert first.startswith("unedited")
+    assert "–" in first
+    assert second.startswith("ESD")
+    assert "–" not in second

@@ -105,7 +105,7 @@ def command(args: list[str]) -> int:
                     label(r["method"]),
                     r["split"],
                     str(r["seed"]),
-                    *(str(Score(**r["scores"][k])) for k in keys),
+                    *(str(Score(**r["scores"][k])) if k in r["scores"] else "–" for k in keys),
                 ]
                 for r in rows
             ],
