@@ -196,7 +196,8 @@ def rows(whole: bool) -> list[str]:
     """The names of all that can be measured."""
     if whole:
         return list(trainings(1))
-    return [*PEERS, *trained(1, Path()), *(n for n, cls in METHODS.items() if cls.closed_form)]
+    closed_forms = (n for n, cls in METHODS.items() if cls.closed_form)
+    return [*PEERS, *trained(1, Path()), "ap, checkpointing", *closed_forms]
 
 
 def tasks(a: argparse.Namespace, model: DiffusionModel, words: Path) -> dict[str, Any]:
