@@ -67,6 +67,14 @@ def test_only_what_is_new_is_made(tiny, folder):
     assert len(rows(folder)) == len(WANTED) + 1
 
 
+def test_where_everything_is_drawn_there_is_no_bar(tiny, tmp_path, capsys):
+    seen = []
+    for _ in range(2):
+        generate(tiny, WANTED, tmp_path / "x", progress=True)
+        seen.append("picture" in capsys.readouterr().err)
+    assert seen == [True, False]
+
+
 def test_half_a_line_and_missing_pictures_are_made_again(tiny, folder):
     before, images, known = contents(folder), Samples.open(folder).images(), rows(folder)
     text = (folder / "samples.jsonl").read_text()

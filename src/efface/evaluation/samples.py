@@ -237,7 +237,7 @@ def generate(
     sweep(folder)
     missing = [b for b in batches(model, edit, wanted, folder) if not all(there(folder, b))]
     total = sum(map(len, missing))
-    bar = tqdm(total=total, desc="generate", unit="picture", disable=not progress)
+    bar = tqdm(total=total, desc="generate", unit="picture", disable=not (progress and missing))
     painter = Painter(model, edit)
 
     def here() -> Iterator[tuple[Sequence[Wanted], Sequence[Tensor]]]:
