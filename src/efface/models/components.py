@@ -69,6 +69,8 @@ class Components:
         """Pixels of a picture to one of a latent."""
         self.guides = self.family.guides(self.denoiser)
         """``cfg``, ``embedded`` or ``none``: how guidance works."""
+        self._computes: tuple[torch.dtype, ...] = ()
+        """Precision of the first weight, and what the denoiser computes in where it is that."""
         self._settle()
 
     def _settle(self) -> None:
@@ -152,13 +154,16 @@ class Components:
     @property
     def device(self) -> torch.device:
         """Where the denoiser lives."""
-        own = list(self.denoiser.parameters())
-        return next((p for p in own if not p.is_meta), own[0]).device  # type: ignore[no-any-return]
+        own = self.denoiser.parameters
+        return next((p for p in own() if not p.is_meta), next(own())).device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
         """The denoiser's precision."""
-        return self.denoiser.dtype  # type: ignore[no-any-return]
+        first = next(self.denoiser.parameters()).dtype
+        if self._computes[:1] != (first,):  # diffusers walks through all modules to find it
+            self._computes = (first, self.denoiser.dtype)
+        return self._computes[1]
 
     @property
     def precision(self) -> str:
