@@ -113,6 +113,7 @@ def test_an_anchor_counts_as_evaluations_and_is_on_record(tiny, word_list):
     assert more == k + n * best + 2 * n * anchors.AT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_takes_an_anchor_for_all(tiny, word_list, name):
     method = dataclasses.replace(quick(METHODS[name](), word_list), anchor="moon")
@@ -175,6 +176,7 @@ def test_a_decaying_rate_is_what_adam_is_given(tiny):
     assert moved[1] == pytest.approx(lr / 2, rel=0.2)
 
 
+@pytest.mark.slow
 def test_candidates_do_not_depend_on_the_order_of_the_concepts(tiny, monkeypatch):
     some = [Concept("church"), Concept("nudity"), Concept("Van Gogh", kind="style")]
     seen = []

@@ -128,6 +128,7 @@ def test_only_some_edits_have_the_controls(cell):
     assert [u.role for u in floor if u.role != "edited"] == ["unrelated"]
 
 
+@pytest.mark.slow
 def test_a_cell_goes_on_inside_an_attack_and_keeps_what_it_has(cell, tmp_path, monkeypatch):
     monkeypatch.setattr(attack_bench, "CONTROLLED", ())
     out, work, one = tmp_path / "out", tmp_path / "work", Siege.whole

@@ -151,6 +151,7 @@ def other_part(name):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [

@@ -58,6 +58,7 @@ def test_every_method_has_it():
         ESD(diversify=MOST + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HAVING)
 def test_it_changes_the_edit_of_every_method(tiny, words, name):
     method = quick(METHODS[name](), words)

@@ -52,6 +52,7 @@ def test_the_merged_pipeline_draws_what_the_edit_drew(church):
     assert not differ(church["merged"], church["after"])
 
 
+@pytest.mark.slow
 def test_the_notebook_leaves_an_edit_and_a_lora(church):
     edit = efface.Edit.load(church["home"] / "runs" / "church")
     assert edit.digest == church["edit"].digest
@@ -66,6 +67,7 @@ def test_the_notebook_leaves_an_edit_and_a_lora(church):
     assert 0 <= church["left_out"] < 1
 
 
+@pytest.mark.slow
 def test_the_notebook_says_scores_with_their_intervals(church):
     scores = church["scores"]
     assert scores.psr1.low <= scores.psr1.value <= scores.psr1.high

@@ -144,6 +144,7 @@ def test_methods_erase_in_every_family(family, method, words, tmp_path):
     assert torch.equal(ours(model), plain)
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_memory_and_nothing_else(family, words):
     _, _, model = family
     method = tiny_method(AP(), words)
@@ -154,6 +155,7 @@ def test_checkpointing_changes_memory_and_nothing_else(family, words):
     assert activations(model, names, 2, checkpointing=True) < activations(model, names, 2)
 
 
+@pytest.mark.slow
 def test_activations_are_planned_as_they_are_kept(family):
     """Against the tensors that a real pass keeps."""
     _, _, model = family
@@ -651,6 +653,7 @@ def test_single_files_of_transformers_have_the_published_names():
         assert sum(w.numel() for w in found.values()) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STANDARD)
 def test_the_standard_architectures_are_the_published_ones(kind, tmp_path):
     given = STANDARD[kind]

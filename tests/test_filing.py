@@ -253,6 +253,7 @@ def test_scores_are_of_the_edit_that_was_scored(tiny, tmp_path):
     assert scores_of(tmp_path, one)["edited"]
 
 
+@pytest.mark.slow
 def test_gates_that_a_file_leaves_open_are_told(tiny, folder, tmp_path, words, capsys):
     method = quick(SPM(anchors=1, gated=True), words)
     edit = method.erase(load(folder, device="cpu"), [CHURCH], Run(tmp_path / "run", progress=False))

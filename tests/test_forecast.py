@@ -31,6 +31,7 @@ KINDS = {
 ALL = {**{n: m() for n, m in METHODS.items()}, **KINDS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(ALL, ("uce", "esd", "ap", "exact")))
 def test_the_evaluations_are_those_of_the_erasure(tiny, words, name):
     method = quick(ALL[name], words, updates=4)
@@ -148,6 +149,7 @@ def test_the_plan_is_what_the_erasure_then_does_and_leaves_nothing(erase, tmp_pa
     assert "holds another run, which differs in: concepts" in line
 
 
+@pytest.mark.slow
 def test_the_plan_in_words(erase, tmp_path):
     _, out, _ = erase("uce", "church", "--dry-run")
     assert re.search(r"evaluations +0 forward, 0 backward", out)

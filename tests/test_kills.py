@@ -194,6 +194,7 @@ def test_kills_while_drawing_leave_the_same_bytes(tiny, tmp_path):
     assert n == len(more) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before the ledger", "after the ledger"])
 def test_another_model_in_the_place_of_a_killed_one_is_left_alone(
     tiny, folder, other_folder, tmp_path, when

@@ -83,6 +83,7 @@ def sdxl_folder(tmp_path, prediction="epsilon"):
     return load(tmp_path / "sdxl", device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("meta", "keys"),
     [
@@ -372,6 +373,7 @@ SET = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [(), ("house", "tree")])
 @pytest.mark.parametrize("name", SET)
 def test_a_method_says_how_many_rows_a_gradient_goes_through(tiny, words, name, keep, monkeypatch):
@@ -504,6 +506,7 @@ def test_spoilt_configs_in_a_single_file_are_one_line(tmp_path, cache, configs, 
     assert not list((tmp_path / "cache" / "single").iterdir())
 
 
+@pytest.mark.slow
 def test_a_denoiser_in_half_precision_beside_full_parts_is_the_same_model_as_in_a_folder(
     tiny_folder, tmp_path, cache
 ):
@@ -525,6 +528,7 @@ def test_a_denoiser_in_half_precision_beside_full_parts_is_the_same_model_as_in_
     assert stored_dtype(again.folder / "vae") == torch.float32
 
 
+@pytest.mark.slow
 def test_a_single_file_of_a_long_name_is_opened(tiny_folder, tmp_path, cache):
     model = load(tiny_folder, device="cpu")
     path = merge_single(model, unmoved(model), tmp_path / "x.safetensors")
@@ -539,6 +543,7 @@ def test_gguf_is_named(tmp_path):
         load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])
 def test_weights_beside_a_single_file_are_not_taken_for_its_own(name, tmp_path, cache):
     """Whatever they lie in: an index of shards is opened before the usual file."""

@@ -380,6 +380,7 @@ def pictures(model, prompts, seeds, **options):
     return torch.stack(list(model.generate(prompts, seeds, **options, output_type="pt")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_pictures_are_those_of_the_stock_pipeline(tmp_path, prediction):
     tiny_pipeline(prediction).save_pretrained(tmp_path / "model")

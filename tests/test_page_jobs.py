@@ -176,6 +176,7 @@ def test_a_folder_that_another_process_works_in_is_said_and_left(places, wish):
     assert "\n" not in job.state().said
 
 
+@pytest.mark.slow
 def test_a_model_that_vanishes_and_a_full_disk_are_one_line(places, wish, monkeypatch, tmp_path):
     gone = Wish(wish.method, wish.concepts, str(tmp_path / "gone"))
     assert "no such folder" in worked(places, gone, every=0).state().said

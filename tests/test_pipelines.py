@@ -93,6 +93,7 @@ def test_a_pipeline_is_taken_without_a_copy_and_left_as_it_is(family):
     part.eval().requires_grad_(True)
 
 
+@pytest.mark.slow
 def test_pictures_of_a_pipeline_with_an_edit_applied_are_those_of_the_model(family):
     name, pipe = family
     model = load(pipe, size=SIZES.get(name, 0))
@@ -388,6 +389,7 @@ def test_files_are_compared_once(tiny_folder, monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form",
     [

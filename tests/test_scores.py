@@ -278,6 +278,7 @@ def test_intervals_cover_concepts_with_the_spread_of_the_results(coverage, name)
     assert held(some, "Wilson") < held(some, "ours")  # the simulation tells them apart
 
 
+@pytest.mark.slow
 def test_a_bootstrap_of_five_concepts_is_found_out(coverage):
     design = coverage.DESIGNS[0]
     asks = {"bootstrap": coverage.bootstrap}

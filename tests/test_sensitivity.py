@@ -74,6 +74,7 @@ def test_rank_correlation_is_the_textbooks():
         rank_correlation(x[:2], y[:2])
 
 
+@pytest.mark.slow
 def test_prediction_is_that_of_one_word_at_a_time(tiny, edit):
     found = prediction(tiny, edit, WORDS, latents=3, batch=8, progress=False)
     some = WORDS[:5]
@@ -118,6 +119,7 @@ def test_words_that_share_a_row_do_not_see_each_other(tiny, monkeypatch):
     assert torch.equal(together[0], together[3])
 
 
+@pytest.mark.slow
 def test_text_states_of_long_lists_are_kept(tiny, tmp_path, monkeypatch):
     words = [f"{a} {b}" for a in range(64) for b in range(64)]
     first = text_states(tiny, words, tmp_path, progress=False)

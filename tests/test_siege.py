@@ -417,6 +417,7 @@ def attack(run, *args):
     return main(["attack", str(run), "--redraws", "4", "--sample", "1", *args])
 
 
+@pytest.mark.slow
 def test_attacks_are_told_by_channel_and_kept(run, capsys):
     args = ["--attack", "reading", "--attack", "completion", "--completion.begun", "1"]
     args += ["--completion.steps", "2"]
@@ -479,6 +480,7 @@ def test_several_processes_find_what_one_does(run, tmp_path, crew):
             sys.modules["ray"].shutdown()
 
 
+@pytest.mark.slow
 def test_the_gate_ends_with_1(run, capsys):
     args = ["--attack", "reading"]
     assert attack(run, *args, "--require", "reading<=100") == 0
@@ -507,6 +509,7 @@ def test_a_bound_that_nothing_can_meet_is_refused_before_the_model_is_opened(
     assert BOUNDS[bound] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_bound_is_looked_at_once_more_before_anything_is_attacked(run, capsys, monkeypatch):
     had = {"rows": [asdict(row(at="1", hits=(0, 0)))], "settings": asdict(SMALL[0]), "seconds": 0.0}
     monkeypatch.setattr(Siege, "begun", lambda *_: {"completion/edited/coat": had})

@@ -31,6 +31,7 @@ def renamed(folder):
     (folder / "concepts.json").write_text(json.dumps({"concepts": [{"name": "cap", "tags": []}]}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [scaled, renamed])
 def test_a_cell_and_a_study_of_ones_own_model_are_of_all_its_parts_and_words(own, change, tmp_path):
     cell = Cell(str(own / "protocol.json"), "1", "uce", 0, model=str(own))
@@ -62,6 +63,7 @@ def test_a_study_asks_the_judge_what_the_protocol_asks(own, tmp_path, cache):
     assert TOLD["judge"] == lab.judge.version
 
 
+@pytest.mark.slow
 def test_text_states_are_of_one_tokenizer_and_list(own, tmp_path):
     words = [f"{a} {b}" for a in range(64) for b in range(64)]
     model = load(own, device="cpu")
