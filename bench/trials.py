@@ -30,7 +30,7 @@ from efface.methods.ap import AP
 from efface.methods.twofold import Twofold
 from efface.models import DiffusionModel
 from efface.seeds import generator
-from efface.training import Method
+from efface.training import Bank, Method
 from efface.training.anchors import compare, half_made
 from efface.training.closed_form import text_vectors
 from efface.training.minimax import seen_by
@@ -43,6 +43,10 @@ PROTOCOL = HERE / "trials-protocol.json"
 OUT, WORK = HERE / "trials", HERE.parent / "runs" / "trials"
 
 
+OWN = Bank(trajectories=2)
+"""The concept's own trajectories, and no others."""
+
+
 def ap(eta: float = 1.0, **options: Any) -> AP:
     """AP with some of its settings changed; the trial brings the anchors."""
     return replace(AP.presets()["away"], eta=eta, **options)
@@ -50,18 +54,19 @@ def ap(eta: float = 1.0, **options: Any) -> AP:
 
 def lean(**options: Any) -> AP:
     """AP at about the cost of ESD: what the frozen model predicts is kept, the search is free."""
-    return replace(AP(anchor=""), **{"eta": 1.0, **options})
+    return replace(AP(anchor=""), **{"eta": 1.0, "latents": OWN, **options})
 
 
 def ours(**options: Any) -> AP:
     """AP as it ships, which searches for its anchors itself, with some of its settings changed."""
-    return replace(AP(), **options)
+    return replace(AP(), **{"latents": OWN, **options})
 
 
-def twofold(against: float = 1.0, **options: Any) -> Twofold:
+def twofold(against: float = 1.0, bank: Bank = OWN, **options: Any) -> Twofold:
     """Twofold with some settings changed: its own, or its recall's."""
     own = {k: options.pop(k) for k in ("preserve", "preserve_batch", "average") if k in options}
-    return Twofold(against=against, recall=Recall(**{"eta": 1.5, **options}), **own)
+    recall = Recall(**{"eta": 1.5, **options})
+    return Twofold(against=against, latents=bank, recall=recall, **own)
 
 
 SEARCHED = "searched for"
@@ -95,6 +100,14 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
         f"mean-{share:g}-eta{e:g}": (ours(eta=e, average=share), SEARCHED, 0)
         for share, e in ((0.5, 1.5), (0.5, 2.0))
     },
+    **{
+        f"anchored-{own}-{other}-eta{e:g}": (
+            ours(eta=e, latents=Bank(trajectories=own, anchored=other)),
+            SEARCHED,
+            0,
+        )
+        for own, other, e in ((1, 1, 1.5), (1, 1, 2.0), (2, 2, 1.5), (2, 2, 2.0))
+    },
     "cosine-3-200": (ap(updates=200, decay=1.0, lr=6e-4), "cosine", 3),
     **{
         f"least-{rank}": (lean(batch=2, preserve_batch=6, eta=1.5), "least", rank)
@@ -115,6 +128,11 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
     "twofold-preserve3": (twofold(preserve=3.0), SEARCHED, 0),
     "twofold-mean": (twofold(average=0.5), SEARCHED, 0),
     "twofold-onto-mean": (twofold(eta=0.0, average=0.5), SEARCHED, 0),
+    "twofold-anchored": (
+        twofold(bank=Bank(trajectories=1, anchored=1)),
+        SEARCHED,
+        0,
+    ),
     "twofold-tokens": (twofold(states=False, latents=False), SEARCHED, 0),
 }
 """A method, the order in which candidates are anchors, and which of them is taken."""
@@ -243,7 +261,9 @@ def differs(method: Twofold) -> str:
     for mine, other in ((method, first), (method.recall, first.recall)):
         for f in fields(mine):
             value = getattr(mine, f.name)
-            if value != getattr(other, f.name) and f.name != "recall":
+            if isinstance(value, Bank) and value != OWN:
+                found.append("half of the trajectories the anchor's")
+            elif value != getattr(other, f.name) and f.name != "recall":
                 found.append(f"{f.name} {value}")
     return ", ".join(found) or "against 1, eta 1.5, all channels"
 
@@ -259,6 +279,9 @@ def said(method: Any) -> str:
             f"rate falling over the last {100 * method.decay:.0f} %"
             + (f" from {method.lr:g}" if method.lr else "")
         ]
+    if isinstance(method.latents, Bank) and method.latents.anchored:
+        own, other = method.latents.trajectories, method.latents.anchored
+        more.append(f"{own} of the concept's trajectories and {other} of the anchor's")
     if method.average:
         more.append(f"mean of the last {100 * method.average:.0f} %")
     return ", ".join(more)

@@ -106,11 +106,13 @@ def test_aligned_stopping_points(tiny):
     assert seen == set(range(50))
 
 
-@pytest.mark.parametrize("source", ["bank", "frozen", "student"])
+@pytest.mark.parametrize("source", ["bank", "anchored", "frozen", "student"])
 def test_predictions_that_come_with_the_latents_are_the_models_own(tiny, source):
     concepts = [CHURCH, DOG]
-    kind = Bank(trajectories=3) if source == "bank" else Rollout(of=source)
-    made = dataclasses.replace(kind, ddim_steps=4).open(job_of(tiny, concepts))
+    kinds = {"bank": Bank(trajectories=3), "anchored": Bank(trajectories=1, anchored=2)}
+    made = dataclasses.replace(kinds.get(source) or Rollout(of=source), ddim_steps=4).open(
+        job_of(tiny, concepts)
+    )
     b = made.draw(seeded(3), 12, shaken(tiny))
     assert sorted(set(b.which.tolist())) == [0, 1]
     names = ["church", "dog", "hound"]
@@ -132,6 +134,36 @@ def test_the_bank_holds_whole_trajectories_from_pure_noise(tiny):
     assert torch.equal(bank.z[:, 0], noise)
     last = tiny.rollout(noise, tiny.embed(["church"] * 2), tiny.schedule(5), range(4), 3.0)
     torch.testing.assert_close(bank.z[:, 4], last, rtol=1e-5, atol=1e-5)
+
+
+def test_trajectories_of_an_anchor_are_its_own_and_there_nothing_is_pushed_away(tiny):
+    config = Bank(ddim_steps=5, trajectories=2, anchored=1)
+    bank, g = Banked(tiny, [CHURCH, DOG], config, seeded(4)), seeded(4)
+    follows = ["church", "church", "", "dog", "dog", "cat", "hound", "hound", "cat"]
+    sizes = [2, 1] * 3
+    starts = torch.cat([tiny.noise(n, g) for n in sizes])
+    assert torch.equal(bank.z[:, 0], starts)
+    for z, start, name in zip(bank.z, starts, follows, strict=True):
+        way = tiny.schedule(5), range(4), 3.0
+        slow = tiny.rollout(start[None], tiny.embed([name], null=True), *way)
+        torch.testing.assert_close(z[None, 4], slow, rtol=1e-5, atol=1e-5)
+    path = torch.arange(9)
+    b = bank.at(path, torch.full((9,), 3))
+    assert b.which.tolist() == [0] * 3 + [1] * 6
+    away = b.goal(2.0) - b.e_anchor
+    for i, name in enumerate(follows):
+        if name in ("", "cat"):
+            assert not away[i].any()
+        else:
+            torch.testing.assert_close(away[i], 2 * (b.e_anchor - b.e_concept)[i])
+
+
+def test_a_bank_without_an_anchors_trajectories_is_what_it_was(tiny):
+    plain = Banked(tiny, [DOG], Bank(ddim_steps=3, trajectories=2), seeded(4))
+    assert plain.push.tolist() == [1.0] * 4
+    both = Banked(tiny, [DOG], Bank(ddim_steps=3, trajectories=2, anchored=1), seeded(4))
+    assert torch.equal(both.z[:2], plain.z[:2])  # of the first name: the same noise
+    assert len(both.z) == 6
 
 
 def test_the_students_latents_come_from_the_student(tiny):

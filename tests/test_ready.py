@@ -88,6 +88,9 @@ def test_a_result_of_other_settings_is_kept_and_refused_before_any_work(
     file.write_text(json.dumps(row))
     ready([had], file.parent, tmp_path / "work")  # the same cell: resumption
     assert finished(had, file.parent, Opened(had).identity) == row
+    older = {k: v for k, v in row["config"]["latents"].items() if k != "anchored"}
+    file.write_text(json.dumps({**row, "config": {**row["config"], "latents": older}}))
+    assert finished(had, file.parent, Opened(had).identity) == row  # was made before that setting
     bench = ["bench", path, "--method", "esd", "--seeds", "1", "--model", model, "--out", "out"]
     assert main([*bench, "--updates", "7"]) == 2
     (told,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("efface")]
@@ -96,7 +99,7 @@ def test_a_result_of_other_settings_is_kept_and_refused_before_any_work(
     half = dataclasses.replace(had, dtype="bf16")
     with pytest.raises(UserError, match=rf"{said} \(dtype is None, not 'bf16'; "):
         ready([half], file.parent, tmp_path / "work")
-    assert json.loads(file.read_text()) == row
+    assert json.loads(file.read_text())["config"]["updates"] == 3
     file.write_text(json.dumps({**Opened(half).identity, "hits": {}}))
     with pytest.raises(UserError, match=rf"{said} \(dtype is 'bf16', not None; "):
         ready([had], file.parent, tmp_path / "work")

@@ -10,13 +10,14 @@ from efface.errors import UserError
 from efface.evaluation import answers
 from efface.settings import shown
 
-BEFORE = {
+BEFORE: Mapping[str, Any] = {
     "anchor": "",
     "decay": 0.0,
     "average": 0.0,
     "diversify": 0,
     "invariants": True,
     "reuse": 0,
+    "latents": {"anchored": 0},
 }
 """Settings that came later, at what older results were made with."""
 HOW, OWN = ("dtype", "size"), ("drawn by", "brought words")
@@ -38,7 +39,7 @@ def standing(cls: type[Any], path: Path, identity: Mapping[str, Any]) -> dict[st
     except UserError:
         return None
     if row.get("config"):
-        row = {**row, "config": {**older(row["config"], identity["config"]), **row["config"]}}
+        row = {**row, "config": completed(row["config"], identity["config"] or {})}
     names = dict.fromkeys((*HOW, *identity, *OWN))
     found = list(differing({k: row.get(k) for k in names}, {k: identity.get(k) for k in names}))
     if found:
@@ -50,9 +51,18 @@ def standing(cls: type[Any], path: Path, identity: Mapping[str, Any]) -> dict[st
     return row
 
 
-def older(had: Mapping[str, Any], config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a result that is older than some settings was made with."""
-    return {k: v for k, v in BEFORE.items() if k in (config or {}) and k not in had}
+def completed(
+    had: Mapping[str, Any], config: Mapping[str, Any], before: Mapping[str, Any] = BEFORE
+) -> dict[str, Any]:
+    """What a result was made with that may be older than some of today's settings."""
+    found = dict(had)
+    for k, v in before.items():
+        if isinstance(v, Mapping):
+            if isinstance(had.get(k), Mapping) and isinstance(config.get(k), Mapping):
+                found[k] = completed(had[k], config[k], v)
+        elif k in config:
+            found.setdefault(k, v)
+    return found
 
 
 def differing(had: Any, mine: Any, name: str = "") -> Iterator[str]:

@@ -12,7 +12,7 @@ from efface.evaluation import answers
 from efface.evaluation.attack_bench import BENCHES
 from efface.evaluation.bench import UNEDITED, label, lineup
 from efface.evaluation.protocols import Protocol, load
-from efface.evaluation.standing import older
+from efface.evaluation.standing import completed
 from efface.reporting import held_out
 from efface.reporting.columns import Column, curve, rank, rate, trials
 from efface.reporting.tables import Row, named, score, settings
@@ -127,9 +127,10 @@ def joined(out: Path, protocol: str, cells: Sequence[Row]) -> list[str]:
     for c in cells:
         path = out / f"{Path(protocol).stem}-{c['split']}-{c['method']}-{c['seed']}.json"
         if path.exists():
-            row, mine = answers.read(answers.Cell, path, "result"), c.get("config")
-            had = row.get("config") and {**older(row["config"], mine), **row["config"]}
-            if row["protocol"] == c["protocol"] and had == mine:
+            row = answers.read(answers.Cell, path, "result")
+            had, mine = row.get("config") or {}, c.get("config") or {}
+            alike = completed(had, mine) == completed(mine, had)
+            if row["protocol"] == c["protocol"] and alike:
                 rows.append(row)
     if not rows:
         return ["–"] * len(KEPT)

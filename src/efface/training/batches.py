@@ -29,13 +29,16 @@ class Batch(NamedTuple):
     """What the frozen model predicts for its anchor, (B, C, H, W)."""
     weight: Tensor
     """What a squared error of a prediction is as one of the clean latent, (B,)."""
+    push: Tensor
+    """By how much of the guidance it is pushed away from the concept, (B,)."""
 
     def goal(self, eta: float) -> Tensor:
         """What the erased concept is to predict: the anchor, pushed away from the concept.
 
         Source: arXiv:2303.07345, equation 5.
         """
-        return self.e_anchor - eta * (self.e_concept - self.e_anchor)
+        away = (eta * self.push)[:, None, None, None]
+        return self.e_anchor - away * (self.e_concept - self.e_anchor)
 
 
 class Words(NamedTuple):

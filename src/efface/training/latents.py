@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class Bank:
     """Scale of classifier-free guidance of the trajectories."""
     trajectories: Annotated[int, Range(1, 10_000)] = 8
     """Trajectories of each erased name, shared by its prompts, of which each gets one at least."""
+    anchored: Annotated[int, Range(0, 10_000)] = 0
+    """As many of its anchor beside them, where the edited model will pass: there the name is
+    steered to the anchor as it is, without guidance away."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -92,8 +95,8 @@ class Draw(NamedTuple):
 class Banked:
     """Latents of the frozen model's own trajectories, with its predictions there.
 
-    The predictions for the concept and for the null prompt fall out of classifier-free guidance for
-    nothing; only an anchor other than the null prompt costs one evaluation more per latent.
+    Predictions for what a trajectory follows and for the null prompt fall out of classifier-free
+    guidance for nothing; the concept or another anchor costs one evaluation more per latent.
     """
 
     def __init__(
@@ -108,7 +111,9 @@ class Banked:
     ) -> None:
         self.model, self.concepts, self.config, self.progress = model, concepts, config, progress
         self.encoded = encode(model, concepts, prompts)
-        self.n = max(config.trajectories // max(prompts, 1), 1)
+        each = max(prompts, 1)
+        self.n = max(config.trajectories // each, 1)
+        self.anchored = max(config.anchored // each, 1) if config.anchored else 0
         self.schedule = model.schedule(config.ddim_steps)
         self.t: Tensor = self.schedule.timesteps.cpu()
         self.weight = model.process.weight(self.schedule.timesteps).cpu()
@@ -129,37 +134,50 @@ class Banked:
     def _fill(self, rows: Tensor, g: torch.Generator) -> None:
         """Make the trajectories of some prompts."""
         self.z = self.e_anchor = self.e_concept = torch.empty(0)  # room for the new ones
-        model, n, config = self.model, self.n, self.config
         kept: list[tuple[Tensor, Tensor, Tensor]] = []
         for row in tqdm(
             rows.tolist(), desc="bank of latents", unit="prompt", disable=not self.progress
         ):
-            cond = self.encoded.concept[[row]].repeat(n)
-            path: list[tuple[Tensor, Tensor, Tensor]] = []
-
-            def visit(_: int, z: Tensor, e0: Tensor, e1: Tensor, path: list[Any] = path) -> None:
-                path.append((z.cpu(), e0.cpu(), e1.cpu()))
-
-            span = range(config.ddim_steps)
-            model.rollout(model.noise(n, g), cond, self.schedule, span, config.cfg, visit=visit)
-            z, e0, e1 = (torch.stack(x, 1) for x in zip(*path, strict=True))  # (n, S, C, H, W)
-            kept.append((z, self._anchored(model, row, self.concepts, z, e0), e1))
+            concept, anchor = self.encoded.concept[[row]], self.encoded.anchor[[row]]
+            known = not self.concepts[int(self.encoded.of[row])].anchor
+            z, e0, e1 = self._followed(concept, self.n, g)
+            kept.append((z, e0 if known else self._asked(anchor, z), e1))
+            if self.anchored:
+                z, _, e1 = self._followed(anchor, self.anchored, g)
+                kept.append((z, e1, self._asked(concept, z)))
         self.z, self.e_anchor, self.e_concept = (torch.cat(x) for x in zip(*kept, strict=True))
-        self.row = rows.repeat_interleave(n)
+        own = torch.arange(self.n + self.anchored) < self.n
+        self.row, self.push = rows.repeat_interleave(len(own)), own.float().repeat(len(rows))
         self.odds = odds(self.encoded.of[self.row].unique(return_inverse=True)[1])
 
-    def _anchored(
-        self, model: DiffusionModel, row: int, concepts: Sequence[Concept], z: Tensor, e0: Tensor
-    ) -> Tensor:
-        if not concepts[int(self.encoded.of[row])].anchor:
-            return e0
-        flat, t = z.flatten(0, 1), self.t.repeat(len(z))
-        anchor = self.encoded.anchor[[row]]
-        with torch.no_grad():
-            parts = [
-                model.predict(a.to(model.device), b.to(model.device), anchor.repeat(len(a))).cpu()
-                for a, b in zip(flat.split(64), t.split(64), strict=True)
-            ]
+    def _followed(
+        self, cond: Conditioning, n: int, g: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Trajectories of a prompt, and what is predicted on them, (n, S, C, H, W) each.
+
+        Returns:
+            Latents, predictions for the null prompt, and for the prompt.
+        """
+        model, config = self.model, self.config
+        path: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def visit(_: int, z: Tensor, e0: Tensor, e1: Tensor) -> None:
+            path.append((z.cpu(), e0.cpu(), e1.cpu()))
+
+        span = range(config.ddim_steps)
+        start = model.noise(n, g)
+        model.rollout(start, cond.repeat(n), self.schedule, span, config.cfg, visit=visit)
+        z, e0, e1 = (torch.stack(x, 1) for x in zip(*path, strict=True))
+        return z, e0, e1
+
+    @torch.no_grad()
+    def _asked(self, cond: Conditioning, z: Tensor) -> Tensor:
+        """What is predicted for a prompt on trajectories, (n, S, C, H, W)."""
+        model, flat, t = self.model, z.flatten(0, 1), self.t.repeat(len(z))
+        parts = [
+            model.predict(a.to(model.device), b.to(model.device), cond.repeat(len(a))).cpu()
+            for a, b in zip(flat.split(64), t.split(64), strict=True)
+        ]
         return torch.cat(parts).view_as(z)
 
     def pick(self, g: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
@@ -182,6 +200,7 @@ class Banked:
             self.e_concept[path, step].to(to),
             self.e_anchor[path, step].to(to),
             self.weight[step].to(to),
+            self.push[path].to(to),
         )
 
     def draw(self, g: torch.Generator, batch: int, weights: Weights | None = None) -> Batch:
@@ -282,7 +301,8 @@ class RolledOut:
             )
         e_concept, e_anchor = pair.chunk(2)
         weight = torch.full((len(z),), draw.weight, device=to)
-        return Batch(z, t, self.encoded.of[row], concept, e_concept, e_anchor, weight)
+        of = self.encoded.of[row]
+        return Batch(z, t, of, concept, e_concept, e_anchor, weight, torch.ones_like(weight))
 
 
 Source = Banked | RolledOut
