@@ -67,9 +67,11 @@ def test_without_ridge_the_erased_goes_where_its_anchor_goes(problem):
 def test_a_singular_system_is_refused_in_a_line(tiny, method):
     with pytest.raises(UserError, match=r"equations are singular: .* the 16 directions .*ridge"):
         method.erase(tiny, [CHURCH], QUIET)
-    below = torch.diag(torch.tensor([1.0, 0.0]))
-    with pytest.raises(UserError, match="does not fill the 2 directions"):
-        solved(below, torch.ones(2, 1))
+    g = torch.Generator().manual_seed(0)
+    some = torch.randn(30, 40, generator=g, dtype=torch.float64)
+    below = some.T @ some  # of rank 30, but for rounding, which LU does not see
+    with pytest.raises(UserError, match="does not fill the 40 directions"):
+        solved(below, torch.ones(40, 1).double(), 0.0)
 
 
 def test_rounding_that_is_blown_up_is_no_edit(tiny):

@@ -191,7 +191,7 @@ class MACE(Method, Tuning):
             above = own[name] @ g2 + self.ridge * w
             for part, x in zip(parts, seen, strict=True):
                 above = above + part[name].double() @ x
-            found[name] = solved(below, above.T).T.float().contiguous()
+            found[name] = solved(below, above.T, self.ridge).T.float().contiguous()
         return found
 
     @classmethod
