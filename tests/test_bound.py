@@ -39,7 +39,7 @@ def worst(model, changes):
         DP(),
         DP(keep_anchors=False),
         UCE(ridge=1e-9, erase_scale=1e9),
-        Minimax(rows="subject", ridge=0.0),
+        Minimax(rows="subject", ridge=1e-6),
     ],
     ids=["dp", "dp-loose", "uce", "minimax"],
 )
@@ -82,6 +82,15 @@ def test_what_it_says():
         "word by less than 12.35 % of what they read (that word: castle, of 1,300)."
     )
     assert "move none of 1,300 other words" in Forecast(("church",), 1e-6, "castle", 1300).said
+
+
+def test_more_concepts_than_there_are_directions(tiny):
+    told = forecast(tiny, [Concept(w) for w in WORDS], ["moon", "castle", "fox"])
+    assert not told.possible
+    assert told.said.startswith("No linear edit of the text maps can erase all of red house, ")
+    assert len(Forecast(tuple(map(str, range(400))), 12.0, "castle", 1300).said) < 400
+    some = [Concept(w) for w in WORDS[:10]]
+    assert forecast(tiny, some, ["moon"]).possible
 
 
 def test_where_nothing_reads_the_text_alone_nothing_is_said(tiny, monkeypatch):

@@ -334,6 +334,10 @@ def test_what_cannot_be_combined_is_refused(tiny, other_folder, words):
     b = quick(UCE(ridge=0.1), words).erase(tiny, [DOG], QUIET)
     with pytest.raises(UserError, match="different settings"):
         jointly(tiny, [a, b], METHODS)
+    goes = [UCE().erase(tiny, [c], QUIET) for c in ("cat", "church -> moon")]
+    for edits, why in (([b, goes[0]], "'cat' of 'dog' is erased"), ([a, goes[1]], "erased twice")):
+        with pytest.raises(UserError, match=why):
+            combine(tiny, edits)
 
 
 def test_overlap_is_the_squared_cosine_of_single_directions():

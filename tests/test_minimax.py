@@ -8,7 +8,7 @@ import torch
 from conftest import CHURCH, DOG, QUIET, WORDS, job_of
 
 from efface.errors import UserError
-from efface.methods.minimax import Minimax, check_apart
+from efface.methods.minimax import Minimax
 from efface.methods.uce import UCE
 from efface.seeds import generator
 from efface.training.anchors import half_made, half_way
@@ -189,12 +189,6 @@ def test_what_cannot_be_is_refused(tiny, tmp_path):
     path.write_text("church\nChurches\n")
     with pytest.raises(UserError, match="holds no word but the erased ones"):
         Minimax(vocabulary=str(path)).erase(tiny, [CHURCH], QUIET)
-    eye = torch.eye(3, dtype=torch.float64)
-    check_apart(eye, ["a", "b", "c"])
-    with pytest.raises(UserError, match=r"a, b together .* 3 directions are free for 4"):
-        check_apart(torch.cat([eye, eye[:1]]), ["a", "b"])
-    with pytest.raises(UserError, match="together are combinations"):
-        check_apart(torch.stack([eye[0], eye[0]]), ["a", "b"])
 
 
 # -- how much of a map is seen ---------------------------------------------------------------------

@@ -143,6 +143,13 @@ def test_the_rotation_is_that_of_the_models_states(tiny, words):
     assert all(0 <= x <= 1 for x in job.notes["outside_the_anchor"])
 
 
+def test_directions_that_nothing_holds_are_refused(tiny, words):
+    for form in ("iterated", "released"):
+        method = OCE(form=form, ridge=0.0, rows="subject", vocabulary="words: castle, moon")
+        with pytest.raises(UserError, match=r"2 text states and a ridge of 0 .*raise ridge"):
+            method.erase(tiny, [CHURCH], QUIET)
+
+
 def test_an_unknown_form_is_refused():
     with pytest.raises(UserError, match="unknown form 'iterate'; did you mean 'iterated'"):
         OCE(form="iterate")

@@ -15,6 +15,8 @@ from efface.training.projection import (
     change,
     check_leverage,
     fits,
+    fulfilled,
+    independent,
     left_free,
     leverage,
     made_of,
@@ -113,6 +115,52 @@ def test_a_combination_of_preserved_words_is_refused_by_name_with_what_would_fit
         left = left_free(kept[:some], kept[:0], 1.0)
         assert bool(leverage(c[1:], left)[0] >= 0.3) == enough
     assert made_of(c[1], kept, words, 2) == ["'cow'", "'river'"]
+
+
+def test_concepts_that_are_combinations_of_each_other_are_refused():
+    eye, names = torch.eye(4, dtype=torch.float64), ["a", "b"]
+    some = independent(eye[:2], eye[2:], eye, names, 1.0)
+    assert [x.shape for x in some] == [(2, 4), (2, 4)]
+    told = r"a, b cannot all be erased: .* combinations of each other, with {} directions"
+    with pytest.raises(UserError, match=told.format(1)):  # fewer directions than concepts
+        independent(eye[:2], eye[2:], eye[:, :1], names, 1.0)
+    with pytest.raises(UserError, match=told.format(2)):  # both have the same one left
+        independent(eye[:2] + eye[3], eye[2:], eye[:, 2:], names, 1.0)
+    twice = eye[[0, 0]]
+    independent(twice, eye[[2, 2]], eye, names, 1.0)
+    assert fulfilled(twice, eye[[2, 2]])
+    assert not fulfilled(twice, eye[2:])
+    with pytest.raises(UserError, match=told.format(4)):  # one state that is to go to two anchors
+        independent(twice, eye[2:], eye, names, 1.0)
+    independent(twice, eye[2:], eye, names, 0.99)  # a share of them is asked for
+
+
+@pytest.mark.parametrize("name", ["dp", "minimax"])
+def test_more_concepts_than_the_width_allows_are_refused(tiny, words, name):
+    from efface.methods import METHODS
+
+    method = quick(METHODS[name](keep_anchors=False), words)
+    if name == "dp":
+        method = dataclasses.replace(method, vocabulary="")
+    some = [Concept(w) for w in (*WORDS[:15], "moon", "church")]
+    with pytest.raises(UserError, match=r"red house, .* \(17 in all\) cannot all be erased"):
+        method.erase(tiny, some, QUIET)
+
+
+def test_speed_refuses_what_its_preserved_words_leave_nothing_of(tiny, tmp_path):
+    path = tmp_path / "w.txt"
+    path.write_text("castle")
+    SPEED(vocabulary=str(path)).erase(tiny, [CHURCH], QUIET)
+    listed = f"words: {', '.join(WORDS)}"
+    for more in ({"keep": tuple(WORDS)}, {"vocabulary": listed, "null": 1e-9}):
+        method = SPEED(**{"vocabulary": str(path), **more})
+        with pytest.raises(UserError, match=r"'church' is nearly a comb.* \('\w+ \w+', .*is free"):
+            method.erase(tiny, [CHURCH], QUIET)
+
+
+def test_the_only_word_is_preserved(tiny):
+    w, (c, a, p) = torch.eye(16, dtype=torch.float64), rows(1, 1, 1, d=16)
+    assert torch.equal(SPEED(draws=0).influenced(w, c, a, p), p)
 
 
 def test_words_with_several_rows_fit_as_wholes():

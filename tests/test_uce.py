@@ -4,8 +4,11 @@ import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET
 
+from efface.errors import UserError
+from efface.methods.rece import RECE
 from efface.methods.uce import UCE
-from efface.training.closed_form import solve
+from efface.training.closed_form import solve, solved
+from efface.training.erasure import check_change
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,29 @@ def test_without_ridge_the_erased_goes_where_its_anchor_goes(problem):
     c, a, _, w = problem
     q = solve(c, a, None, 1.0, 1.0, 1e-9)
     torch.testing.assert_close(c @ (w @ q).T, a @ w.T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [UCE(ridge=0.0), RECE(ridge=0.0, rows="subject")])
+def test_a_singular_system_is_refused_in_a_line(tiny, method):
+    with pytest.raises(UserError, match=r"equations are singular: .* the 16 directions .*ridge"):
+        method.erase(tiny, [CHURCH], QUIET)
+    g = torch.Generator().manual_seed(0)
+    some = torch.randn(30, 40, generator=g, dtype=torch.float64)
+    below = some.T @ some  # of rank 30, but for rounding, which LU does not see
+    with pytest.raises(UserError, match="does not fill the 40 directions"):
+        solved(below, torch.ones(40, 1).double(), 0.0)
+
+
+def test_rounding_that_is_blown_up_is_no_edit(tiny):
+    own = {k: tiny.parameters()[k] for k in tiny.text_maps()}
+    name = next(iter(own))
+    check_change({k: 100 * w for k, w in own.items()}, own)
+    for far in (1e6, float("nan")):
+        with pytest.raises(UserError, match=f"change '{name}' by .* its size.*Raise the ridge"):
+            check_change({name: far * own[name]}, own)
+    for method in (UCE(erase_scale=0.0), UCE(keep=("church bell",), keep_weight=1e300)):
+        with pytest.raises(UserError, match="the edit would change nothing"):
+            method.erase(tiny, [CHURCH], QUIET)
 
 
 def test_nothing_to_move_is_the_identity(problem):

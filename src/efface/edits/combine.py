@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from efface.concepts import Concept, check
 from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.models import DiffusionModel
+from efface.settings import from_json
 
 ALIKE = 0.5
 """Overlap of two edits from which on a warning is due."""
@@ -68,11 +70,14 @@ def combine(model: DiffusionModel, edits: Sequence[Edit]) -> Edit:
     Closed-form edits can be solved again instead (:func:`efface.training.joint.jointly`).
 
     Raises:
-        UserError: fewer than two edits, or edits of different bases.
+        UserError: fewer than two edits, edits of different bases, or concepts that contradict each
+            other.
     """
     combinable(edits)
     for edit in edits:
         edit.check(model)
+    given = [from_json(Concept, c) for e in edits for c in e.meta.get("concepts", ())]
+    check(given, tokenizer=model.tokenizer)
     own = model.parameters()
     weights: dict[str, Tensor] = {}
     for edit in edits:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from efface.concepts import Concept
+from efface.concepts import Concept, few
 from efface.errors import escaped
 from efface.models import DiffusionModel
 from efface.training.closed_form import text_vectors
 from efface.training.minimax import least_harm, seen_by
-from efface.training.projection import reduced
+from efface.training.projection import fulfilled, reduced
 
 ROUNDS = 50
 """Of the iteration: the bound holds after any number of them, and comes near its end long before
@@ -30,11 +30,18 @@ class Forecast:
     """The word that stands most in the way."""
     words: int
     """How many were looked at."""
+    possible: bool = True
+    """Whether there is any such edit: one linear change that sends each concept to its anchor."""
 
     @property
     def said(self) -> str:
         """In one line."""
-        names = escaped(", ".join(self.erased))
+        names = escaped(few(self.erased))
+        if not self.possible:
+            return (
+                f"No linear edit of the text maps can erase all of {names} fully: their text "
+                "states are combinations of each other."
+            )
         if self.bound < 0.005:
             return (
                 f"A linear edit of the text maps can erase {names} fully and move none of "
@@ -68,6 +75,7 @@ def forecast(
         text_vectors(model, some)
         for some in ([p.prompt for p in pairs], [p.instead for p in pairs])
     )
+    possible = fulfilled(c, a)
     c, a = reduced(c, a, 1.0)
     rows = text_vectors(model, words)
     own = model.parameters()
@@ -80,4 +88,4 @@ def forecast(
         rounds=ROUNDS,
     )
     names = tuple(c.name for c in concepts)
-    return Forecast(names, 100 * found.bound, words[found.chief], len(words))
+    return Forecast(names, 100 * found.bound, words[found.chief], len(words), possible)

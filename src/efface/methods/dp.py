@@ -14,7 +14,7 @@ from efface.errors import UserError, escaped, pick
 from efface.settings import Range
 from efface.training import Job, Made, Method
 from efface.training.closed_form import MAPS, erased_rows, maps_of, moved, text_vectors
-from efface.training.projection import change, check_leverage, left_free, reduced
+from efface.training.projection import change, check_leverage, independent, left_free
 from efface.vocabulary import Vocabulary
 
 
@@ -82,7 +82,7 @@ class DP(Method):
             f"{free.shape[1]} of {len(free)} directions are free of what is preserved; of "
             f"{escaped(least)} {100 * found[least]:.0f} % is, the least of all"
         )
-        c, a = reduced(rows.c, a, 0.99 if self.diversify else 1.0)
+        c, a = independent(rows.c, a, free, job.names, 0.99 if self.diversify else 1.0)
         far = change(c, a, free, exact[:0], 0.0, 0.0)
         return Made(moved(model, maps, far))
 

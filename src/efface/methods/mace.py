@@ -17,7 +17,7 @@ from efface.errors import UserError
 from efface.models import Conditioning, DiffusionModel, check_crosses, watched
 from efface.settings import Range
 from efface.training import Job, Made, Method, Pictures, Student, Tuning
-from efface.training.closed_form import solve, text_vectors
+from efface.training.closed_form import solve, solved, text_vectors
 from efface.training.pictures import Noised
 
 
@@ -191,7 +191,7 @@ class MACE(Method, Tuning):
             above = own[name] @ g2 + self.ridge * w
             for part, x in zip(parts, seen, strict=True):
                 above = above + part[name].double() @ x
-            found[name] = torch.linalg.solve(below, above.T).T.float().contiguous()
+            found[name] = solved(below, above.T, self.ridge).T.float().contiguous()
         return found
 
     @classmethod

@@ -6,21 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
-
 from efface.concepts import Diversify
 from efface.errors import UserError, escaped, pick
 from efface.settings import Range
 from efface.training import Job, Made, Method
 from efface.training.closed_form import MAPS, ROWS, erased_rows, maps_of, moved, text_vectors
 from efface.training.minimax import Least, least_harm, seen_by
-from efface.training.projection import check_leverage, left_free, reduced
+from efface.training.projection import LEAST, check_leverage, independent, left_free, reduced
 from efface.training.weighing import by_attention, by_drift
 
 HARMS = {"states": None, "drift": by_drift, "attention": by_attention}
 """What weighs the maps in a word's harm."""
-LEAST = 0.01
-"""Share of an erased vector that the kept ones must leave free."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +83,9 @@ class Minimax(Method):
         exact = text_vectors(model, hard)
         free = left_free(exact, exact[:0], 1.0)
         check_leverage(erased, free, exact, hard, LEAST)
-        c, a = reduced(erased.c, erased.a, 0.99 if self.diversify else 1.0)
+        energy = 0.99 if self.diversify else 1.0
+        c, a = independent(erased.c, erased.a, free, job.names, energy)
         h, _ = reduced(exact, exact, 1.0)
-        check_apart(c @ free, job.names)
         rows = text_vectors(model, words, self.rows)
         own, weigh = model.parameters(), HARMS[self.harm]
         weights = weigh(model, maps, words, job.generator("harm")) if weigh else ()
@@ -126,21 +122,3 @@ class Minimax(Method):
     def presets(cls) -> Mapping[str, Minimax]:
         """``searched``: found on ``emoji`` (split 4)."""
         return {"searched": cls(strength=1.2)}
-
-
-def check_apart(free: torch.Tensor, names: list[str]) -> None:
-    """Refuse concepts that are no longer independent beside what is kept.
-
-    Args:
-        free: their parts that are free of it, (n, r).
-
-    Raises:
-        UserError: says how many directions there are.
-    """
-    s = torch.linalg.svdvals(free)
-    if free.shape[1] < len(free) or float(s[-1]) < 1e-6 * float(s[0]):
-        raise UserError(
-            f"{', '.join(escaped(n) for n in names[:5])} together are combinations of the kept "
-            f"words: {free.shape[1]} directions are free for {len(free)} of theirs; keep or erase "
-            "fewer."
-        )

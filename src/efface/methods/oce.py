@@ -84,6 +84,12 @@ class OCE(Method):
         held = self.preserve_scale * common.T @ common / max(len(common), 1)
         kept = text_vectors(model, self.keep)
         held = held + self.ridge * torch.eye(held.shape[0], dtype=held.dtype)
+        least, *_, most = torch.linalg.eigvalsh(held).tolist()
+        if least <= EXACT * most:
+            raise UserError(
+                f"the vocabulary's {len(common)} text states and a ridge of {self.ridge:g} leave "
+                "directions that nothing holds in place, which would turn at random: raise ridge."
+            )
         own, found, left = model.parameters(), {}, []
         for name in maps:
             w = own[name].cpu().double()

@@ -10,13 +10,21 @@ import torch
 from torch import Tensor
 
 from efface.concepts import Diversify
-from efface.errors import UserError, pick
+from efface.errors import UserError, escaped, pick
 from efface.models import DiffusionModel
 from efface.seeds import generator
 from efface.settings import Range
 from efface.training import Job, Made, Method
-from efface.training.closed_form import MAPS, erased_rows, maps_of, text_vectors
-from efface.training.projection import change, moments, null_space
+from efface.training.closed_form import MAPS, Erased, erased_rows, maps_of, text_vectors
+from efface.training.projection import (
+    LEAST,
+    change,
+    left_free,
+    leverage,
+    made_of,
+    moments,
+    null_space,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,21 +87,47 @@ class SPEED(Method):
         kept = text_vectors(model, self.keep) if self.keep else c[:0]
         fixed = torch.cat([fixed_vectors(model), kept]) if self.invariants else c[:0]
         own = model.parameters()
-        found, ranks = {}, []
+        found, ranks = {}, list[int]()
+        room = torch.zeros(len(c), dtype=c.dtype)
         preserved = text_vectors(model, words)
         for name in maps:
             w = own[name].cpu().double()
             some = self.influenced(w, c, a, preserved)
             free = null_space(torch.cat([some, kept]), self.null)
             ranks.append(free.shape[1])
+            still = fixed[:0] if self.slack else fixed @ free
+            room = room.maximum(leverage(c, free @ left_free(still, still[:0], 1.0)))
             found[name] = (w + w @ change(c, a, free, fixed, self.retain_scale, self.slack)).float()
         if not any(ranks):
             raise UserError(
                 "no direction is free of the preserved words: nothing can be erased; "
                 "raise null, or preserve fewer words."
             )
+        null = text_vectors(model, [""])
+        said = ["", *self.keep, *words]
+        self.check_room(room, rows, said, torch.cat([null, kept, preserved]))
         job.notes["free_directions"] = ranks
         return Made(found)
+
+    def check_room(self, room: Tensor, erased: Erased, words: list[str], rows: Tensor) -> None:
+        """Refuse a concept of which no map has anything left to change.
+
+        Args:
+            room: share of each erased vector that the best map leaves free, (n,).
+            words: what is preserved.
+            rows: their vectors, some to a word, (m, D).
+
+        Raises:
+            UserError: names it, and the words that it is made of.
+        """
+        i = int(room.argmin())
+        if float(room[i]) < LEAST:
+            raise UserError(
+                f"{escaped(repr(erased.names[i]))} is nearly a combination of the preserved words "
+                f"({', '.join(made_of(erased.c[i], rows, words))}): {100 * float(room[i]):.2g} % "
+                f"of its text state is free of them, and {100 * LEAST:g} % is needed; preserve "
+                "fewer, or raise null."
+            )
 
     @classmethod
     def presets(cls) -> Mapping[str, SPEED]:
@@ -111,7 +145,7 @@ class SPEED(Method):
 
         def most(p: Tensor) -> Tensor:
             far = (p @ plain.T).norm(dim=1)
-            return p[far > far.mean()]
+            return p[far >= far.mean()]
 
         chosen = most(preserved) if self.filter else preserved
         if not self.draws:

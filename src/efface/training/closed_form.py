@@ -157,8 +157,28 @@ def solve(
     b = ridge * eye + s_e * erased.T @ erased
     if keep is not None:
         b = b + s_p * keep.T @ keep
-    q: Tensor = eye + s_e * (anchor - erased).T @ torch.linalg.solve(b, erased.T).T
-    return q
+    return eye + s_e * (anchor - erased).T @ solved(b, erased.T, ridge).T
+
+
+def solved(b: Tensor, rows: Tensor, ridge: float) -> Tensor:
+    """The (D, n) of which a square matrix makes ``rows``.
+
+    Args:
+        b: symmetric, (D, D).
+        rows: (D, n).
+        ridge: what is in it.
+
+    Raises:
+        UserError: the matrix is singular.
+    """
+    found: Tensor
+    found, wrong = torch.linalg.solve_ex(b, rows)
+    if wrong or (not ridge and torch.linalg.matrix_rank(b, hermitian=True) < len(b)):
+        raise UserError(
+            f"the equations are singular: what is erased and preserved does not fill the {len(b)} "
+            "directions of the text states, and without a ridge the rest is open; raise ridge."
+        )
+    return found
 
 
 def moved(model: DiffusionModel, maps: Sequence[str], far: Tensor) -> dict[str, Tensor]:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from efface.concepts import few
 from efface.errors import UserError, escaped
 from efface.training.closed_form import Erased
 
 EXACT = 1e-14
 """Share of the sum of squares below which a direction is rounding."""
+LEAST = 0.01
+"""Share of an erased vector that what is preserved must leave free for it to be erased at all."""
 
 
 def moments(c: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,6 +135,40 @@ def check_leverage(
         f"free of them, and {100 * least:g} % is needed. The first "
         f"{fits(c, rows, words, least)} of the {len(words)} words would fit: preserve fewer."
     )
+
+
+def fulfilled(c: Tensor, a: Tensor) -> bool:
+    """Whether one linear map sends every erased row (n, D) to its anchor (n, D)."""
+    less_c, less_a = reduced(c, a, 1.0)
+    missed = c @ (torch.linalg.pinv(less_c) @ less_a) - a
+    return bool(missed.norm() <= 1e-4 * (a - c).norm())
+
+
+def independent(
+    c: Tensor, a: Tensor, free: Tensor, names: Sequence[str], energy: float
+) -> tuple[Tensor, Tensor]:
+    """:func:`reduced` rows, of concepts that stay independent beside what is preserved.
+
+    Args:
+        c: erased vectors, (n, D).
+        a: their anchors, (n, D).
+        free: orthonormal directions that may change, (D, r).
+        names: of the concepts.
+        energy: of :func:`reduced`; 1: every row goes to its anchor.
+
+    Raises:
+        UserError: they do not; names them, and says how many directions there are.
+    """
+    less_c, less_a = reduced(c, a, energy)
+    s = torch.linalg.svdvals(less_c @ free)
+    none = free.shape[1] < len(less_c) or float(s[-1]) < 1e-6 * float(s[0])
+    if none or (energy == 1 and not fulfilled(c, a)):
+        raise UserError(
+            f"{few([escaped(n) for n in names], 5)} cannot all be erased: beside the preserved "
+            f"words they are combinations of each other, with {free.shape[1]} directions of the "
+            "text states left for them; erase fewer, or preserve fewer."
+        )
+    return less_c, less_a
 
 
 def made_of(c: Tensor, rows: Tensor, words: Sequence[str], n: int = 3) -> list[str]:
