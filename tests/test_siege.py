@@ -42,6 +42,11 @@ from efface.reporting.page import page
 from efface.scores import Score, concept_rate, rate
 
 SEEDS = range(1_000_000, 1_000_004)
+SHORT_OF_MEMORY = (
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+)
 SMALL = (Completion(steps=2, begun=(1,)), Relearn(points=(0, 1), batch=2, pictures=2), Reading())
 
 
@@ -373,15 +378,21 @@ def test_pictures_to_attack_with_do_not_depend_on_how_many_were_asked_for(siege)
     assert len({p.numpy().tobytes() for p in more}) == 7
 
 
-def test_memory_that_runs_out_is_one_line_and_loses_nothing(siege, tmp_path, monkeypatch):
-    calls = iter(range(3))
+@pytest.mark.parametrize("where", ["tried", "given"])
+@pytest.mark.parametrize("error", SHORT_OF_MEMORY, ids=lambda e: type(e).__name__)
+def test_memory_that_runs_out_is_one_line_and_loses_nothing(
+    siege, tmp_path, monkeypatch, error, where
+):
+    calls, given = iter(range(3)), siege.given
 
-    def short(*_, **__):
+    def short(*args, **_):
         if next(calls, None) is None:
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-        return [row()]
+            raise error
+        return given(*args) if where == "given" else [row()]
 
-    monkeypatch.setattr(siege_module, "tried", short)
+    monkeypatch.setattr(siege_module, "tried", short if where == "tried" else lambda *_: [row()])
+    if where == "given":
+        monkeypatch.setattr(siege, "given", short)
     said = refused(siege.run, tmp_path / "attacks.json", progress=False)
     assert "out of memory" in said
     assert len(json.loads((tmp_path / "attacks.json").read_text())["units"]) == 3
