@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -236,9 +237,12 @@ def write_table() -> None:
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("methods", nargs="*", default=list(CANDIDATES))
+    p.add_argument("methods", nargs="*", metavar="METHOD", help=", ".join(CANDIDATES))
     p.add_argument("--table", action="store_true", help="only write the table of the docs")
     a = p.parse_args()
-    for one in () if a.table else a.methods:
+    for one in a.methods:
+        if one not in CANDIDATES:
+            sys.exit(f"{one!r}: no such method; there are {', '.join(CANDIDATES)}.")
+    for one in () if a.table else a.methods or CANDIDATES:
         search(one)
     write_table()

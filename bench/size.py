@@ -206,13 +206,15 @@ def tasks(a: argparse.Namespace, model: DiffusionModel, words: Path) -> dict[str
     if a.whole:
         for name, method in trainings(a.updates).items():
             found[name] = lambda m=method: whole(model, m)
-        return {k: f for k, f in found.items() if not a.only or k in a.only}
-    for name, make in PEERS.items():
-        found[name] = lambda make=make: peer(model, make, a.batch, a.updates)
-    for name, method in trained(a.batch, words).items():
-        found[name] = lambda m=method: ours(model, m, a.updates, a.compile)
-    ap = trained(a.batch, words)["ap"]
-    found["ap, checkpointing"] = lambda: ours(model, ap, a.updates, a.compile, checkpointing=True)
+    else:
+        for name, make in PEERS.items():
+            found[name] = lambda make=make: peer(model, make, a.batch, a.updates)
+        methods = trained(a.batch, words)
+        for name, method in methods.items():
+            found[name] = lambda m=method: ours(model, m, a.updates, a.compile)
+        found["ap, checkpointing"] = lambda: ours(
+            model, methods["ap"], a.updates, a.compile, checkpointing=True
+        )
     return {k: f for k, f in found.items() if not a.only or k in a.only}
 
 

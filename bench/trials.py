@@ -188,6 +188,22 @@ def attack(trial: Trial) -> AttackCell:
     return AttackCell(trial, ATTACKS, "attacked")
 
 
+def chosen(told: Sequence[str]) -> list[Trial]:
+    """The trials that are asked for, ``NAME`` or ``NAME@SEED``; none: all with the first seed.
+
+    Raises:
+        SystemExit: no such trial, or no seed.
+    """
+    found = []
+    for name, mark, seed in (x.partition("@") for x in told or TRIALS):
+        if name not in TRIALS:
+            sys.exit(f"{name!r}: no such trial; there are {', '.join(TRIALS)}.")
+        if mark and not (seed.isascii() and seed.isdigit()):
+            sys.exit(f"{name}@{seed}: a seed is a whole number, 0 or more.")
+        found.append(Trial(str(PROTOCOL), "4", name, int(seed or 0)))
+    return found
+
+
 DOCS = HERE.parent / "docs" / "benchmark.md"
 SHOWN = {
     "ESR-1": "ESR-1",
@@ -300,8 +316,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--table"]:
         write_tables()
         sys.exit()
-    chosen = [name.partition("@") for name in sys.argv[1:] or TRIALS]
-    cells = [Trial(str(PROTOCOL), "4", name, int(seed or 0)) for name, _, seed in chosen]
+    cells = chosen(sys.argv[1:])
     after = [attack(cell) for cell in cells if isinstance(TRIALS[cell.method][0], Twofold)]
     two = Crew(2)
     for failed in run_all(cells, OUT, WORK, two) + run_all(after, OUT, WORK, two):

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -442,3 +443,17 @@ def test_cells_without_a_score_that_others_have_are_told_beside_them(monkeypatch
     assert "–" in first
     assert second.startswith("ESD")
     assert "–" not in second
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "said"),
+    [
+        ("trials", "app", "'app': no such trial; there are .*, ours, "),
+        ("trials", "ours@x", "ours@x: a seed is a whole number"),
+        ("search", "app", "'app': no such method; there are ap, "),
+    ],
+)
+def test_the_searches_for_settings_refuse_what_there_is_not(script, name, said, monkeypatch):
+    monkeypatch.setattr("sys.argv", [f"{script}.py", name])
+    with pytest.raises(SystemExit, match=f"^{said}"):
+        runpy.run_path(str(Path(__file__).parents[1] / "bench" / f"{script}.py"), None, "__main__")

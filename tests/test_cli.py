@@ -507,6 +507,21 @@ def test_a_mistake_of_ours_keeps_its_traceback(run, monkeypatch):
         run("models")
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_memory_that_runs_out_is_one_line_and_leaves_the_folder_free(
+    here, run, tiny_args, monkeypatch, error
+):
+    def short(*_):
+        raise error
+
+    monkeypatch.setattr(METHODS["esd"], "erase", short)
+    args = ("erase", "esd", "church", *tiny_args, *NO_PICTURE, "--out", here / "run")
+    assert "out of memory" in complaint(run, *args)
+    assert not (here / "run").exists()
+
+
 def test_eight_bit_moments_and_four_bit_weights_are_noted(run, here, tiny_args):
     pytest.importorskip("bitsandbytes")
     out = here / "small"

@@ -564,6 +564,24 @@ def test_pictures_of_sensitive_words_are_blurred_beside_any_concept(desk):
     assert 'aria-label="Show: Swords,"' in shown
 
 
+def test_a_step_tells_what_went_wrong_but_no_fault_of_ours():
+    pytest.importorskip("gradio")
+    from efface.page.steps.frame import said, said_each
+
+    def fails(error):
+        raise error
+
+    def fails_later(error):
+        yield "opening"
+        raise error
+
+    for error, line in ((UserError("no."), "no."), (MemoryError(), "out of memory: ")):
+        assert line in said(fails, 1)(error)[0]
+        assert line in list(said_each(fails_later)(error))[-1][0]
+    with pytest.raises(RuntimeError, match="ours"):
+        said(fails, 1)(RuntimeError("ours"))
+
+
 def test_how_many_of_several_concepts_are_looked_at_is_said():
     seen = {
         "words": [{"word": w, "role": "erased"} for w in "ab"] + [{"word": "c", "role": "near"}],

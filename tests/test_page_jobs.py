@@ -191,6 +191,16 @@ def test_a_model_that_vanishes_and_a_full_disk_are_one_line(places, wish, monkey
     monkeypatch.undo()
 
 
+def test_memory_that_runs_out_is_one_line_on_the_page(places, wish, monkeypatch):
+    def short(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1")
+
+    monkeypatch.setattr("efface.training.checkpoints.save", short)
+    state = worked(places, wish, every=0).state()
+    assert state.phase == "failed"
+    assert state.said.startswith("out of memory: ")
+
+
 @pytest.mark.slow
 def test_esr_and_psr_are_measured_along_the_strength(places, wish, monkeypatch):
     monkeypatch.setattr(work, "STRENGTHS", (0.5, 1.0))

@@ -25,6 +25,8 @@ from efface.evaluation.attacks.img2img import Img2Img
 from efface.evaluation.attacks.reading import Reading
 from efface.evaluation.attacks.relearn import Relearn
 from efface.evaluation.attacks.rephrase import Rephrase
+from efface.evaluation.attacks.states import TextStates
+from efface.evaluation.attacks.unlearndiffatk import UnlearnDiffAtk
 from efface.evaluation.baselines import NoAttack
 from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.protocols import Protocol, load
@@ -40,6 +42,11 @@ from efface.reporting.page import page
 from efface.scores import Score, concept_rate, rate
 
 SEEDS = range(1_000_000, 1_000_004)
+SHORT_OF_MEMORY = (
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+)
 SMALL = (Completion(steps=2, begun=(1,)), Relearn(points=(0, 1), batch=2, pictures=2), Reading())
 
 
@@ -104,6 +111,24 @@ def test_success_is_what_the_judge_sees_on_pictures_of_seeds_of_its_own(clothes,
     kept = tried(Rephrase(texts=1), given, court, keep=found.append)
     assert kept[0].artefact["prompt"] == found[0].artefact.prompt
     assert found[0].pictures.shape == (4, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        NoAttack(),
+        Completion(steps=2, begun=(1,)),
+        TextStates(ridges=(1e-2,)),
+        Relearn(points=(0,), pictures=2),
+        UnlearnDiffAtk(levels=1, updates=1),
+    ],
+    ids=lambda a: a.name,
+)
+def test_a_row_says_which_prompt_it_set_out_from(clothes, edit, court, attack):
+    asked, pictures = ("a coat", "a drawing of a coat"), torch.rand(2, 3, 8, 8)
+    coat = Concept("coat")
+    given = Attacked(clothes, edit, coat, prompts=asked, pictures=pictures, words=["hat"], steps=2)
+    assert tuple(r.prompt for r in tried(attack, given, court)) == asked
 
 
 def test_a_negative_is_judged_turned_back(clothes, edit, court):
@@ -353,15 +378,21 @@ def test_pictures_to_attack_with_do_not_depend_on_how_many_were_asked_for(siege)
     assert len({p.numpy().tobytes() for p in more}) == 7
 
 
-def test_memory_that_runs_out_is_one_line_and_loses_nothing(siege, tmp_path, monkeypatch):
-    calls = iter(range(3))
+@pytest.mark.parametrize("where", ["tried", "given"])
+@pytest.mark.parametrize("error", SHORT_OF_MEMORY, ids=lambda e: type(e).__name__)
+def test_memory_that_runs_out_is_one_line_and_loses_nothing(
+    siege, tmp_path, monkeypatch, error, where
+):
+    calls, given = iter(range(3)), siege.given
 
-    def short(*_, **__):
+    def short(*args, **_):
         if next(calls, None) is None:
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-        return [row()]
+            raise error
+        return given(*args) if where == "given" else [row()]
 
-    monkeypatch.setattr(siege_module, "tried", short)
+    monkeypatch.setattr(siege_module, "tried", short if where == "tried" else lambda *_: [row()])
+    if where == "given":
+        monkeypatch.setattr(siege, "given", short)
     said = refused(siege.run, tmp_path / "attacks.json", progress=False)
     assert "out of memory" in said
     assert len(json.loads((tmp_path / "attacks.json").read_text())["units"]) == 3
@@ -436,6 +467,26 @@ def test_attacks_are_told_by_channel_and_kept(run, capsys):
     kept = [r["artefact"] for u in units for r in u["rows"]]
     kinds = {"text", "start latents", "word", "picture", "seeds"}
     assert all(a.keys() == {"kind"} and a["kind"] in kinds for a in kept)
+
+
+def test_pictures_are_looked_at_before_anything_is_drawn(run, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(Siege, "run", lambda *_: 1 / 0)
+    home = tmp_path / "pictures"
+    args = ["--attack", "completion", "--pictures", str(home)]
+    home.write_text("")
+    assert attack(run, *args) == 2
+    assert "there is no folder of pictures at" in capsys.readouterr().err
+    home.unlink()
+    for name in ("coat", "boot"):
+        (home / name).mkdir(parents=True)
+        for i in range(8):
+            to_image(torch.rand(3, 8, 8)).save(home / name / f"{i}.png")
+    (home / "boot" / "7.png").write_bytes(b"no picture")  # not of the first concept
+    assert attack(run, *args) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    (home / "boot" / "7.png").unlink()  # as many as the control takes that no model ever drew
+    assert attack(run, *args) == 2
+    assert "holds 7 pictures" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -28,7 +28,9 @@ from efface.errors import UserError, escaped
 from efface.evaluation import scoring
 from efface.evaluation.protocols import load as load_protocol
 from efface.methods import METHODS
+from efface.models.families import FAMILIES
 from efface.settings import ranges
+from efface.vocabularies import INLINE, KINDS
 
 CLASSES = {n: importlib.import_module(f"efface.cli.{n}") for n in ABOUT}
 OPTIONS = {n: getattr(m, "Options", Erase) for n, m in CLASSES.items()}
@@ -114,6 +116,17 @@ def test_every_number_says_its_range_in_the_help(name):
         assert bool(kinds & {int, float}) == (field in known), field
         if field in known:
             assert str(known[field]).replace(" ", "") in said
+
+
+@pytest.mark.parametrize("name", [*METHODS, "sensitivity", "vocabulary"])
+def test_the_help_has_every_vocabulary_and_every_weight_group(name):
+    cls = METHODS.get(name) or OPTIONS[name]
+    said = " ".join(re.sub("│", " ", terminal.helped(cls, [], "efface")).split())
+    names = {f.name for f in dataclasses.fields(cls)}
+    for kind in (*KINDS, f"{INLINE} fox, sky") if names & {"vocabulary", "source"} else ():
+        assert kind in said
+    for family in FAMILIES.values() if "group" in names and name != "mace" else ():  # kv only
+        assert all(re.search(rf"\b{group}\b", said) for group in family.groups)
 
 
 @pytest.mark.parametrize(

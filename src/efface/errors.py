@@ -14,6 +14,19 @@ class UserError(Exception):
     """A mistake that the command line reports in one line, with exit code 2."""
 
 
+SHORT = ("out of memory", "can't allocate memory", "not enough memory")
+"""What PyTorch says, of an accelerator and of a CPU, where the memory ran out."""
+LESS = "smaller batches, fewer pictures at once and --dtype bf16 need less"
+"""What helps then."""
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Whether an error says that the memory ran out: Python's, or PyTorch's on any device."""
+    return isinstance(e, MemoryError) or (
+        isinstance(e, RuntimeError) and any(said in str(e) for said in SHORT)
+    )
+
+
 def pick(table: Mapping[str, T], name: str, what: str) -> T:
     """Return ``table[name]``, or say which names there are.
 

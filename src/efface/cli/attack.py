@@ -232,10 +232,9 @@ def besieged(o: Common, attacks: Sequence[Attack]) -> tuple[Siege, Path]:
     edit.check(model)
     siege = sieged(o, attacks, model, edit)
     references = siege.references
-    if o.pictures is not None:  # before anything is drawn
-        most = max((a.wanted() for a in attacks if "pictures" in a.needs), default=1)
+    if o.pictures is not None:  # before anything is drawn; controls need them in every attack
         for concept in siege.concepts:
-            references.files(concept, most)
+            references.pictures(concept, max(a.wanted() for a in attacks))
     out = o.out or home / file_name(question(siege, o), plain(siege, o))
     make_folder(out.absolute().parent)
     return siege, out

@@ -198,7 +198,7 @@ def run_erase(method: Any, o: Erase, command: Sequence[str], live: Live | None =
                 out, both(watch, live), rank == 0, o.checkpointing, steer if rank == 0 else None
             )
             edit = method.erase(model, concepts, run)
-        except (UserError, OSError):
+        except (UserError, OSError, MemoryError, RuntimeError):
             if made is not None:
                 runfolder.take_back(out, made)
             raise

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from efface.errors import UserError, escaped, pick
+from efface.errors import LESS, UserError, escaped, out_of_memory, pick
 
 ABOUT = {
     "demo": "erase one concept from the shipped model, and show it (a few minutes)",
@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as e:
         return _failed(str(e), 2)
+    except (MemoryError, RuntimeError) as e:
+        if not out_of_memory(e):
+            raise
+        return _failed(f"out of memory: {LESS}; what is done is kept.", 2)
     except KeyboardInterrupt:
         print("efface: stopped; the same command goes on from here.", file=sys.stderr)
         return 130

@@ -67,7 +67,8 @@ class Options:
     prediction and closed-form where the edit allows it; for thousands of words closed-form
     alone."""
     vocabulary: str = "auto"
-    """Which words: auto, names, tags, nouns, styles, people, tokens, or the path of a word list."""
+    """Which words: auto, names, tags, nouns, styles, people, tokens, the path of a word list, or
+    "words: fox, sky"."""
     latents: Annotated[int, Range(1, 1000)] = 8
     """prediction: latents that all words share, 1 to 1,000."""
     pictures: Annotated[int, Range(1, 10_000)] = 4

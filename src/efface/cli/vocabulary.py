@@ -21,7 +21,7 @@ class Options:
     """Which words."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[WORDS]")] = "auto"
-    """auto, names, tags, nouns, styles, people, tokens, or a word list file."""
+    """auto, names, tags, nouns, styles, people, tokens, a word list file, or "words: fox, sky"."""
     concept: tuple[str, ...] = ()
     """Leave out what asks for this concept, and list the nearest to the first one."""
     nearest: Annotated[int, Range(0)] = 20

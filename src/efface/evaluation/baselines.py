@@ -26,7 +26,7 @@ class NoAttack(Attack):
     def artefacts(self, given: Attacked) -> Iterator[Artefact]:
         """The prompts."""
         for prompt in given.asked:
-            yield Text(prompt=prompt)
+            yield Text(prompt=prompt, source=prompt)
 
 
 @dataclass(frozen=True)

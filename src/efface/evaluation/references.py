@@ -131,6 +131,8 @@ class References:
             UserError: as :meth:`pictures`.
         """
         assert self.folder is not None
+        if not self.folder.is_dir():
+            raise UserError(f"there is no folder of pictures at {str(self.folder)!r}.")
         home = next(
             (
                 f

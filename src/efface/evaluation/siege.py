@@ -10,12 +10,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from efface.concepts import Concept
 from efface.edits.edit import Edit
-from efface.errors import UserError, pick
+from efface.errors import UserError, out_of_memory, pick
 from efface.evaluation.answers import Siege as Kept
 from efface.evaluation.answers import read
 from efface.evaluation.attacks import ATTACKS, Attack, Attacked
@@ -224,13 +223,15 @@ class Siege:
         Raises:
             UserError: memory ran out.
         """
-        given, judged = self.given(unit)
         finds = Finds(unit.key)
         keep = finds.keep if self.keeping else None
-        began, before = perf_counter(), self.model.counter.copy()
         try:
+            given, judged = self.given(unit)
+            began, before = perf_counter(), self.model.counter.copy()
             rows = tried(unit.attack, given, self.court, judged, keep)
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, RuntimeError) as e:
+            if not out_of_memory(e):
+                raise
             raise UserError(
                 f"out of memory in {unit.key}: give smaller batches, --dtype bf16, or leave the "
                 "attack out; what is done is kept, and the same command goes on."

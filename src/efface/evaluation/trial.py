@@ -198,7 +198,7 @@ def judgement(
     row = Row(
         concept=given.concept.name,
         judged=judged,
-        prompt=given.asked[0],
+        prompt=artefact.source or given.asked[0],
         at=artefact.at,
         why=artefact.why,
         seed=given.seed,

@@ -30,7 +30,8 @@ class CA(Method, Tuning):
     label: ClassVar[str] = "CA"
 
     group: str = "kv"
-    """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full."""
+    """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full; of some
+    models also text or single (efface methods)."""
     pictures: Pictures = Pictures(n=32)
     """Anchor pictures of each erased concept; the paper's code makes 1000."""
     live: bool = False

@@ -40,9 +40,9 @@ class DP(Method):
     keep_anchors: bool = True
     """Anchors do not move, either."""
     vocabulary: str = ""
-    """Also preserve a vocabulary: auto, names, tags, nouns, styles, people, tokens, or a word list
-    file; the erased concepts are left out. Text states have few directions to spare: see
-    ``energy``."""
+    """Also preserve a vocabulary: auto, names, tags, nouns, styles, people, tokens, a word list
+    file, or "words: fox, sky"; the erased concepts are left out. Text states have few directions to
+    spare: see ``energy``."""
     exclude_parts: bool = False
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
     energy: Annotated[float, Range(0, 1)] = 0.99

@@ -59,8 +59,8 @@ class MACE(Method, Tuning):
     focal: bool = True
     """Draw timesteps between 200 and 400 oftener, as for objects and styles; else all alike."""
     vocabulary: str = "auto"
-    """The prior: auto, names, tags, nouns, styles, people, tokens, or a word list file; the erased
-    concepts are left out."""
+    """The prior: auto, names, tags, nouns, styles, people, tokens, a word list file, or
+    "words: fox, sky"; the erased concepts are left out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

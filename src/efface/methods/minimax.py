@@ -53,8 +53,8 @@ class Minimax(Method):
     keep_anchors: bool = True
     """Anchors do not move, either."""
     vocabulary: str = "auto"
-    """Whose worst word counts: auto, names, tags, nouns, styles, people, tokens, or a word list
-    file; the erased concepts are left out."""
+    """Whose worst word counts: auto, names, tags, nouns, styles, people, tokens, a word list file,
+    or "words: fox, sky"; the erased concepts are left out."""
     exclude_parts: bool = False
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
     rounds: Annotated[int, Range(1, 100_000)] = 1000

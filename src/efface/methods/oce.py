@@ -60,8 +60,8 @@ class OCE(Method):
     """Which text states of the vocabulary are held: its last words' (``subject``) or all, so that
     what every prompt begins with counts (``all``)."""
     vocabulary: str = "auto"
-    """What is held beside the kept words: auto, names, tags, nouns, styles, people, tokens, or a
-    word list file; the erased concepts are left out."""
+    """What is held beside the kept words: auto, names, tags, nouns, styles, people, tokens, a word
+    list file, or "words: fox, sky"; the erased concepts are left out."""
     exclude_parts: bool = False
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
     diversify: Diversify = 0

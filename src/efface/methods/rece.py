@@ -54,8 +54,8 @@ class RECE(Method):
     keep_weight: Annotated[float, Range(0)] = 1.0
     """Weight of a kept word, in units of a preserved one's."""
     vocabulary: str = ""
-    """Also preserve a whole vocabulary: auto, names, tags, nouns, styles, people, tokens, or a word
-    list file; the erased concepts are left out."""
+    """Also preserve a whole vocabulary: auto, names, tags, nouns, styles, people, tokens, a word
+    list file, or "words: fox, sky"; the erased concepts are left out."""
     exclude_parts: bool = False
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
 

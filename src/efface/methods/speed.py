@@ -65,8 +65,8 @@ class SPEED(Method):
     keep: tuple[str, ...] = ()
     """Words that do not move at all, as the null prompt does not (unless ``slack``)."""
     vocabulary: str = "auto"
-    """The preserved words: auto, names, tags, nouns, styles, people, tokens, or a word list file;
-    the erased concepts are left out."""
+    """The preserved words: auto, names, tags, nouns, styles, people, tokens, a word list file, or
+    "words: fox, sky"; the erased concepts are left out."""
 
     exclude_parts: bool = False
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""

@@ -34,7 +34,8 @@ class SPM(Method, Tuning):
     apart: ClassVar[bool] = True
 
     group: str = "transformer"
-    """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full."""
+    """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full; of some
+    models also text or single (efface methods)."""
     rank: Annotated[int, Range(0, 4096)] = 1
     """Rank of each concept's adapter."""
     eta: Annotated[float, Range(0)] = 1.0

@@ -21,7 +21,7 @@ from efface.cli.erase import Erase, run_erase
 from efface.cli.opening import Opening
 from efface.cli.runfolder import RECORD, record
 from efface.edits.edit import Edit
-from efface.errors import UserError
+from efface.errors import LESS, UserError, out_of_memory
 from efface.evaluation.evaluate import brought_protocol
 from efface.evaluation.scoring import ask, scored
 from efface.models import load
@@ -54,6 +54,11 @@ class Process:
         """Tell how far it is."""
         self.now = replace(self.now, **{**({"said": said} if said else {}), **more})
         self.job.keep(self.now)
+
+    def fail(self, why: str) -> None:
+        """Tell why it ended, to the page and to the log."""
+        print(f"efface: error: {why}", file=sys.stderr, flush=True)
+        self.say(why, phase="failed", left=None)
 
     def asked_to_stop(self, number: int, frame: FrameType | None) -> None:
         """Stop at the next update, where there is one; at once else, or the second time."""
@@ -199,13 +204,13 @@ def done(process: Process) -> int:
         process.say("Done", phase="done", left=None)
     except (Paused, KeyboardInterrupt):
         process.say("Stopped; it goes on from here", phase="stopped", left=None)
-    except (UserError, OSError, MemoryError) as e:
-        why = str(e) or "out of memory"
-        print(f"efface: error: {why}", file=sys.stderr, flush=True)
-        process.say(why, phase="failed", left=None)
-    except Exception:
-        process.say("a fault of efface itself: see log.txt", phase="failed", left=None)
-        raise
+    except (UserError, OSError) as e:
+        process.fail(str(e))
+    except Exception as e:
+        if not out_of_memory(e):
+            process.say("a fault of efface itself: see log.txt", phase="failed", left=None)
+            raise
+        process.fail(f"out of memory: {LESS}; what is done is kept.")
     return 0
 
 

@@ -33,7 +33,8 @@ class Tuning:
     """Prompts that stand for each erased name, filled into templates of its kind, and its anchor in
     the same prompt for it (arXiv:2603.18767); 0: the bare name (CA, MACE: a few templates)."""
     group: str = "xattn"
-    """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full."""
+    """Which weights are trained: xattn, kv, noxattn, selfattn, transformer or full; of some
+    models also text or single (efface methods)."""
     rank: Annotated[int, Range(0, 4096)] = 0
     """Rank of low-rank adapters on them (LoRA, arXiv:2106.09685); 0: the weights themselves."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0

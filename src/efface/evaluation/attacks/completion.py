@@ -69,6 +69,7 @@ class Completion(Attack):
                     share = (self.steps - k) / self.steps
                     yield Picture(
                         prompt=prompt,
+                        source=prompt,
                         at=str(k),
                         pictures=given.shown(),
                         strength=share,
@@ -76,4 +77,12 @@ class Completion(Attack):
                     )
                     continue
                 by, shift = (given.victim, FRESH) if given.blind else (given.base, 0)
-                yield Begun(prompt=prompt, at=str(k), by=by, k=k, steps=self.steps, shift=shift)
+                yield Begun(
+                    prompt=prompt,
+                    source=prompt,
+                    at=str(k),
+                    by=by,
+                    k=k,
+                    steps=self.steps,
+                    shift=shift,
+                )

@@ -111,7 +111,8 @@ class Relearn(Attack):
             if update in self.points:
                 kept = {k: w.detach().clone() for k, w in weights.items()}
                 for prompt in given.asked:
-                    yield Trained(prompt=prompt, at=str(update), weights={**others, **kept})
+                    laid = {**others, **kept}
+                    yield Trained(prompt=prompt, source=prompt, at=str(update), weights=laid)
             if update == max(self.points) or not given.left(self.least()):
                 return
             z, t, goal, row = lessons.draw(self.batch, g)

@@ -85,6 +85,7 @@ class TextStates(Attack):
                     states = elsewhere(cond.states[0].double(), states, given.generator("blind"))
                 yield States(
                     prompt=prompt,
+                    source=prompt,
                     at=f"{ridge:g}",
                     cond=Conditioning(states.to(cond.states)[None], cond.pooled, cond.mask),
                     measured={"residual": found.residual, "growth": found.growth},

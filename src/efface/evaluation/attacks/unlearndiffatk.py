@@ -103,7 +103,7 @@ class UnlearnDiffAtk(Attack):
                     break
             ids = hunt.best().tolist()
             measured = {"survives": float(said_by(given.model, ids)[1]), "level": float(level)}
-            yield Text(prompt=text, ids=tuple(ids), measured=measured)
+            yield Text(prompt=text, source=prompt, ids=tuple(ids), measured=measured)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from efface.errors import UserError
+from efface.errors import LESS, UserError, out_of_memory
 from efface.page import markup
 from efface.page.desk import Desk
 
@@ -45,6 +45,19 @@ def pictures(kind: str = "") -> Any:
     return gr.HTML("", js_on_load=CLICKS, elem_classes=["shown", kind] if kind else ["shown"])
 
 
+def told(e: Exception) -> str:
+    """What a line says of a mistake of the user, or of memory that ran out.
+
+    Raises:
+        Exception: the same, where it is a fault of efface itself.
+    """
+    if out_of_memory(e):
+        return f"out of memory: {LESS}."
+    if not isinstance(e, (UserError, OSError)):
+        raise e
+    return str(e)
+
+
 def said(f: Callable[..., Any], others: int) -> Callable[..., Any]:
     """The same, for a first output that is the line, with a mistake of the user told in it.
 
@@ -56,8 +69,8 @@ def said(f: Callable[..., Any], others: int) -> Callable[..., Any]:
     def inner(*args: Any) -> Any:
         try:
             found = f(*args)
-        except (UserError, OSError) as e:
-            return (markup.line(str(e)), *[gr.skip()] * others)
+        except (UserError, OSError, MemoryError, RuntimeError) as e:
+            return (markup.line(told(e)), *[gr.skip()] * others)
         return ("", *(found if others > 1 else (found,) if others else ()))
 
     return inner
@@ -71,8 +84,8 @@ def said_each(f: Callable[..., Iterator[str]]) -> Callable[..., Iterator[Any]]:
         try:
             for found in f(*args):
                 yield "", found
-        except (UserError, OSError) as e:
-            yield markup.line(str(e)), ""
+        except (UserError, OSError, MemoryError, RuntimeError) as e:
+            yield markup.line(told(e)), ""
 
     return inner
 
