@@ -100,7 +100,7 @@ class AP(Method, Tuning):
     """Compare predicted pictures instead of noise: every term times (1 - ᾱ)/ᾱ."""
     search: Search = Online()
     """How preserved words are chosen."""
-    latents: Latents = Bank(trajectories=2)
+    latents: Latents = Bank(trajectories=2, anchored=2)
     """Where noisy latents come from."""
 
     @property
