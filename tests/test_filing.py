@@ -216,6 +216,23 @@ def test_a_folder_takes_no_edit_twice_through_a_combined_one(tiny, folder, tmp_p
     apply(folder, combine(model, [two, three]))
 
 
+def test_a_folder_takes_no_edit_that_contradicts_what_is_erased_there(tiny, folder):
+    model = load(folder, device="cpu")
+    there = moved(model, 0, concepts=[Concept("church", anchor="dog")])
+    apply(folder, there)
+    before = (folder / UNET).read_bytes()
+    for concept, why in (
+        (Concept("Dog"), "the anchor 'dog'"),
+        (Concept("church", anchor="castle"), "erased twice"),
+        (Concept("cat", anchor="church"), "the anchor 'church'"),
+    ):
+        with pytest.raises(UserError, match=why):
+            apply(folder, moved(model, 1, concepts=[concept]))
+    assert (folder / UNET).read_bytes() == before
+    remove(folder, there.digest)
+    apply(folder, moved(model, 1, concepts=[Concept("dog")]))
+
+
 def test_narrower_scores_count_where_there_are_no_whole_ones(tiny, tmp_path):
     edit = moved(tiny, 0, concepts=[CHURCH])
     edit.save(tmp_path / "edit.safetensors")

@@ -8,6 +8,7 @@ from conftest import CHURCH, DOG, QUIET, WORDS, job_of, quick
 
 from efface.concepts import Concept
 from efface.errors import UserError
+from efface.methods import METHODS
 from efface.methods.dp import DP
 from efface.methods.speed import SPEED
 from efface.training.closed_form import Erased, maps_of, text_vectors
@@ -137,8 +138,6 @@ def test_concepts_that_are_combinations_of_each_other_are_refused():
 
 @pytest.mark.parametrize("name", ["dp", "minimax"])
 def test_more_concepts_than_the_width_allows_are_refused(tiny, words, name):
-    from efface.methods import METHODS
-
     method = quick(METHODS[name](keep_anchors=False), words)
     if name == "dp":
         method = dataclasses.replace(method, vocabulary="")
@@ -234,20 +233,23 @@ def test_a_concept_without_an_anchor_goes_to_what_the_safe_words_make_of_it(tiny
 
 @pytest.mark.parametrize("name", ["dp", "minimax"])
 def test_more_kept_words_than_the_width_allows_are_refused(tiny, words, name):
-    from efface.methods import METHODS
-
     method = quick(METHODS[name](keep=tuple(WORDS)), words)
     with pytest.raises(UserError, match=r"combination of the preserved words .*words would fit"):
         method.erase(tiny, BOTH, QUIET)
 
 
-def test_no_word_at_all_leaves_everything_free(tiny, tmp_path):
-    path = tmp_path / "w.txt"
-    path.write_text("church\n")
+def test_no_word_at_all_leaves_everything_free(tiny):
     assert text_vectors(tiny, []).shape == (0, 16)
     assert null_space(torch.zeros(0, 5, dtype=torch.float64), 0.1).shape == (5, 5)
-    SPEED(vocabulary=str(path)).erase(tiny, [CHURCH], QUIET)
-    DP(vocabulary=str(path)).erase(tiny, [CHURCH], QUIET)
+
+
+@pytest.mark.parametrize("name", ["uce", "speed", "dp", "oce", "minimax", "ap", "age"])
+def test_a_vocabulary_of_nothing_but_what_is_erased_is_refused(tiny, tmp_path, name):
+    path = tmp_path / "w.txt"
+    path.write_text("church\nChurches\n")
+    method = METHODS[name](vocabulary=str(path))
+    with pytest.raises(UserError, match="holds no word"):
+        method.erase(tiny, [CHURCH], QUIET)
 
 
 def test_maps_that_a_family_does_not_have_are_refused(tiny, monkeypatch):

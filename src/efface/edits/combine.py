@@ -76,14 +76,28 @@ def combine(model: DiffusionModel, edits: Sequence[Edit]) -> Edit:
     combinable(edits)
     for edit in edits:
         edit.check(model)
-    given = [from_json(Concept, c) for e in edits for c in e.meta.get("concepts", ())]
-    check(given, tokenizer=model.tokenizer)
+    agree(edits, model.tokenizer)
     own = model.parameters()
     weights: dict[str, Tensor] = {}
     for edit in edits:
         for k, change in changes(model, edit).items():
             weights[k] = weights.get(k, own[k].detach().cpu().float()) + change
     return Edit(weights, about(model, edits, "sum"), tuple(g for e in edits for g in e.gates))
+
+
+def agree(edits: Sequence[Edit], tokenizer: object = None) -> None:
+    """Refuse edits of which one erases what another leads to, or leads elsewhere.
+
+    Args:
+        tokenizer: the model's; without it names are compared by spelling alone.
+
+    Raises:
+        UserError: as :func:`efface.concepts.check`.
+    """
+    check(
+        [from_json(Concept, c) for e in edits for c in e.meta.get("concepts", ())],
+        tokenizer=tokenizer,
+    )
 
 
 def combinable(edits: Sequence[Edit]) -> None:

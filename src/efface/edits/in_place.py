@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from efface.edits.combine import ingredients
+from efface.edits.combine import agree, ingredients
 from efface.edits.contents import KEPT, Contents, contents
 from efface.edits.contents import LEDGER as NAME
 from efface.edits.edit import Edit
@@ -126,8 +126,8 @@ def applicable(
         there: the edits that are in it.
 
     Raises:
-        UserError: another base, gates, the same at another strength or in a combined edit, or files
-            that hold the denoiser in another form.
+        UserError: another base, gates, the same at another strength or in a combined edit, concepts
+            that contradict those in the folder, or files that hold the denoiser in another form.
     """
     whole = edit.whole
     for e in ledger.erasures:
@@ -143,6 +143,7 @@ def applicable(
                 f"{sorted(twice)[0]} would be in {str(folder)!r} twice, by itself or in a combined "
                 f"edit: take that out first ({way})."
             )
+    agree([*there, edit])
     base = edit.meta.get("base")
     if base and base == ledger.now != ledger.base:
         raise UserError(

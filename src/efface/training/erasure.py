@@ -135,6 +135,9 @@ class Job:
             source: of :func:`efface.vocabularies.load`.
             concept: one of :attr:`concepts`, whose own pool comes first.
             exclude: False: leave the erased ones in.
+
+        Raises:
+            UserError: none is left.
         """
         if concept and concept.pool:
             found = Vocabulary(concept.pool, f"pool of {concept.name}")
@@ -149,7 +152,13 @@ class Job:
 
     def _allowed(self, found: Vocabulary) -> Vocabulary:
         parts = getattr(self.method, "exclude_parts", False)
-        return found.without(self.concepts, self.model.tokenizer, parts)
+        left = found.without(self.concepts, self.model.tokenizer, parts)
+        if not left.words:
+            raise UserError(
+                f"the vocabulary ({found.source}) holds no word but what is erased: nothing would "
+                "be preserved."
+            )
+        return left
 
     def keeping(self) -> Keeping:
         """What holds on to the method's ``keep`` list while it is trained.
