@@ -337,6 +337,9 @@ def test_a_siege_goes_on_where_it_was_stopped(siege, tmp_path, monkeypatch):
     told = json.loads(path.read_text())
     assert set(told["units"]) == {u.key for u in siege.units()}
     assert told["verdicts"].keys() == {"none", "seed-search", "completion", "relearn", "reading"}
+    for u in siege.units():  # what the bar counts is what is spent
+        if u.attack.name in ("none", "reading") or (u.attack.name, u.role) == ("relearn", "edited"):
+            assert siege.effort(u) == told["units"][u.key]["evaluations"]
     monkeypatch.setattr(Siege, "whole", lambda *_: pytest.fail("nothing is left to be done"))
     again.run(path, progress=False)
     other = replace(siege, attacks=[replace(SMALL[1], batch=3)])

@@ -23,6 +23,10 @@ class NoAttack(Attack):
         """None."""
         return ()
 
+    def count(self, prompts: int) -> int:
+        """All of them."""
+        return prompts
+
     def artefacts(self, given: Attacked) -> Iterator[Artefact]:
         """The prompts."""
         for prompt in given.asked:
@@ -43,7 +47,7 @@ class SeedSearch(Attack):
         """None."""
         return ()
 
-    def count(self) -> int:
+    def count(self, prompts: int) -> int:
         """One a round."""
         return self.rounds
 

@@ -252,7 +252,9 @@ class Siege:
         search = unit.attack.evaluations() * (unit.role not in ("random",))
         if self.budget is not None:
             search = min(search, self.budget)
-        drawn = unit.attack.count() * len(self.court.seeds) * 2 * steps
+        concept = next(c for c in self.concepts if c.name == unit.concept)
+        found = unit.attack.count(len(self.references.prompts(concept)))
+        drawn = found * len(self.court.seeds) * 2 * steps
         twice = unit.attack.relative and unit.role == "edited"
         return search + drawn * (1 + twice)
 

@@ -170,8 +170,12 @@ class Attack(ABC):
         """Evaluations without which its search is none."""
         return 1
 
-    def count(self) -> int:
-        """About how many artefacts it yields, for the time that is left."""
+    def count(self, prompts: int) -> int:
+        """About how many artefacts that are drawn it yields, for the time that is left.
+
+        Args:
+            prompts: of the concept.
+        """
         return 1
 
     def evaluations(self) -> int:

@@ -57,9 +57,9 @@ class Completion(Attack):
         """Every step."""
         return replace(self, steps=20, begun=tuple(range(20)))
 
-    def count(self) -> int:
-        """Of a concept."""
-        return len(self.begun)
+    def count(self, prompts: int) -> int:
+        """One a k and a prompt."""
+        return len(self.begun) * prompts
 
     def artefacts(self, given: Attacked) -> Iterator[Artefact]:
         """One a k and a prompt."""

@@ -52,7 +52,7 @@ class Img2Img(Attack):
         """More steps."""
         return replace(self, steps=50)
 
-    def count(self) -> int:
+    def count(self, prompts: int) -> int:
         """Of a concept."""
         return 2 * len(self.strengths)
 

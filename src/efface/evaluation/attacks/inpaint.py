@@ -48,7 +48,7 @@ class Inpaint(Attack):
         """More steps."""
         return replace(self, steps=50)
 
-    def count(self) -> int:
+    def count(self, prompts: int) -> int:
         """One a hole."""
         return len(self.holes)
 

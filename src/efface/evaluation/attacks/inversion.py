@@ -54,7 +54,7 @@ class Inversion(Attack):
         """What it learns from."""
         return self.pictures
 
-    def count(self) -> int:
+    def count(self, prompts: int) -> int:
         """One a template."""
         return self.templates
 

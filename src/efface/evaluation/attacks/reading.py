@@ -58,6 +58,10 @@ class Reading(Attack):
                 f"the attack 'reading' ranks words, and the vocabulary holds {len(given.words)}."
             )
 
+    def count(self, prompts: int) -> int:
+        """None is drawn."""
+        return 0
+
     def artefacts(self, given: Attacked) -> Iterator[Artefact]:
         """The concept's name, with its rank."""
         if given.edit is None:  # no difference, nothing to be read

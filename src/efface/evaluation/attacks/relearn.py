@@ -60,9 +60,9 @@ class Relearn(Attack):
         """What it trains on."""
         return self.pictures
 
-    def count(self) -> int:
-        """One a point."""
-        return len(self.points)
+    def count(self, prompts: int) -> int:
+        """One a point and a prompt."""
+        return len(self.points) * prompts
 
     def least(self) -> int:
         """One update."""

@@ -47,7 +47,7 @@ class Rephrase(Attack):
         """All that there is."""
         return replace(self, texts=100, nearest=20)
 
-    def count(self) -> int:
+    def count(self, prompts: int) -> int:
         """Of a concept."""
         return self.texts
 

@@ -62,7 +62,7 @@ class RingABell(Attack):
         """The paper's."""
         return replace(self, search="genetic", population=200, generations=3000, tokens=16, texts=4)
 
-    def count(self) -> int:
+    def count(self, prompts: int) -> int:
         """One a search."""
         return self.texts
 

@@ -65,9 +65,9 @@ class TextStates(Attack):
                 "edit changes none of them (keys and values of cross-attention)."
             )
 
-    def count(self) -> int:
-        """Of a concept."""
-        return len(self.ridges)
+    def count(self, prompts: int) -> int:
+        """One a λ and a prompt."""
+        return len(self.ridges) * prompts
 
     def artefacts(self, given: Attacked) -> Iterator[Artefact]:
         """One a λ and a prompt."""

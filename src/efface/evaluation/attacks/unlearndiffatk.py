@@ -78,6 +78,10 @@ class UnlearnDiffAtk(Attack):
         """One update."""
         return 3 * self.batch
 
+    def count(self, prompts: int) -> int:
+        """One a prompt."""
+        return prompts
+
     def evaluations(self) -> int:
         """Forward and backward."""
         return 2 * self.batch * self.levels * self.updates
