@@ -77,7 +77,8 @@ def test_a_shallow_edit_is_read_from_its_weights(emoji, setting):
     assert random.measured["rank"] > 10
 
 
-def test_other_words_reach_what_the_base_model_understands(emoji, setting):
-    some = rows(emoji, setting, "rephrase", edit=None)
+@pytest.mark.parametrize("name", ["rephrase", "ring-a-bell"])
+def test_other_words_reach_what_the_base_model_understands(emoji, setting, name):
+    some = rows(emoji, setting, name, edit=None)
     assert any(r.proves and sum(r.base) == 4 for r in some)
     assert all(list(r.hits) == list(r.base) for r in some)
