@@ -11,7 +11,7 @@ from efface.errors import UserError
 from efface.page import markup, views
 from efface.page.desk import Desk
 from efface.page.steps import attack, compare, remove, run, take
-from efface.page.steps.frame import ATTACK, COMPARE, REMOVE, RUN, TAKE, Frame, said
+from efface.page.steps.frame import ATTACK, COMPARE, REMOVE, RUN, TAKE, Frame, said, told
 
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
@@ -90,7 +90,7 @@ def keep_up(frame: Frame, parts: dict[int, dict[str, Any]], seen: Any, where: An
                 return [gr.skip()] * (2 + len(outputs))
             return [gr.skip(), now, *shown(frame, key, show)]
         except (UserError, OSError) as e:
-            return [markup.line(str(e)), *[gr.skip()] * (1 + len(outputs))]
+            return [markup.line(told(e)), *[gr.skip()] * (1 + len(outputs))]
 
     asked = [frame.key, seen, fourth["keep"]]
     gr.on(

@@ -55,6 +55,8 @@ def told(e: Exception) -> str:
         return f"out of memory: {LESS}."
     if not isinstance(e, (UserError, OSError)):
         raise e
+    if isinstance(e, OSError) and e.strerror:
+        return f"{e.strerror}{'' if e.filename is None else f': {str(e.filename)!r}'}."
     return str(e)
 
 
