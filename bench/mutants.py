@@ -154,11 +154,11 @@ OURS: dict[str, tuple[tuple[str, str], ...]] = {
         ("like.float().flatten(1).norm() / ", "1 / "),
     ),
     "methods/speed": (
-        ("p[far > far.mean()]", "p[far < far.mean()]"),
+        ("p[far >= far.mean()]", "p[far < far.mean()]"),
         ("torch.cat([some, kept])", "some"),
     ),
     "training/closed_form": (("weight**0.5 * text_vectors", "weight * text_vectors"),),
-    "training/batches": (("self.e_anchor - eta", "self.e_anchor + eta"),),
+    "training/batches": (("self.e_anchor - away", "self.e_anchor + away"),),
     "training/latents": (
         ('weights if self.config.of == "student"', 'weights if self.config.of == "frozen"'),
     ),

@@ -187,7 +187,7 @@ def test_half_the_strength_is_half_the_change(tiny, words):
 def test_what_cannot_be_is_refused(tiny, tmp_path):
     path = tmp_path / "w.txt"
     path.write_text("church\nChurches\n")
-    with pytest.raises(UserError, match="holds no word but the erased ones"):
+    with pytest.raises(UserError, match="holds no word but what is erased"):
         Minimax(vocabulary=str(path)).erase(tiny, [CHURCH], QUIET)
 
 

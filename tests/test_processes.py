@@ -50,8 +50,8 @@ def test_two_processes_make_the_edit_that_one_makes(tiny_folder, words, tmp_path
     for k, w in alone.weights.items():
         assert torch.equal(both[0][k], both[1][k])
         moved = (w - own[k]).norm()
-        assert (both[0][k] - w).norm() <= 0.05 * moved  # Adam makes much of a sum's last bits
-        assert (fewer.weights[k] - w).norm() > 0.1 * moved
+        assert (both[0][k] - w).norm() <= 0.15 * moved  # Adam makes much of a sum's last bits
+        assert (fewer.weights[k] - w).norm() > 0.3 * moved
     assert not (tmp_path / "unfinished.safetensors").exists()
 
 

@@ -48,7 +48,7 @@ def student(tiny):
 )
 def test_without_a_channel_it_is_ap_bit_for_bit(tiny, words, own):
     twofold = quick(Twofold(recall=NONE, keep=("moon",), **own), words, updates=5)
-    ap = quick(AP(keep=("moon",), **own), words, updates=5)
+    ap = quick(AP(keep=("moon",), latents=twofold.latents, **own), words, updates=5)
     assert twofold.rows == ap.rows
     one, two = (m.erase(tiny, [CHURCH, DOG], QUIET) for m in (twofold, ap))
     assert one.digest == two.digest

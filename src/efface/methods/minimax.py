@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from efface.concepts import Diversify
-from efface.errors import UserError, escaped, pick
+from efface.errors import escaped, pick
 from efface.settings import Range
 from efface.training import Job, Made, Method
 from efface.training.closed_form import MAPS, ROWS, erased_rows, maps_of, moved, text_vectors
@@ -78,8 +78,6 @@ class Minimax(Method):
         anchors = job.anchors if self.keep_anchors else []
         hard = list(dict.fromkeys([*anchors, *self.keep]))
         words = job.words(self.vocabulary).words
-        if not words:
-            raise UserError("the vocabulary holds no word but the erased ones: name another.")
         exact = text_vectors(model, hard)
         free = left_free(exact, exact[:0], 1.0)
         check_leverage(erased, free, exact, hard, LEAST)

@@ -95,7 +95,7 @@ class SPEED(Method):
             some = self.influenced(w, c, a, preserved)
             free = null_space(torch.cat([some, kept]), self.null)
             ranks.append(free.shape[1])
-            still = fixed[:0] if self.slack else fixed @ free
+            still = (fixed[:0] if self.slack else fixed) @ free
             room = room.maximum(leverage(c, free @ left_free(still, still[:0], 1.0)))
             found[name] = (w + w @ change(c, a, free, fixed, self.retain_scale, self.slack)).float()
         if not any(ranks):

@@ -148,17 +148,16 @@ class Job:
             found = load_vocabulary(source, self.model, mine, self.concepts)
             found = replace(found, beside=tuple(c.name for c in self.concepts), seen=self.far)
             self.listed[asked] = self._allowed(found) if exclude else found
+            if not self.listed[asked].words:
+                raise UserError(
+                    f"the vocabulary ({found.source}) holds no word but what is erased: nothing "
+                    "would be preserved."
+                )
         return self.listed[asked]
 
     def _allowed(self, found: Vocabulary) -> Vocabulary:
         parts = getattr(self.method, "exclude_parts", False)
-        left = found.without(self.concepts, self.model.tokenizer, parts)
-        if not left.words:
-            raise UserError(
-                f"the vocabulary ({found.source}) holds no word but what is erased: nothing would "
-                "be preserved."
-            )
-        return left
+        return found.without(self.concepts, self.model.tokenizer, parts)
 
     def keeping(self) -> Keeping:
         """What holds on to the method's ``keep`` list while it is trained.
@@ -306,7 +305,7 @@ def erase(
     first = join()[0] == 0
     with run.alone() if first else nullcontext():
         made = method.make(job)
-        if method.closed_form:
+        if method.closed_form and type(method).__module__.startswith("efface."):  # not a plugin's
             check_change(made.weights, model.parameters())
         spent = counter.since(before)
         seconds = round(spent.seconds + perf_counter() - began, 2)
