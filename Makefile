@@ -48,7 +48,7 @@ lint: $(INSTALLED)
 	$(BIN)/vulture
 
 docs: $(INSTALLED)
-	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
+	$(BIN)/sphinx-build -q -E -W --keep-going docs docs/_build/html
 
 check: lint docs test
 

@@ -33,5 +33,14 @@ def filled(app, page, source):
             source[0] = source[0].replace(place, table())
 
 
+def whole(app, what, name, item, options, lines):
+    """An attribute's text as it was written: napoleon takes what is before a colon for a type."""
+    kinds = [line for line in lines if line.startswith(":type: ")]
+    if what in ("attribute", "data", "property") and kinds:
+        lines.remove(kinds[0])
+        lines[0] = f"{kinds[0].removeprefix(':type: ')}: {lines[0]}"
+
+
 def setup(app):
     app.connect("source-read", filled)
+    app.connect("autodoc-process-docstring", whole, priority=501)  # after napoleon

@@ -51,8 +51,8 @@ class AGE(Method, Tuning):
     keep_weight: Annotated[float, Range(0)] = 1.0
     """Weight of the kept words' term."""
     vocabulary: str = "auto"
-    """auto, names, tags, nouns, styles, people, tokens, the path of a word list, or "words: fox,
-    sky"."""
+    """auto, names, tags, nouns, styles, people, tokens, a word list file, or such a list
+    itself, "words: fox, sky"."""
     exclude_parts: bool = False
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
     pool_size: Annotated[int, Range(0, 10**9)] = 0

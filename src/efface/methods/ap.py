@@ -82,9 +82,10 @@ class AP(Method, Tuning):
     keep_weight: Annotated[float, Range(0)] = 1.0
     """Weight of the kept words' term."""
     vocabulary: str = "auto"
-    """auto, names, tags, nouns, styles, people, tokens, the path of a word list, or "words: fox,
-    sky". The authors' code uses a list of 3,000 common words (data/english_3000.csv), which may not
-    be shipped: with the preset ``official``, give its path where you have it."""
+    """auto, names, tags, nouns, styles, people, tokens, a word list file, or such a list
+    itself, "words: fox, sky". The authors' code uses a list of 3,000 common words
+    (data/english_3000.csv), which may not be shipped: with the preset ``official``, give its path
+    where you have it."""
     pool_size: Annotated[int, Range(0, 10**9)] = 0
     """K, candidates of each erased concept; 0: the whole vocabulary."""
     nearest: Annotated[int, Range(0, 10**9)] = 0
