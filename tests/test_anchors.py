@@ -1,6 +1,7 @@
 """What an erased concept becomes where nobody says."""
 
 import dataclasses
+import math
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import CHURCH, DOG, QUIET, WORDS, quick
 
 from efface.concepts import Concept
 from efface.errors import UserError
+from efface.evaluation.judges import named
 from efface.methods import METHODS
 from efface.methods.ap import AP
 from efface.methods.esd import ESD
@@ -31,8 +33,8 @@ def test_candidates_are_compared_by_what_is_predicted_one_at_a_time(tiny):
     )
     schedule, g = tiny.schedule(anchors.STEPS), generator(0, "test")
     cond = tiny.embed(["church"] * 2)
-    z = tiny.rollout(tiny.noise(2, g), cond, schedule, range(anchors.AT), 3.0)
-    t = schedule.timesteps[anchors.AT]
+    z = tiny.rollout(tiny.noise(2, g), cond, schedule, range(15), 3.0)
+    t = schedule.timesteps[15]
 
     def eps(word):
         rows = tiny.null(1) if word is None else tiny.embed([word])
@@ -49,8 +51,9 @@ def test_candidates_are_compared_by_what_is_predicted_one_at_a_time(tiny):
         assert float(found.strength[i]) == pytest.approx(float(more.norm() / own.norm()), rel=1e-3)
 
 
-def test_the_nearest_by_prediction_is_the_anchor(tiny, word_list):
-    (found,) = anchors.steered(tiny, [CHURCH], "auto", str(word_list), 0)
+def test_the_nearest_by_prediction_is_the_anchor_where_any_will_do(tiny, word_list):
+    words = anchors.candidates(tiny, CHURCH, [CHURCH], str(word_list))
+    found = anchors.searched(tiny, CHURCH, words, 0, 0)
     z = anchors.half_made(
         tiny, tiny.embed(["church"]).repeat(anchors.LATENTS), generator(0, "anchor", "church")
     )
@@ -62,6 +65,66 @@ def test_the_nearest_by_prediction_is_the_anchor(tiny, word_list):
     )
     other = anchors.half_made(tiny, tiny.embed(["church"]), generator(1, "anchor", "church"))
     assert not torch.equal(z[:1], other)
+
+
+def slow_cosine(model, word, other):
+    """Of what two words add, on the first one's own half-made pictures."""
+    schedule, g = model.schedule(10), generator(0, "anchor", word)
+    z = model.rollout(model.noise(2, g), model.embed([word] * 2), schedule, range(6), 3.0)
+    product, squares = 0.0, [0.0, 0.0]
+    with torch.no_grad():
+        for one in z:
+            rows = [model.null(1), model.embed([word]), model.embed([other])]
+            null, *both = (model.predict(one[None], schedule.timesteps[6][None], r) for r in rows)
+            a, b = (e - null for e in both)
+            product += float((a * b).sum())
+            squares = [s + float(e.square().sum()) for s, e in zip(squares, (a, b), strict=True)]
+    return product / math.sqrt(squares[0] * squares[1])
+
+
+def test_other_words_resemble_a_word_more_than_the_concept_does(tiny, monkeypatch):
+    slow = {w: slow_cosine(tiny, "moon", w) for w in WORDS if w != "moon"}
+    order = sorted(slow, key=slow.__getitem__)
+    monkeypatch.setattr(anchors, "OTHERS", 50)
+    for name in (order[0], order[3], order[-1]):
+        found = anchors.likelier(tiny, "moon", name, WORDS, 0)
+        assert found == len(order) - 1 - order.index(name)
+    monkeypatch.setattr(anchors, "OTHERS", 4)
+    assert anchors.likelier(tiny, "moon", order[0], WORDS, 0) == 4
+
+
+def test_the_anchor_is_the_nearest_whose_pictures_are_not_the_concepts(tiny, word_list):
+    concept = Concept("river")
+    words = anchors.candidates(tiny, concept, [concept], str(word_list))
+    near, left = [], words
+    while len(near) < 8:  # the nearest, then the nearest without it, …
+        near.append(anchors.searched(tiny, concept, left, 0, 0).anchor)
+        left = dataclasses.replace(left, words=tuple(w for w in left.words if w not in near))
+    some = dataclasses.replace(words, words=tuple(near))
+    apart = [anchors.likelier(tiny, w, "river", near, 0) for w in near]
+    assert apart[0] < max(apart)  # else nothing is tried
+    for least in range(1, 8):
+        fit = [w for w, n in zip(near, apart, strict=True) if n >= least]
+        expected = fit[0] if fit else near[apart.index(max(apart))]
+        assert anchors.searched(tiny, concept, some, 0, least).anchor == expected
+
+
+@pytest.mark.slow
+def test_no_anchors_own_pictures_are_taken_for_the_concept(emoji):
+    judge, seeds = named("emoji-2"), list(range(8))
+
+    def taken(anchor, name):
+        shown = torch.stack(list(emoji.generate([anchor] * 8, seeds, output_type="pt")))
+        return float((judge.classify(shown).concepts == judge.label(name)).any(1).float().mean())
+
+    nearest, apart = [], []
+    for name in ("dog", "cucumber", "guitar", "cooking"):
+        concept = Concept(name)
+        words = anchors.candidates(emoji, concept, [concept], "auto")
+        for least, rates in ((0, nearest), (anchors.LIKELIER, apart)):
+            rates.append(taken(anchors.searched(emoji, concept, words, 0, least).anchor, name))
+    assert sum(nearest) > 2, nearest
+    assert max(apart) < 0.2, apart
 
 
 def test_no_anchor_is_erased_or_shares_a_word_with_a_name(tiny, tmp_path):
@@ -110,7 +173,9 @@ def test_an_anchor_counts_as_evaluations_and_is_on_record(tiny, word_list):
     assert same.digest == edit.digest
     k, n, best = len(WORDS) + 2, anchors.LATENTS, anchors.BEST + 2
     more = edit.meta["cost"]["forward"] - same.meta["cost"]["forward"]
-    assert more == k + n * best + 2 * n * anchors.AT
+    looks, left = divmod(more - (k + n * best + 2 * n * 15), n * (anchors.OTHERS + 3) + 2 * n * 6)
+    assert left == 0
+    assert 1 <= looks <= anchors.BEST
 
 
 @pytest.mark.slow

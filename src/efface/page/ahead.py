@@ -16,7 +16,15 @@ from efface.evaluation.sensitivity import PROXIES, Moved, closed_form, predictio
 from efface.models import DiffusionModel
 from efface.page.wish import Wish
 from efface.seeds import generator
-from efface.training.anchors import LATENTS, candidates, compare, half_made, narrowed
+from efface.training.anchors import (
+    LATENTS,
+    LIKELIER,
+    candidates,
+    compare,
+    half_made,
+    likelier,
+    narrowed,
+)
 from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
 
@@ -92,7 +100,7 @@ def plan(model: DiffusionModel, wish: Wish, out: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def anchors(model: DiffusionModel, concepts: Sequence[Concept]) -> list[str]:
-    """What the first concept may become, the best first: predicted most nearly as it is.
+    """What the first concept may become, the best first, as the run itself would choose.
 
     Among the words nearest by their text; the run itself searches all of them.
 
@@ -105,5 +113,5 @@ def anchors(model: DiffusionModel, concepts: Sequence[Concept]) -> list[str]:
         some = some.pool(model, one, 0, TRIED, "nearest")
     z = half_made(model, model.embed([one.name]).repeat(LATENTS), generator(0, "anchor", one.name))
     found = compare(model, one.name, some.words, z)
-    order: list[int] = found.far.argsort(stable=True).tolist()
-    return [found.words[i] for i in order[:ANCHORS]]
+    near = [found.words[int(i)] for i in found.far.argsort(stable=True)[:ANCHORS]]
+    return sorted(near, key=lambda word: likelier(model, word, one.name, some.words, 0) < LIKELIER)
