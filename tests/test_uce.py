@@ -7,8 +7,8 @@ from conftest import CHURCH, DOG, QUIET
 from efface.errors import UserError
 from efface.methods.rece import RECE
 from efface.methods.uce import UCE
+from efface.training.change import check_change
 from efface.training.closed_form import solve, solved
-from efface.training.erasure import check_change
 
 
 @pytest.fixture(scope="module")
