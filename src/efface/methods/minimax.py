@@ -10,7 +10,15 @@ from efface.concepts import Diversify
 from efface.errors import escaped, pick
 from efface.settings import Range
 from efface.training import Job, Made, Method
-from efface.training.closed_form import MAPS, ROWS, erased_rows, maps_of, moved, text_vectors
+from efface.training.closed_form import (
+    MAPS,
+    ROWS,
+    WEIGHT,
+    erased_rows,
+    maps_of,
+    moved,
+    text_vectors,
+)
 from efface.training.minimax import Least, least_harm, seen_by
 from efface.training.projection import LEAST, check_leverage, independent, left_free, reduced
 from efface.training.weighing import by_attention, by_drift
@@ -38,7 +46,7 @@ class Minimax(Method):
     strength: Annotated[float, Range(0, 10, open_low=True)] = 1.0
     """How far the erased vectors go, in units of the way to their anchors; above 1 beyond them.
     Harm is in proportion."""
-    ridge: Annotated[float, Range(0)] = 1e-2
+    ridge: Annotated[float, WEIGHT] = 1e-2
     """How much the edit's own size counts beside the worst word's harm: what is no word of the
     vocabulary moves less."""
     rows: str = "subject"
