@@ -138,6 +138,8 @@ def test_the_help_has_every_vocabulary_and_every_weight_group(name):
         (["erase", "ap", "search:gumbel", "--search.tua", "3"], "did you mean '--search.tau'?"),
         (["erase", "ap", "--updats=3", "church"], "did you mean '--updates'?"),
         (["models", "--foo"], "unknown option '--foo'; efface models --help lists"),
+        (["report", "x", "--open"], "unknown option '--open'; efface report --help lists"),
+        (["report", "x", "--jsn"], "unknown option '--jsn'; did you mean '--json'?"),
         (["methods", "ap"], "nothing reads 'ap'"),
         (["generate", "--seeds", "two"], "got 'two' for --seeds; a whole number is needed."),
         (["generate", "--guidance=x"], "got 'x' for --guidance; a number is needed."),
