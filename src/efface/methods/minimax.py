@@ -32,8 +32,11 @@ class Minimax(Method):
     """The linear edit of the text maps whose worst word is proved to be harmed least.
 
     Source: ours; the least squares of arXiv:2308.14761 under exact constraints, with weights on the
-    preserved words that Lawson's iteration makes grow where they are harmed. What it proves is of
-    text states and linear maps: pictures are another matter, see ``efface sensitivity``.
+    preserved words that Lawson's iteration makes grow where they are harmed. Proved is a bound for
+    the same strength of erasure: among all linear edits of the same maps that take the erased
+    vectors as far, leave the same words in place and are no larger, none gets its worst word below
+    it. That is of text states and linear maps: pictures are another matter, see ``efface
+    sensitivity``.
     """
 
     name: ClassVar[str] = "minimax"
@@ -68,7 +71,8 @@ class Minimax(Method):
     rounds: Annotated[int, Range(1, 100_000)] = 1000
     """Of the iteration, at most."""
     tolerance: Annotated[float, Range(0, 1)] = 0.01
-    """How far above the proved bound the worst word may be, as a share of it."""
+    """How far above the proved bound the worst word may be, as a share of it, the ridge's part
+    counted in both."""
     diversify: Diversify = 0
     """Prompts that stand for each erased name, filled into templates of its kind; 0: the bare
     name."""
@@ -110,7 +114,7 @@ class Minimax(Method):
         return Made(moved(model, maps, far))
 
     def note(self, job: Job, found: Least, words: tuple[str, ...]) -> None:
-        """Keep the certificate."""
+        """Keep the certificate, both numbers at the strength that was asked for."""
         worst = int(found.harm.argmax())
         job.notes["certificate"] = {
             "harm": round(100 * self.strength * float(found.harm[worst]), 3),
@@ -118,10 +122,11 @@ class Minimax(Method):
             "worst": words[worst],
             "chief": words[found.chief],
         }
+        harm, bound = (100 * self.strength * float(x) for x in (found.harm[worst], found.bound))
         job.notes["said"] = (
-            f"its worst word, {escaped(words[worst])}, moves by "
-            f"{100 * self.strength * float(found.harm[worst]):.2f} % of what the maps read; no "
-            f"linear edit as small gets below {100 * self.strength * found.bound:.2f} %"
+            f"its worst word, {escaped(words[worst])}, moves by {harm:.2f} % of what the maps read"
+            "; for the same strength of erasure, no linear edit that is as small and leaves the "
+            f"same words in place gets below {bound:.2f} %"
         )
 
     @classmethod
