@@ -494,6 +494,37 @@ def test_a_damaged_edit_is_refused(run, finished):
     assert "truncated or damaged" in complaint(run, "inspect", finished)
 
 
+BY_FILE = {
+    "attack": ("attack", "RUN"),
+    "score": ("score", "RUN"),
+    "report": ("report", "RUN"),
+    "sensitivity": ("sensitivity", "RUN"),
+    "generate": ("generate", "--prompt", "x", "--edit", "RUN"),
+    "inspect": ("inspect", "RUN"),
+    "merge": ("merge", "RUN", "merged"),
+    "lora": ("lora", "RUN", "lora.safetensors"),
+    "apply": ("apply", "RUN", "model"),
+    "combine": ("combine", "RUN", "RUN", "--out", "both.safetensors"),
+}
+"""Every command that takes a run's folder."""
+
+
+@pytest.mark.parametrize("args", BY_FILE.values(), ids=BY_FILE)
+def test_a_file_of_a_run_is_answered_with_its_folder(here, run, finished, args):
+    before = files(here)
+    record = finished / "run.json"
+    told = complaint(run, *(record if a == "RUN" else a for a in args))
+    assert f"run.json' is no edit, or damaged; give the run's folder, {str(finished)!r}." in told
+    assert files(here) == before
+
+
+def test_a_file_that_is_none_of_a_run_is_no_edit(here, run):
+    (here / "notes.txt").write_text("church")
+    assert "notes.txt' is no edit, or damaged; give a run's folder." in complaint(
+        run, "inspect", here / "notes.txt"
+    )
+
+
 def test_scores_need_a_judge_of_that_model(run, finished):
     assert "no judge ships for" in complaint(run, "score", finished)
 

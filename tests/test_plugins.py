@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import efface
+from efface.errors import UserError
 from efface.methods import METHODS
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
@@ -24,6 +25,7 @@ from efface.models import FAMILIES, Family
 from efface.plugins import Table, is_a
 from efface.testing import check_method, small, tiny_model
 from efface.training import Made, Method
+from efface.training.change import check_change
 
 ROOT = Path(__file__).parents[1]
 
@@ -275,11 +277,11 @@ def test_small_leaves_alone_what_a_method_does_not_have(tmp_path):
 
 @dataclass(frozen=True, kw_only=True)
 class Broken(UCE):
-    """A method that breaks one promise after the other."""
+    """A method that breaks one promise after the other; ``erase`` looks at no weights of it."""
 
     name: ClassVar[str] = "broken"
     label: ClassVar[str] = "Broken"
-    closed_form: ClassVar[bool] = True
+    closed_form: ClassVar[bool] = False
 
     how: str = ""
 
@@ -355,6 +357,45 @@ SPOILING = ("base", "gradients", "training")
 def test_each_broken_promise_is_said(model, how):
     with pytest.raises(AssertionError, match=PROMISES[how]):
         check_method(Broken(how=how), None if how in SPOILING else model)
+
+
+class Closed(Broken):
+    """The same as a closed form, whose weights ``erase`` looks at."""
+
+    closed_form: ClassVar[bool] = True
+
+
+REFUSED = {
+    "nothing": "would change nothing",
+    "empty": "would change nothing",
+    "infinite": "by inf times its size",
+    "shape": r"the edit has '.*' of \(1, 16\), the model \(.*, 16\)",
+    "strange": "the edit has 'strange' of .*, the model no such weight",
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_a_closed_form_of_anybody_is_refused_weights_that_are_no_edit(model, how):
+    with pytest.raises(UserError, match=REFUSED[how]):
+        Closed(how=how).erase(model, ["church"])
+    told = f"it cannot erase 'church' and 'dog': .*{REFUSED[how]}"
+    with pytest.raises(AssertionError, match=told):
+        check_method(Closed(how=how), model)
+
+
+def test_a_refusal_that_comes_with_kept_words_says_them(model):
+    with pytest.raises(AssertionError, match="keep 'moon', '': the edit would change "):
+        check_method(Closed(how="keep"), model)
+
+
+def test_a_closed_form_may_fill_a_weight_of_zeros():
+    model = tiny_model()
+    name, bias = next((k, w) for k, w in model.parameters().items() if k.endswith("to_out.0.bias"))
+    bias.data.zero_()
+    filled = {name: torch.full_like(bias, 0.5)}
+    check_change(filled, model.parameters())
+    with pytest.raises(UserError, match="by 1,414,214 times its size"):
+        check_change({name: torch.full_like(bias, 5e5)}, model.parameters())
 
 
 def test_what_is_no_method_or_has_no_label_or_other_presets_is_said(model):

@@ -22,6 +22,9 @@ from efface.evaluation.artefacts import Text
 from efface.evaluation.attacks import Attack, Attacked
 from efface.evaluation.attacks.completion import Completion
 from efface.evaluation.attacks.img2img import Img2Img
+from efface.evaluation.attacks.inpaint import Inpaint
+from efface.evaluation.attacks.inversion import Inversion
+from efface.evaluation.attacks.null_text import NullText
 from efface.evaluation.attacks.reading import Reading
 from efface.evaluation.attacks.relearn import Relearn
 from efface.evaluation.attacks.rephrase import Rephrase
@@ -128,6 +131,25 @@ def test_a_row_says_which_prompt_it_set_out_from(clothes, edit, court, attack):
     asked, pictures = ("a coat", "a drawing of a coat"), torch.rand(2, 3, 8, 8)
     coat = Concept("coat")
     given = Attacked(clothes, edit, coat, prompts=asked, pictures=pictures, words=["hat"], steps=2)
+    assert tuple(r.prompt for r in tried(attack, given, court)) == asked
+
+
+@pytest.mark.parametrize(
+    ("attack", "asked"),
+    [
+        (Img2Img(strengths=(0.5, 1.0), steps=2), ("a coat", "", "a coat", "")),
+        (Inpaint(steps=2, holes=(0.5,)), ("a coat",)),
+        (NullText(steps=2, rounds=1, pictures=1), ("",)),
+        (Inversion(updates=1, batch=1, pictures=1, templates=2), ("coat", "a picture of coat")),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_a_row_says_what_the_model_was_asked_for(clothes, edit, court, attack, asked):
+    """The empty prompt too, which is none of the concept's."""
+    pictures, coat = torch.rand(2, 3, 8, 8), Concept("coat")
+    given = Attacked(
+        clothes, edit, coat, prompts=("a coat", "a drawing of a coat"), pictures=pictures, steps=2
+    )
     assert tuple(r.prompt for r in tried(attack, given, court)) == asked
 
 

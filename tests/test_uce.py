@@ -1,14 +1,18 @@
 import dataclasses
+import math
 
 import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET
 
 from efface.errors import UserError
+from efface.methods import METHODS
 from efface.methods.rece import RECE
+from efface.methods.speed import SPEED
 from efface.methods.uce import UCE
+from efface.settings import ranges
+from efface.training.change import check_change
 from efface.training.closed_form import solve, solved
-from efface.training.erasure import check_change
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,7 @@ def test_a_singular_system_is_refused_in_a_line(tiny, method):
     g = torch.Generator().manual_seed(0)
     some = torch.randn(30, 40, generator=g, dtype=torch.float64)
     below = some.T @ some  # of rank 30, but for rounding, which LU does not see
-    with pytest.raises(UserError, match="does not fill the 40 directions"):
+    with pytest.raises(UserError, match=r"a ridge of 0 leave some of the 40 directions"):
         solved(below, torch.ones(40, 1).double(), 0.0)
 
 
@@ -81,9 +85,42 @@ def test_rounding_that_is_blown_up_is_no_edit(tiny):
     for far in (1e6, float("nan")):
         with pytest.raises(UserError, match=f"change '{name}' by .* its size.*Raise the ridge"):
             check_change({name: far * own[name]}, own)
-    for method in (UCE(erase_scale=0.0), UCE(keep=("church bell",), keep_weight=1e300)):
+    for method in (UCE(erase_scale=0.0), UCE(ridge=1e9)):
         with pytest.raises(UserError, match="the edit would change nothing"):
             method.erase(tiny, [CHURCH], QUIET)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        UCE(ridge=1e-9, erase_scale=1e9),
+        UCE(ridge=1e-9, keep=("moon",), keep_weight=1e9),
+        RECE(ridge=1e-9, erase_scale=1e9),
+    ],
+)
+def test_a_ridge_that_is_lost_beside_a_weight_is_refused_in_a_line(tiny, method):
+    """The solve would fill what nothing holds with rounding, many times the maps' own size."""
+    with pytest.raises(UserError, match=r"a ridge of 1e-09 leave some of the 16 directions"):
+        method.erase(tiny, [CHURCH], QUIET)
+
+
+def test_a_retain_scale_that_is_lost_is_refused_in_a_line(tiny, words):
+    method = SPEED(vocabulary=str(words), null=10.0, retain_scale=1e-18)
+    with pytest.raises(UserError, match="a retain_scale of 1e-18 is rounding"):
+        method.erase(tiny, [CHURCH], QUIET)
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.closed_form])
+def test_a_weight_of_the_equations_has_an_end(name):
+    """Every number of a closed form without an end of its own is one that is no weight."""
+    open_ended = {k for k, r in ranges(METHODS[name]).items() if r.high == math.inf}
+    assert open_ended <= {"null"}
+
+
+@pytest.mark.parametrize("field", ["erase_scale", "preserve_scale", "ridge", "keep_weight"])
+def test_a_huge_weight_is_refused_by_its_range(field):
+    with pytest.raises(UserError, match=rf"got 1e\+300 for {field}; 0 to 1,000,000,000 is"):
+        UCE(**{field: 1e300})
 
 
 def test_nothing_to_move_is_the_identity(problem):

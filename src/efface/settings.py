@@ -276,7 +276,10 @@ def check_ranges(config: Any) -> None:
         for x in value if isinstance(value, tuple) else (value,):
             number = isinstance(x, (int, float)) and not isinstance(x, bool)
             if number and name in allowed and x not in allowed[name]:
-                raise UserError(f"got {x} for {name}; {allowed[name]} is needed.")
+                told = str(allowed[name])
+                if allowed[name].high == math.inf and not math.isfinite(x):
+                    told = f"a finite number, {told},"  # "or more" alone sounds as if it were
+                raise UserError(f"got {x} for {name}; {told} is needed.")
         if not is_of(hint, value):
             told = f"{shown_plainly(value)} for {name}, {type(value).__name__}"
             if isinstance(kind := getattr(value, "kind", None), str):

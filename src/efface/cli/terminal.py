@@ -107,8 +107,9 @@ def stray(unknown: Sequence[str], known: Sequence[str], prog: str) -> str:
     first = next((a for a in unknown if a.startswith("-")), "").partition("=")[0]
     if not first:
         return f"nothing reads {unknown[0]!r}; {prog} --help lists what can be given."
-    near = get_close_matches(first.replace("_", "-"), known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"{prog} --help lists those that there are."
+    names = [k.lstrip("-") for k in known]  # dashes alike make no two options alike
+    near = get_close_matches(first.lstrip("-").replace("_", "-"), names, n=1, cutoff=0.6)
+    hint = f"did you mean '--{near[0]}'?" if near else f"{prog} --help lists those that there are."
     return f"unknown option {first!r}; {hint}"
 
 

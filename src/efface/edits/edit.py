@@ -120,6 +120,10 @@ class Edit:
                 meta = f.metadata() or {}
                 weights = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError) as e:
+            if path.suffix.lower() != ".safetensors":  # a file of the run's, or of something else
+                whole = (path.parent / "edit.safetensors").is_file()
+                give = f"the run's folder, {str(path.parent)!r}" if whole else "a run's folder"
+                raise UserError(f"{str(path)!r} is no edit, or damaged; give {give}.") from None
             raise UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).") from None
         if meta.get("format") != FORMAT:
             made = "a LoRA or a whole model that efface made of one" if "efface" in meta else ""

@@ -94,8 +94,8 @@ class Artefact(ABC):
     """What it is, in a word or two."""
     prompt: str
     """What is asked for with it."""
-    source: str = ""
-    """The concept's prompt that it set out from; "": the first one."""
+    source: str | None = None
+    """The prompt that it set out from, "" where nothing is asked for; None: the concept's first."""
     why: str = ""
     """How it came about: the family within the attack."""
     at: str = ""

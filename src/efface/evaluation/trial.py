@@ -83,7 +83,7 @@ class Row:
     judged: str
     """What the judge was asked for: the same, or the erased concept where another was attacked."""
     prompt: str
-    """What the attack set out from."""
+    """What the attack set out from: a prompt of the concept, or "" where nothing was asked for."""
     at: str
     """The point of the attack's curve; "": there is none."""
     why: str
@@ -198,7 +198,7 @@ def judgement(
     row = Row(
         concept=given.concept.name,
         judged=judged,
-        prompt=artefact.source or given.asked[0],
+        prompt=given.asked[0] if artefact.source is None else artefact.source,
         at=artefact.at,
         why=artefact.why,
         seed=given.seed,

@@ -17,7 +17,7 @@ from efface.errors import UserError
 from efface.models import Conditioning, DiffusionModel, check_crosses, watched
 from efface.settings import Range
 from efface.training import Job, Made, Method, Pictures, Student, Tuning
-from efface.training.closed_form import solve, solved, text_vectors
+from efface.training.closed_form import WEIGHT, solve, solved, text_vectors
 from efface.training.pictures import Noised
 
 
@@ -47,9 +47,9 @@ class MACE(Method, Tuning):
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
     pictures: Pictures = Pictures(n=8)
     """Pictures of each erased concept that its attention is starved on."""
-    prior: Annotated[float, Range(0)] = 1e-2
+    prior: Annotated[float, WEIGHT] = 1e-2
     """μ, weight of the vocabulary's text states in both closed forms."""
-    ridge: Annotated[float, Range(0)] = 1e-2
+    ridge: Annotated[float, WEIGHT] = 1e-2
     """λ, how much the maps hold on to themselves."""
     keep: tuple[str, ...] = ()
     """Words of the prior with ``keep_weight`` times the weight: the fused maps hold on to them,

@@ -10,7 +10,15 @@ from efface.concepts import Diversify
 from efface.errors import escaped, pick
 from efface.settings import Range
 from efface.training import Job, Made, Method
-from efface.training.closed_form import MAPS, ROWS, erased_rows, maps_of, moved, text_vectors
+from efface.training.closed_form import (
+    MAPS,
+    ROWS,
+    WEIGHT,
+    erased_rows,
+    maps_of,
+    moved,
+    text_vectors,
+)
 from efface.training.minimax import Least, least_harm, seen_by
 from efface.training.projection import LEAST, check_leverage, independent, left_free, reduced
 from efface.training.weighing import by_attention, by_drift
@@ -24,8 +32,11 @@ class Minimax(Method):
     """The linear edit of the text maps whose worst word is proved to be harmed least.
 
     Source: ours; the least squares of arXiv:2308.14761 under exact constraints, with weights on the
-    preserved words that Lawson's iteration makes grow where they are harmed. What it proves is of
-    text states and linear maps: pictures are another matter, see ``efface sensitivity``.
+    preserved words that Lawson's iteration makes grow where they are harmed. Proved is a bound for
+    the same strength of erasure: among all linear edits of the same maps that take the erased
+    vectors as far, leave the same words in place and are no larger, none gets its worst word below
+    it. That is of text states and linear maps: pictures are another matter, see ``efface
+    sensitivity``.
     """
 
     name: ClassVar[str] = "minimax"
@@ -38,7 +49,7 @@ class Minimax(Method):
     strength: Annotated[float, Range(0, 10, open_low=True)] = 1.0
     """How far the erased vectors go, in units of the way to their anchors; above 1 beyond them.
     Harm is in proportion."""
-    ridge: Annotated[float, Range(0)] = 1e-2
+    ridge: Annotated[float, WEIGHT] = 1e-2
     """How much the edit's own size counts beside the worst word's harm: what is no word of the
     vocabulary moves less."""
     rows: str = "subject"
@@ -60,7 +71,8 @@ class Minimax(Method):
     rounds: Annotated[int, Range(1, 100_000)] = 1000
     """Of the iteration, at most."""
     tolerance: Annotated[float, Range(0, 1)] = 0.01
-    """How far above the proved bound the worst word may be, as a share of it."""
+    """How far above the proved bound the worst word may be, as a share of it, the ridge's part
+    counted in both."""
     diversify: Diversify = 0
     """Prompts that stand for each erased name, filled into templates of its kind; 0: the bare
     name."""
@@ -102,7 +114,7 @@ class Minimax(Method):
         return Made(moved(model, maps, far))
 
     def note(self, job: Job, found: Least, words: tuple[str, ...]) -> None:
-        """Keep the certificate."""
+        """Keep the certificate, both numbers at the strength that was asked for."""
         worst = int(found.harm.argmax())
         job.notes["certificate"] = {
             "harm": round(100 * self.strength * float(found.harm[worst]), 3),
@@ -110,10 +122,11 @@ class Minimax(Method):
             "worst": words[worst],
             "chief": words[found.chief],
         }
+        harm, bound = (100 * self.strength * float(x) for x in (found.harm[worst], found.bound))
         job.notes["said"] = (
-            f"its worst word, {escaped(words[worst])}, moves by "
-            f"{100 * self.strength * float(found.harm[worst]):.2f} % of what the maps read; no "
-            f"linear edit as small gets below {100 * self.strength * found.bound:.2f} %"
+            f"its worst word, {escaped(words[worst])}, moves by {harm:.2f} % of what the maps read"
+            "; for the same strength of erasure, no linear edit that is as small and leaves the "
+            f"same words in place gets below {bound:.2f} %"
         )
 
     @classmethod

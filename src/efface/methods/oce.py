@@ -14,7 +14,7 @@ from efface.concepts import Diversify
 from efface.errors import UserError, pick
 from efface.settings import Range
 from efface.training import Job, Made, Method
-from efface.training.closed_form import MAPS, ROWS, erased_rows, maps_of, text_vectors
+from efface.training.closed_form import MAPS, ROWS, WEIGHT, erased_rows, maps_of, text_vectors
 
 EXACT = 1e-12
 """Share of a sum of squares that is rounding."""
@@ -46,15 +46,15 @@ class OCE(Method):
     maps: str = "v"
     """Which text projections are edited: values (``v``), keys (``k``), both (``kv``), or whatever
     reads the text alone (``all``): in transformers that is one layer before all blocks."""
-    erase_scale: Annotated[float, Range(0)] = 2000.0
+    erase_scale: Annotated[float, WEIGHT] = 2000.0
     """s_e, weight of what the concepts keep outside of their anchors' span."""
-    preserve_scale: Annotated[float, Range(0)] = 10.0
+    preserve_scale: Annotated[float, WEIGHT] = 10.0
     """s_g, weight of the vocabulary's text states, their mean."""
     keep: tuple[str, ...] = ()
     """Words that are held in place, each with ``keep_weight``."""
-    keep_weight: Annotated[float, Range(0)] = 1.0
+    keep_weight: Annotated[float, WEIGHT] = 1.0
     """Weight of a kept word, in units of an erased one's."""
-    ridge: Annotated[float, Range(0)] = 10.0
+    ridge: Annotated[float, WEIGHT] = 10.0
     """λ, how much the maps hold on to themselves."""
     rows: str = "all"
     """Which text states of the vocabulary are held: its last words' (``subject``) or all, so that

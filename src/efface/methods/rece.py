@@ -12,7 +12,14 @@ from efface.concepts import Diversify
 from efface.errors import pick
 from efface.settings import Range
 from efface.training import Entry, Job, Made, Method
-from efface.training.closed_form import ROWS, erased_rows, maps_of, preserved_rows, solve
+from efface.training.closed_form import (
+    ROWS,
+    WEIGHT,
+    erased_rows,
+    maps_of,
+    preserved_rows,
+    solve,
+)
 from efface.training.inverse import inverse
 
 
@@ -37,11 +44,11 @@ class RECE(Method):
     cumulative: bool = True
     """Erase in every solve what the earlier ones erased as well; without, as in the paper, a round
     may give back what the one before took away."""
-    erase_scale: Annotated[float, Range(0)] = 1.0
+    erase_scale: Annotated[float, WEIGHT] = 1.0
     """Weight of the erased vectors, in every solve."""
-    preserve_scale: Annotated[float, Range(0)] = 0.1
+    preserve_scale: Annotated[float, WEIGHT] = 0.1
     """Weight of the preserved vectors."""
-    ridge: Annotated[float, Range(0)] = 0.1
+    ridge: Annotated[float, WEIGHT] = 0.1
     """λ of a solve, how much the maps hold on to what they were before it."""
     rows: str = "all"
     """Which text states stand for a prompt: its last word's (``subject``) or all of them, position
@@ -51,7 +58,7 @@ class RECE(Method):
     name."""
     keep: tuple[str, ...] = ()
     """Words that are preserved beside the vocabulary, each with ``keep_weight``."""
-    keep_weight: Annotated[float, Range(0)] = 1.0
+    keep_weight: Annotated[float, WEIGHT] = 1.0
     """Weight of a kept word, in units of a preserved one's."""
     vocabulary: str = ""
     """Also preserve a whole vocabulary: auto, names, tags, nouns, styles, people, tokens, a word

@@ -15,7 +15,7 @@ from efface.models import DiffusionModel
 from efface.seeds import generator
 from efface.settings import Range
 from efface.training import Job, Made, Method
-from efface.training.closed_form import MAPS, Erased, erased_rows, maps_of, text_vectors
+from efface.training.closed_form import MAPS, WEIGHT, Erased, erased_rows, maps_of, text_vectors
 from efface.training.projection import (
     LEAST,
     change,
@@ -45,9 +45,9 @@ class SPEED(Method):
     maps: str = "v"
     """Which text projections are edited: values (``v``), keys (``k``), both (``kv``), or whatever
     reads the text alone (``all``): in transformers that is one layer before all blocks."""
-    retain_scale: Annotated[float, Range(0, open_low=True)] = 1.0
+    retain_scale: Annotated[float, WEIGHT._replace(open_low=True)] = 1.0
     """ρ, how much the maps hold on to themselves."""
-    slack: Annotated[float, Range(0)] = 0.0
+    slack: Annotated[float, WEIGHT] = 0.0
     """λ, 0: the null prompt's vectors do not move at all."""
     null: Annotated[float, Range(0, open_low=True)] = 0.1
     """Directions with less than this share of the preserved vectors' mean singular value are

@@ -8,9 +8,15 @@ from typing import Annotated, ClassVar
 
 from efface.concepts import Diversify
 from efface.errors import pick
-from efface.settings import Range
 from efface.training import Entry, Job, Made, Method
-from efface.training.closed_form import ROWS, erased_rows, maps_of, preserved_rows, solve
+from efface.training.closed_form import (
+    ROWS,
+    WEIGHT,
+    erased_rows,
+    maps_of,
+    preserved_rows,
+    solve,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +31,11 @@ class UCE(Method):
     label: ClassVar[str] = "UCE, with a keep list"
     closed_form: ClassVar[bool] = True
 
-    erase_scale: Annotated[float, Range(0)] = 1.0
+    erase_scale: Annotated[float, WEIGHT] = 1.0
     """Weight of the erased vectors."""
-    preserve_scale: Annotated[float, Range(0)] = 1.0
+    preserve_scale: Annotated[float, WEIGHT] = 1.0
     """Weight of the preserved vectors."""
-    ridge: Annotated[float, Range(0)] = 0.5
+    ridge: Annotated[float, WEIGHT] = 0.5
     """λ, how much the maps hold on to themselves."""
     rows: str = "subject"
     """Which text states stand for a prompt: its last word's (``subject``) or all of them, position
@@ -39,7 +45,7 @@ class UCE(Method):
     name."""
     keep: tuple[str, ...] = ()
     """Words that are preserved beside the vocabulary, each with ``keep_weight``."""
-    keep_weight: Annotated[float, Range(0)] = 1.0
+    keep_weight: Annotated[float, WEIGHT] = 1.0
     """Weight of a kept word, in units of a preserved one's."""
     vocabulary: str = ""
     """Also preserve a whole vocabulary: auto, names, tags, nouns, styles, people, tokens, a word

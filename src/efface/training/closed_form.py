@@ -11,6 +11,7 @@ from torch import Tensor
 from efface.concepts import Concept
 from efface.errors import UserError, pick
 from efface.models import DiffusionModel
+from efface.settings import Range
 from efface.training.erasure import Job
 
 CHUNK = 512
@@ -19,6 +20,8 @@ ROWS = ("subject", "all")
 """Which text states stand for a prompt."""
 MAPS = {"v": (".to_v.",), "k": (".to_k.",), "kv": (".to_k.", ".to_v."), "all": ("",)}
 """Choices of text projections, by parts of their names."""
+WEIGHT = Range(0, 1e9)
+"""What a weight in the equations may be; beside a larger one double precision loses the rest."""
 
 
 def maps_of(model: DiffusionModel, choice: str) -> list[str]:
@@ -151,6 +154,9 @@ def solve(
 
     Returns:
         Q, (D, D), double.
+
+    Raises:
+        UserError: as :func:`solved`.
     """
     d = erased.shape[1]
     eye = torch.eye(d, dtype=erased.dtype, device=erased.device)
@@ -164,21 +170,27 @@ def solved(b: Tensor, rows: Tensor, ridge: float) -> Tensor:
     """The (D, n) of which a square matrix makes ``rows``.
 
     Args:
-        b: symmetric, (D, D).
+        b: symmetric, no direction below ``ridge``, double, (D, D).
         rows: (D, n).
         ridge: what is in it.
 
     Raises:
-        UserError: the matrix is singular.
+        UserError: the matrix is singular, but for rounding.
     """
     found: Tensor
     found, wrong = torch.linalg.solve_ex(b, rows)
-    if wrong or (not ridge and torch.linalg.matrix_rank(b, hermitian=True) < len(b)):
+    if wrong or (lost(ridge, b) and torch.linalg.matrix_rank(b, hermitian=True) < len(b)):
         raise UserError(
-            f"the equations are singular: what is erased and preserved does not fill the {len(b)} "
-            "directions of the text states, and without a ridge the rest is open; raise ridge."
+            "the equations are singular: beside what weighs most, what is erased and preserved "
+            f"and a ridge of {ridge:g} leave some of the {len(b)} directions of the text states "
+            "open; raise ridge, or lower the largest weight."
         )
     return found
+
+
+def lost(ridge: float, b: Tensor) -> bool:
+    """Whether a ridge is rounding beside the largest direction of a matrix (D, D)."""
+    return ridge < len(b) * torch.finfo(b.dtype).eps * float(b.norm())
 
 
 def moved(model: DiffusionModel, maps: Sequence[str], far: Tensor) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from efface.names import clean, quoted, words
 from efface.seeds import generator
 from efface.settings import check_ranges, to_json
 from efface.training.anchors import steered
+from efface.training.change import check_change
 from efface.training.loop import finetune
 from efface.training.processes import add_up, join
 from efface.training.runs import EDIT, Run, asked
@@ -32,11 +33,6 @@ from efface.vocabularies import hash_list
 from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
 from efface.wordlists import relatives
-
-FAR = 1e4
-"""Times its own size that a closed form may change a weight by; a few times is much."""
-NEAR = 1e-6
-"""Share of its size that some weight changes by at least; less is rounding."""
 
 
 class Made(NamedTuple):
@@ -305,7 +301,7 @@ def erase(
     first = join()[0] == 0
     with run.alone() if first else nullcontext():
         made = method.make(job)
-        if method.closed_form and type(method).__module__.startswith("efface."):  # not a plugin's
+        if method.closed_form:  # a training says so by itself
             check_change(made.weights, model.parameters())
         spent = counter.since(before)
         seconds = round(spent.seconds + perf_counter() - began, 2)
@@ -315,30 +311,6 @@ def erase(
             edit.save(run.folder / EDIT)
             run.forget()
     return edit
-
-
-def check_change(made: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Refuse weights of a closed form whose equations had no sane solution, or none to speak of.
-
-    Raises:
-        UserError: a weight moves by more than :data:`FAR` times its size, or none by :data:`NEAR`.
-    """
-    moved = 0.0
-    for name, w in made.items():
-        before = own[name].detach().float().cpu()
-        far = float((w - before).norm() / before.norm().clamp(min=1e-12))
-        if not far <= FAR:
-            raise UserError(
-                f"the edit would change {name!r} by {far:,.0f} times its size, which is rounding "
-                "blown up: the settings leave next to nothing to erase with. Raise the ridge (or "
-                "what else holds the maps in place), or preserve or erase fewer words."
-            )
-        moved = max(moved, far)
-    if moved < NEAR:
-        raise UserError(
-            "the edit would change nothing: with these settings the erased concepts weigh nothing "
-            "beside what is preserved."
-        )
 
 
 def shared_out(spent: Counter) -> dict[str, int]:

@@ -26,7 +26,8 @@ class Least(NamedTuple):
     harm: Tensor
     """What each word's share of change is, at full erasure, (K,)."""
     bound: float
-    """What no edit of this norm or a smaller one gets its worst word below."""
+    """What no edit that sends the same vectors to the same anchors, with the same ones in place and
+    no larger, gets its worst word below."""
     weights: Tensor
     """How much each word stands in the way, (K,), sum 1."""
 

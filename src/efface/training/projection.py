@@ -9,7 +9,7 @@ from torch import Tensor
 
 from efface.concepts import few
 from efface.errors import UserError, escaped
-from efface.training.closed_form import Erased
+from efface.training.closed_form import Erased, lost
 
 EXACT = 1e-14
 """Share of the sum of squares below which a direction is rounding."""
@@ -66,6 +66,9 @@ def change(c: Tensor, a: Tensor, free: Tensor, fixed: Tensor, rho: float, slack:
 
     Returns:
         (D, D).
+
+    Raises:
+        UserError: ``rho`` is rounding beside the erased vectors.
     """
     if not rho:
         if len(fixed):
@@ -73,6 +76,11 @@ def change(c: Tensor, a: Tensor, free: Tensor, fixed: Tensor, rho: float, slack:
         limit: Tensor = (a - c).T @ torch.linalg.pinv((c @ free).T) @ free.T
         return limit
     t, mixed = moments(c, a)
+    if lost(rho, t):
+        raise UserError(
+            f"a retain_scale of {rho:g} is rounding beside the erased concepts' text states; raise "
+            "it."
+        )
     p, k = free @ free.T, fixed.T
     eye = torch.eye(len(t), dtype=t.dtype)
     m = torch.linalg.inv(t @ p + rho * eye)

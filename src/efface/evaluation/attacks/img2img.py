@@ -63,6 +63,7 @@ class Img2Img(Attack):
             for prompt, mark in ((given.asked[0], ""), ("", UNASKED)):
                 yield Picture(
                     prompt=prompt,
+                    source=prompt,
                     at=f"{strength:g}{mark}",
                     pictures=pictures,
                     strength=strength,

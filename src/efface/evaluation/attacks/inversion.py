@@ -92,8 +92,9 @@ class Inversion(Attack):
             self.learn(given, prompts, mark, rows)
         found = {k: w.detach() for k, w in rows.items()}
         measured = {"norm": size(given, found)}
-        for prompt in prompts[: self.templates]:
-            yield Vectors(prompt=prompt, mark=mark, rows=found, measured=measured)
+        for prompt, template in zip(prompts[: self.templates], templates, strict=False):
+            named = template.format(given.concept.name)
+            yield Vectors(prompt=prompt, source=named, mark=mark, rows=found, measured=measured)
 
     def begun(self, given: Attacked) -> dict[str, Tensor]:
         """The vectors to set out from, one a text encoder, (1, D)."""

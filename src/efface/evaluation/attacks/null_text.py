@@ -79,6 +79,7 @@ class NullText(Attack):
         score = (z.flatten(1).square().sum(1) - d) / (2 * d) ** 0.5
         yield Latents(
             prompt="",
+            source="",
             z=z.cpu(),
             steps=self.steps,
             share=self.share,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.settings import Range, check_ranges
-from efface.training.closed_form import erased_rows, solve, text_vectors
+from efface.training.closed_form import WEIGHT, erased_rows, solve, text_vectors
 from efface.training.erasure import Job
 from efface.training.minimax import lengths, seen_by
 from efface.training.search.pools import Pools, Setting
@@ -28,9 +28,9 @@ class Forecast:
     kind: ClassVar[str] = "forecast"
     any: Annotated[float, Range(0, 1)] = 0.2
     """Share of the draws that go to any candidate, however little it would be harmed."""
-    erase_scale: Annotated[float, Range(0, 1e9, open_low=True)] = 100.0
+    erase_scale: Annotated[float, WEIGHT._replace(open_low=True)] = 100.0
     """Weight of the erased vectors in the closed form, in units of a candidate's."""
-    ridge: Annotated[float, Range(0, 1e9, open_low=True)] = 0.1
+    ridge: Annotated[float, WEIGHT._replace(open_low=True)] = 0.1
     """How much its maps hold on to themselves."""
 
     def __post_init__(self) -> None:
