@@ -366,6 +366,20 @@ MISTAKES = {
     "its own anchor": (("erase", "esd", "--concept", "dog -> Dog"), "is its own anchor"),
     "anchor option": ((*ESD, "--anchor", "dog"), "is its own anchor"),
     "kept and erased": ((*ESD, "--keep", "cat", "--keep", "DOG"), "'DOG' is on the keep list"),
+    "kept with a comma": (
+        (*ESD, "--keep", "castle, fox"),
+        "a comma in --keep 'castle, fox': did you mean 2 words? Give --keep 'castle' --keep 'fox'",
+    ),
+    "kept with an anchor": ((*ESD, "--keep", "castle -> fox"), "'castle -> fox' on the keep list"),
+    "anchors with a comma": ((*ESD, "--anchor", "castle, fox"), "anchor: a comma in"),
+    "foreseen twice": (
+        ("sensitivity", "--concept", "dog -> cat", "--concept", "Dog -> fox"),
+        "another anchor: 'cat' and 'fox'",
+    ),
+    "foreseen anchors": (
+        ("sensitivity", "--concept", "dog", "--anchor", "cat, fox"),
+        "anchor: a comma in 'cat, fox'",
+    ),
     "no concepts file": (("erase", "esd", "--concepts-file", "no.txt"), "cannot read"),
     "negative updates": ((*ESD, "--updates", "-3"), "got -3 for updates"),
     "negative steps": ((*ESD, "--latents.ddim-steps", "-1"), "got -1 for ddim_steps"),

@@ -219,6 +219,8 @@ CONTRADICTIONS = {
     "synonym's name": ("church | temple;temple", (), "'temple' is a name of both"),
     "synonym twice": ("church | chapel;mosque | Chapel", (), "of both 'mosque' and 'church'"),
     "keep name": ("beer mug", ("Beer-Mug",), r"erased concepts \('beer mug'\)"),
+    "keep an erasure": ("church", ("wolf -> fox",), "'wolf -> fox' on the keep list"),
+    "keep synonyms": ("church", ("wolf | fox",), r"'wolf \| fox' on the keep list"),
     "keep synonym": ("church | chapel", ("chapel",), "'chapel' is on the keep list"),
 }  # fmt: skip
 

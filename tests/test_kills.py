@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from efface.edits.ledger import Ledger, checked
 from efface.edits.merge import merge
 from efface.errors import UserError
 from efface.evaluation.samples import Samples, Wanted, generate
+from efface.methods import METHODS
 from efface.methods.esd import ESD
 from efface.models import load
 from efface.models.files import tensors
@@ -154,11 +156,22 @@ def test_kills_while_erasing_lose_no_more_than_one_interval(tiny, words, tmp_pat
     assert n >= 5
 
 
-def test_a_full_disk_when_the_edit_is_saved_loses_no_update(tiny, words, tmp_path, monkeypatch):
-    method, done = quick(ESD(), words, updates=3), []
+FAST = ("esd", "ca", *(n for n, m in METHODS.items() if m.closed_form))
 
-    def act():
-        method.erase(tiny, [CHURCH], Run(tmp_path / "run", lambda n, *_: done.append(n), False))
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in METHODS]
+)
+def test_a_full_disk_when_the_edit_is_saved_loses_no_update(
+    tiny, words, tmp_path, monkeypatch, name
+):
+    method, done = quick(METHODS[name](), words, updates=4), []
+    if name == "stereo":
+        method = replace(method, inversion=2, inversion_batch=2)
+
+    def act(folder):
+        run = Run(tmp_path / folder, lambda n, *_: done.append(n), False)
+        method.erase(tiny, [CHURCH, DOG], run)
 
     def full_disk(path, *_, **__):
         if EDIT in path.name:
@@ -168,10 +181,14 @@ def test_a_full_disk_when_the_edit_is_saved_loses_no_update(tiny, words, tmp_pat
     real = tensors.dump
     monkeypatch.setattr(tensors, "dump", full_disk)
     with pytest.raises(UserError, match=rf"cannot write '.*{EDIT}': No space left on device"):
-        act()
+        act("run")
     monkeypatch.undo()
-    act()
-    assert done == [1, 2, 3]
+    before = len(done)
+    assert (before == 0) == method.closed_form
+    act("run")
+    assert len(done) == before
+    act("whole")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
     assert [p.name for p in (tmp_path / "run").iterdir()] == [EDIT]
 
 

@@ -188,6 +188,7 @@ def test_a_wish_survives_json_and_a_form(places, form):
         ({"names": "a, b"}, "comma"),
         ({"names": "a\nb", "anchor": "c"}, "Several concepts"),
         ({"names": "a", "anchor": "a"}, "own anchor"),
+        ({"names": "a", "anchor": "b, c"}, "anchor: a comma in 'b, c'"),
         ({"names": "a", "keep": "a"}, "a"),
         ({"names": "a\x07b"}, "control"),
         ({"names": "x\n" * 30}, "30 concepts"),

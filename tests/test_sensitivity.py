@@ -276,6 +276,17 @@ def test_looking_ahead_and_looking_back(proxy, tiny_folder, words, tmp_path, cap
     assert (run / kept.name).exists()
 
 
+def test_a_concept_in_two_spellings_is_foreseen_once(tiny_folder, words, capsys):
+    args = ["--instrument", "closed-form", "--proxy", "closed-form", "--vocabulary", str(words)]
+    told = []
+    for names in (["church"], ["church", "Church"]):
+        flags = [x for n in names for x in ("--concept", n)]
+        assert main(["sensitivity", *flags, "--model", str(tiny_folder), *args, "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[1]["erased"] == ["church"]
+    assert told[1] == told[0]
+
+
 def test_results_of_other_questions_and_edits_stand_beside_each_other(edit, tiny, tmp_path):
     one, two = Vocabulary(tuple("abcd"), "one"), Vocabulary(tuple("abc"), "two")
     own, both = Options(vocabulary="x.txt"), ("prediction", "closed-form")

@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -371,6 +372,25 @@ def test_a_full_stdout_is_one_line():
         done = shell(["--help"], full)
     assert done.returncode == 2
     assert done.stderr == b"efface: error: cannot write the output: No space left on device.\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_stream_that_is_closed_is_no_error(closed):
+    line = shlex.join([sys.executable, "-m", "efface", "--help"])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = ["sh", "-c", f"{line} {closed}"]
+    done = subprocess.run(command, capture_output=True, env=env, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (b"usage: efface COMMAND" in done.stdout) == (closed == "2>&-")
+
+
+@pytest.mark.filterwarnings("always:dropped characters")
+def test_what_cannot_be_seen_in_a_kept_word_is_said(capsys):
+    args = ["erase", "uce", "church", "--keep", "ca\u202estle", "--model", "no/such/model"]
+    assert main(args) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert r"dropped characters that cannot be seen from the keep 'ca\u202estle'" in said[0]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

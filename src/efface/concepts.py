@@ -152,7 +152,7 @@ def check(
 
     Raises:
         UserError: a concept given twice and differently, a name of two concepts, an erased anchor,
-            or an erased name on the keep list.
+            or on the keep list an erased name or what is no name.
     """
     found = merged(concepts, tokenizer)
     owner: dict[Hashable, tuple[Concept, str]] = {}
@@ -175,6 +175,11 @@ def check(
             )
     kept: dict[Hashable, str] = {}
     for w in words(keep, "keep"):
+        if "->" in w or "|" in w:
+            raise UserError(
+                f"got {quoted(w)} on the keep list: words are kept as they are, each by itself; "
+                "'->' and '|' are of concepts that are erased."
+            )
         k = key(w, tokenizer)
         if k in owner:
             raise UserError(

@@ -90,6 +90,24 @@ def words(some: object, what: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(clean(w, what) for w in some))
 
 
+def one(text: object, what: str) -> str:
+    """A name where there is room for one only: :func:`clean`, without a comma.
+
+    Args:
+        what: which field it is, for the message.
+
+    Raises:
+        UserError: as :func:`clean`, or a comma.
+    """
+    name = clean(text, what)
+    if any(c in COMMAS for c in name):
+        raise UserError(
+            f"{what}: a comma in {quoted(name)}: one name is needed; one with a comma in it can be "
+            "given to Concept in Python alone, or in a JSON file of concepts."
+        )
+    return name
+
+
 def visible(text: str) -> str:
     """A text without what cannot be seen; joiners stay inside words that may need them."""
     if text.isascii():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
 from efface.methods import METHODS
 from efface.models import DiffusionModel
+from efface.names import COMMAS, quoted
 from efface.reporting.grid import Preview, becomes
 from efface.training import AUTO, EDIT, Run, Tuning, join, provenance
 from efface.training.forecast import memory_plan
@@ -74,6 +76,7 @@ def command(args: list[str]) -> int:
     start = preset(name, rest)
     found: Any = parsed(options(name, start), rest, f"efface erase {name}")
     check_kinds(found.common.concepts, start)
+    check_commas(found.method)
     return run_erase(found.method, found.common, ["efface", "erase", *args])
 
 
@@ -137,6 +140,18 @@ def check_kinds(concepts: Sequence[str], method: Any) -> None:
         kinds = [k for k in get_args(hints.get(head)) if hasattr(k, "kind")]
         if colon and kinds:
             pick({k.kind: k for k in kinds}, tail, f"kind of {head}")
+
+
+def check_commas(method: Any) -> None:
+    """Refuse a list behind one ``--keep``, which would be taken for one word."""
+    for word in method.keep:
+        if any(c in COMMAS for c in word):
+            some = [p.strip() for p in re.split(f"[{COMMAS}]", word) if p.strip()]
+            raise UserError(
+                f"a comma in --keep {quoted(word)}: did you mean {len(some)} words? Give "
+                f"{' '.join(f'--keep {quoted(p)}' for p in some[:3])}; a word with a comma in it "
+                "needs keep=[…] in Python."
+            )
 
 
 def wanted_concepts(o: Erase) -> list[Concept]:

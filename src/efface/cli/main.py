@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TextIO
 
 from efface.errors import LESS, UserError, escaped, out_of_memory, pick
 
@@ -43,6 +44,7 @@ SHELLS = {"bash": "bash", "zsh": "zsh"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on stderr and exit code 2."""
     args = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     warnings.showwarning = _warn
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # a command's output is its own
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that may be missing
@@ -103,6 +105,11 @@ def run(args: Sequence[str]) -> int:
 def _failed(why: str, code: int) -> int:
     print(f"efface: error: {escaped(why)}", file=sys.stderr)
     return code
+
+
+def _nowhere() -> TextIO:
+    """What takes the place of a stream that whoever started us has closed."""
+    return open(os.devnull, "w", encoding="utf8")
 
 
 def _unplug() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from efface.cli.opening import Jobs, OfModel, Opening, Ray, crew, opened
 from efface.cli.terminal import Json, Place, Text, makeable, parsed, show
-from efface.concepts import Concept, few, parse
+from efface.concepts import Concept, check, few, parse
 from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
 from efface.evaluation.answers import Sensitivity, read
@@ -35,6 +35,7 @@ from efface.evaluation.sensitivity import (
 from efface.evaluation.tasks import every
 from efface.models import DiffusionModel
 from efface.models.identity import identity
+from efface.names import one
 from efface.reporting.figures import sensitivity as figure
 from efface.scores import Score
 from efface.settings import Range, to_json
@@ -130,7 +131,8 @@ def looked_at(o: Options) -> tuple[DiffusionModel, Edit, list[Concept]]:
     """The model, the edit or its proxy, and what it erases.
 
     Raises:
-        UserError: neither a run nor a concept, or both; or a run that erased nothing.
+        UserError: neither a run nor a concept, or both; concepts that contradict each other; or a
+            run that erased nothing.
     """
     if o.run:
         if o.concept or o.anchor:
@@ -144,9 +146,12 @@ def looked_at(o: Options) -> tuple[DiffusionModel, Edit, list[Concept]]:
         raise UserError(
             "name a run, or what you mean to erase: efface sensitivity --concept church."
         )
-    concepts = [parse(c) for c in o.concept]
-    concepts = [replace(c, anchor=c.anchor or o.anchor) for c in concepts]
+    anchor = one(o.anchor, "anchor")
+    given = [parse(c) for c in o.concept]
+    given = [replace(c, anchor=c.anchor or anchor) for c in given]
+    check(given)  # before a model is opened, whose tokenizer has the last word
     model = opened(o.opening)
+    concepts = list(check(given, tokenizer=model.tokenizer)[0])
     return model, PROXIES[o.proxy]().erase(model, concepts), concepts
 
 

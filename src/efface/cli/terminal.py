@@ -79,6 +79,7 @@ def parsed(
         if not e.code:  # --help
             raise
         raise UserError(refusal(told.getvalue(), args, prog)) from None
+    sys.stderr.write(told.getvalue())  # warnings of what was read
     if unknown:
         kinds = [a for a in args if re.fullmatch(r"[a-z]+:[a-z0-9-]+", a)]
         said = helped(cls, kinds, prog, **extra) or helped(cls, [], prog, **extra)

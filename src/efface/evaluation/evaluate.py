@@ -43,7 +43,8 @@ def own_protocol(model: DiffusionModel) -> Protocol:
     if found is None:
         raise UserError(
             f"{model.name!r} does not say how it is scored: its folder holds no protocol.json, and "
-            "no judge ships for it. Name a protocol (--protocol), or bring one."
+            "no judge ships for it. Bring one, or name a protocol for its scores: efface score "
+            "--protocol NAME."
         )
     return found
 

@@ -16,7 +16,7 @@ from efface.concepts import Concept, check, listed, parse
 from efface.errors import UserError, pick
 from efface.methods import METHODS
 from efface.models import MODELS
-from efface.names import COMMAS, clean, slug
+from efface.names import COMMAS, clean, one, slug
 from efface.page.places import Places
 from efface.settings import from_json, to_json
 from efface.training import Method, Tuning
@@ -250,17 +250,15 @@ def concepts_of(form: Form) -> list[Concept]:
         raise UserError(
             f"got {len(found)} concepts; this page takes {MANY}, the command any number."
         )
-    also, anchor = split(form.synonyms, "synonyms"), clean(form.anchor, "anchor")
+    also, anchor = split(form.synonyms, "synonyms"), one(form.anchor, "anchor")
     if (also or anchor) and len(found) > 1:
         raise UserError(
             "Several concepts: write “name -> anchor | synonym, synonym”, a line each, and leave "
             "the boxes for synonyms and anchor empty."
         )
     if also or anchor:
-        one = found[0]
-        found = [
-            Concept(one.name, anchor or one.anchor, one.kind, (*one.synonyms, *also), one.pool)
-        ]
+        c = found[0]
+        found = [Concept(c.name, anchor or c.anchor, c.kind, (*c.synonyms, *also), c.pool)]
     return listed(found)
 
 

@@ -20,7 +20,7 @@ from efface.edits.lowrank import LowRank
 from efface.errors import UserError
 from efface.models import Conditioning, Counter, DiffusionModel, load
 from efface.models.identity import beside
-from efface.names import clean, quoted, words
+from efface.names import one, quoted, words
 from efface.seeds import generator
 from efface.settings import check_ranges, to_json
 from efface.training.anchors import steered
@@ -218,7 +218,7 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", words(self.keep, "keep"))
-        object.__setattr__(self, "anchor", clean(self.anchor, "anchor"))
+        object.__setattr__(self, "anchor", one(self.anchor, "anchor"))
         check_ranges(self)
 
     def check(self, job: Job) -> None:  # noqa: B027 (most have nothing to refuse)
