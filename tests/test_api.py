@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from conftest import mostly_slow, same_weights
@@ -126,3 +128,43 @@ def test_every_public_name_is_there():
         "score",
         "AP",
     } <= set(efface.__all__)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        (
+            lambda m, e: next(m.generate("church", guidance=float("nan"))),
+            "got nan for guidance; 0 to",
+        ),
+        (
+            lambda m, e: next(m.generate("church", guidance="7")),
+            "got 7 for guidance, str; a number",
+        ),
+        (lambda m, e: next(m.generate("church", steps=1.5)), "got 1.5 sampling steps"),
+        (lambda m, e: next(m.generate(["church"], [0.5])), "got 0.5 for seeds, float; a whole"),
+        (lambda m, e: next(m.generate(["church"], [2**64])), f"got {2**64} for seeds"),
+        (lambda m, e: m.at(-64), "got -64 for size; 0 to 8,192 is needed"),
+        (lambda m, e: m.at(7), "must be a multiple of"),
+        (lambda m, e: m.at(64.0), "got 64.0 for size, float; a whole number"),
+        (lambda m, e: efface.score(m, 3), "got 3 for an edit; give a run folder"),
+        (
+            lambda m, e: efface.score(m, e, "emoji-objects", pictures=1.5),
+            "got 1.5 for pictures, float",
+        ),
+        (lambda m, e: efface.score(m, e, "emoji-objects", pictures=0), "got 0 for pictures; 1 to"),
+        (
+            lambda m, e: efface.score(m, e, "emoji-objects", concepts=None),
+            "a list of words is needed",
+        ),
+        (lambda m, e: efface.score(m, e, "emoji-objects", concepts=[3]), "3"),
+        (lambda m, e: e.save_lora("unused.safetensors", "x", model=m), "got x for rank, str"),
+        (lambda m, e: e.save_lora("unused.safetensors", 10**9, model=m), "got 1000000000 for rank"),
+    ],
+)
+def test_a_wrong_number_or_type_is_one_line_from_python(tiny, what, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    edit = Edit({}, {"concepts": [], "method": "uce"})
+    with pytest.raises(UserError, match=re.escape(told)):
+        what(tiny, edit)
+    assert not list(tmp_path.iterdir())

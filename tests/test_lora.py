@@ -159,5 +159,5 @@ def test_a_lora_file_says_what_it_erases(tiny, words, tmp_path):
 
 
 def test_a_rank_below_one_is_refused(tiny, words):
-    with pytest.raises(UserError, match="got rank 0"):
+    with pytest.raises(UserError, match="got 0 for rank; 1 to 10,000 is needed"):
         factorise(tiny, moved(tiny, words), 0)

@@ -96,7 +96,7 @@ def score(
     """
     opened = load_model(model)
     edit = edit if edit is None or isinstance(edit, Edit) else Edit.load(edit)
-    only = (concepts,) if isinstance(concepts, str) else tuple(concepts)
+    only = words(concepts, "concepts")
     question = ask(
         opened,
         protocol,

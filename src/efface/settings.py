@@ -263,6 +263,24 @@ def is_of(hint: Any, value: Any) -> bool:
     return origin not in (*PLAIN, Literal) or _of(hint, value)
 
 
+def need(value: Any, name: str, allowed: Range, whole: bool = True) -> None:
+    """Refuse an argument that is no number, or none in a range.
+
+    Args:
+        name: the argument's.
+        whole: only whole numbers will do.
+
+    Raises:
+        UserError: what was got, for which argument, and what is allowed.
+    """
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number:
+        told = f"{shown_plainly(value)} for {name}, {type(value).__name__}"
+        raise UserError(f"got {told}; a {'whole ' if whole else ''}number, {allowed}, is needed.")
+    if value not in allowed:
+        raise UserError(f"got {value} for {name}; {allowed} is needed.")
+
+
 def check_ranges(config: Any) -> None:
     """Refuse values of another type than their field declares, and numbers outside its range.
 

@@ -21,7 +21,7 @@ from efface.edits.rounding import Stored, lost, tell, unmeasured
 from efface.errors import UserError
 from efface.models import PICKLES, DiffusionModel, load, plain, refuse_pickle
 from efface.models.files.tensors import save
-from efface.settings import Range
+from efface.settings import Range, shown_plainly
 from efface.storage import make_folder
 
 FORMAT = "efface-edit-1"
@@ -109,6 +109,8 @@ class Edit:
             UserError: no such file, no edit, truncated, its content is not what was written, or as
             :meth:`sane`.
         """
+        if not isinstance(path, (str, Path)):
+            raise UserError(f"got {shown_plainly(path)} for an edit; give a run folder or a file.")
         path = Path(path).expanduser()
         path = path / "edit.safetensors" if path.is_dir() else path
         if not path.is_file():

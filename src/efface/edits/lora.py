@@ -15,6 +15,7 @@ from efface.edits.edit import Edit
 from efface.errors import UserError, pick
 from efface.models import DiffusionModel
 from efface.models.files.tensors import save as save_tensors
+from efface.settings import Range, need
 
 
 class Lora(NamedTuple):
@@ -32,14 +33,13 @@ def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
     """The best rank-``rank`` LoRA of an edit: exact where its changes have that rank.
 
     Args:
-        rank: at least 1; less where no change has so high a one. All factors have the same, filled
+        rank: 1 to 10,000; less where no change has so high a one. All factors have the same, filled
             up with zeros: older diffusers take the first one's for all.
 
     Raises:
-        UserError: rank below 1, or an edit of another model.
+        UserError: no such rank, or an edit of another model.
     """
-    if rank < 1:
-        raise UserError(f"got rank {rank}; at least 1 is needed.")
+    need(rank, "rank", Range(1, 10_000))
     edit.check(model)
     own, halves, lost, whole = model.parameters(), {}, 0.0, 0.0
     for name in edit.weights:

@@ -29,6 +29,7 @@ from efface.evaluation.samples import Wanted
 from efface.models import DiffusionModel
 from efface.names import among, apart
 from efface.scores import Score
+from efface.settings import Range, need
 from efface.storage import make_folder, write_text
 from efface.training import EDIT
 
@@ -61,10 +62,8 @@ class Question:
     """A CLIP by path or hub id; "": the shipped one, for the shipped model."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.pictures <= MANY:
-            raise UserError(
-                f"got {self.pictures} pictures of a concept; 1 to {MANY:,} are possible."
-            )
+        need(self.pictures, "pictures", Range(1, MANY))
+        need(self.limit, "limit", Range(0))
         source = self.protocol.source
         if source and self.prompts is None:
             raise UserError(

@@ -20,8 +20,13 @@ from efface.models.families.family import Family
 from efface.models.fitting import check_fit
 from efface.models.placement import pick_device
 from efface.models.process import Process, process_of
+from efface.settings import Range, need
 
 Own = TypeVar("Own", bound="Components")
+
+
+SIZE = Range(0, 8192)
+"""Sides of pictures, in pixels."""
 
 
 @dataclass
@@ -60,18 +65,25 @@ class Components:
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
         check_fit(self.family, self.parts)
-        own = int(2 ** (len(self.vae.config.block_out_channels) - 1))
-        if self.size % (2 * own):
-            raise UserError(
-                f"got {self.size} pixels; the side of a picture must be a multiple of {2 * own}."
-            )
-        self.shrink = own * self.family.patch
+        self._own = int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        """Pixels of a picture to one of the VAE's."""
+        self._sized(self.size)
+        self.shrink = self._own * self.family.patch
         """Pixels of a picture to one of a latent."""
         self.guides = self.family.guides(self.denoiser)
         """``cfg``, ``embedded`` or ``none``: how guidance works."""
         self._computes: tuple[torch.dtype, ...] = ()
         """Precision of the first weight, and what the denoiser computes in where it is that."""
         self._settle()
+
+    def _sized(self, size: int) -> int:
+        """A side of pictures that can be."""
+        need(size, "size", SIZE)
+        if size % (2 * self._own):
+            raise UserError(
+                f"got {size} pixels; the side of a picture must be a multiple of {2 * self._own}."
+            )
+        return size
 
     def _settle(self) -> None:
         """Put on the model's device what is not one of its parts."""
@@ -86,10 +98,13 @@ class Components:
         """The same model, parts and all, for pictures of another size.
 
         Args:
-            size: side in pixels.
+            size: side in pixels, 0 to 8,192.
+
+        Raises:
+            UserError: no such size.
         """
         other = copy.copy(self)
-        other.size = size
+        other.size = self._sized(size)
         other._settle()
         return other
 

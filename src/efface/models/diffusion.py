@@ -21,9 +21,14 @@ from efface.models.counter import Counter
 from efface.models.families.family import Asked, warn_long
 from efface.models.placement import overflows
 from efface.models.process import Schedule, sampled
+from efface.settings import Range, need
 
 Weights = Mapping[str, Tensor]
 """Parameter name -> tensor, laid over the frozen denoiser."""
+
+
+GUIDANCE, SEEDS = Range(0, 1000), Range(-(2**63), 2**64 - 1)
+"""Scales of guidance, and what a generator of PyTorch can be seeded with."""
 
 
 def to_image(x: Tensor) -> Image.Image:
@@ -232,7 +237,8 @@ class DiffusionModel(Components):
             PIL pictures; or tensors (3, H, W) in [0, 1], fp32, on the CPU.
 
         Raises:
-            UserError: ``steps`` below 1, or more than the model has timesteps.
+            UserError: ``steps`` below 1, or more than the model has timesteps; a seed or a scale
+                of guidance that is none.
             ValueError: not as many seeds as prompts.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -243,6 +249,9 @@ class DiffusionModel(Components):
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
         self.check_steps(steps)
+        need(guidance, "guidance", GUIDANCE, whole=False)
+        for seed in seeds:
+            need(seed, "seeds", SEEDS)
         batch = batch or max(1, self.at_once // 4)
         bar = tqdm(total=len(prompts), desc="generate", unit="picture", disable=not progress)
         for i in range(0, len(prompts), batch):
@@ -265,7 +274,7 @@ class DiffusionModel(Components):
     def check_steps(self, steps: int, most: int = 0) -> None:
         """Refuse a number of steps that the noise schedule cannot give."""
         most = most or self.process.times
-        if not 1 <= steps <= most:
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
             raise UserError(f"got {steps} sampling steps; 1 to {most} are possible.")
 
     @torch.no_grad()
