@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import zipfile
 from dataclasses import replace
@@ -195,7 +196,7 @@ def test_a_wish_survives_json_and_a_form(places, form):
         ({"updates": float("nan")}, "nan for updates"),
         ({"updates": -3}, "-3 for updates"),
         ({"updates": 2.5}, "whole number"),
-        ({"updates": None}, "None for updates"),
+        ({"updates": None}, "nothing for updates"),
         ({"updates": "many"}, "whole number"),
         ({"seed": -1}, "seed"),
         ({"seed": float("inf")}, "inf for the seed"),
@@ -235,6 +236,20 @@ def test_a_job_that_was_killed_is_stopped_and_one_that_runs_is_not_started_again
         job.start()  # nothing: it runs
         assert not (job.folder / "job.json").exists()
     assert job.state() == State("stopped", job.last_words(), 3, 10)
+
+
+def test_a_job_that_is_stopped_while_it_starts_says_so_and_not_that_it_was_killed(places):
+    job = Job(places, wish_of(with_form(), places), "erase")
+    job.folder.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"]) as starting:
+        job.keep(State("starting", "Opening", pid=starting.pid))
+        job.stop()
+    assert starting.returncode == -signal.SIGTERM
+    assert job.state() == State("stopped", "Stopped; it goes on from here")
+    measure = Job(places, job.wish, "measure")
+    measure.stop()  # nothing runs
+    assert measure.state().phase == "new"
+    assert measure.stopped == "Stopped"  # it begins anew
 
 
 def test_a_job_that_is_starting_is_busy_as_long_as_its_process_lives(places):
@@ -481,6 +496,18 @@ def test_damaged_results_of_attacks_do_not_hide_the_others(finished):
     assert "Move it away, or attack again" in said
 
 
+def test_leaving_the_list_of_runs_does_not_open_the_run_again(finished):
+    desk, key = finished
+    wish = desk.wish(key)
+    assert desk.shows(key, wish.home)
+    assert desk.shows("", "")
+    assert not desk.shows(key, "")
+    assert not desk.shows("", wish.home)
+    record = desk.places.run(wish.home) / "run.json"
+    record.write_text(json.dumps({"run": {**wish.about(), "model": "emoji"}}))
+    assert not desk.shows(key, wish.home)  # another run is in it by now
+
+
 def test_a_link_finds_a_run_that_a_command_made(finished):
     desk, key = finished
     wish = desk.wish(key)
@@ -581,6 +608,16 @@ def test_a_step_tells_what_went_wrong_but_no_fault_of_ours():
         assert line in list(said_each(fails_later)(error))[-1][0]
     with pytest.raises(RuntimeError, match="ours"):
         said(fails, 1)(RuntimeError("ours"))
+
+
+def test_gradio_hands_on_numbers_as_they_were_typed():
+    gr = pytest.importorskip("gradio")
+    from efface.page.steps import frame
+
+    strength, whole = frame.slider("Strength"), gr.Number(0, precision=0)
+    for told in (-1, 2.5, None):
+        assert strength.preprocess(told) == told
+        assert whole.preprocess(told) == told
 
 
 def test_how_many_of_several_concepts_are_looked_at_is_said():

@@ -78,7 +78,7 @@ def keep_up(frame: Frame, parts: dict[int, dict[str, Any]], seen: Any, where: An
     third, fourth, fifth = parts[COMPARE], parts[ATTACK], parts[TAKE]
     outputs = [
         *(frame.runs, where, parts[RUN]["shown"], parts[RUN]["stop"], parts[RUN]["go"]),
-        *(third["about"], fourth["about"], fifth["about"], third["curve"]),
+        *(third["about"], fourth["about"], fifth["about"], third["curve"], third["stop"]),
         *(fourth["shown"], fourth["stop"], fifth["files"]),
         fifth["code"],
     ]
@@ -101,12 +101,20 @@ def keep_up(frame: Frame, parts: dict[int, dict[str, Any]], seen: Any, where: An
         show_progress="hidden",
         concurrency_limit=None,
     )
+    frame.key.change(
+        lambda: (markup.hint(compare.EMPTY), "", ""),  # what was drawn is of the run before
+        None,
+        [third["shown"], third["victims"], fifth["note"]],
+        show_progress="hidden",
+    )
 
 
 def shown(frame: Frame, key: str, show: bool) -> list[Any]:
     """All that depends on a run, in the order of the outputs."""
     desk = frame.desk
-    attacking = bool(key) and desk.job(key, "attack").state().busy
+    measuring, attacking = (
+        bool(key) and desk.job(key, kind).state().busy for kind in ("measure", "attack")
+    )
     home = desk.wish(key).home if key else ""
     some = dict.fromkeys(["", home, *desk.places.runs()])
     return [
@@ -116,6 +124,7 @@ def shown(frame: Frame, key: str, show: bool) -> list[Any]:
         *run.buttons(frame, key),
         *[views.summary(desk, key)] * 3,
         views.strengths(desk, key),
+        gr.Button(visible=measuring),
         views.attacks(desk, key, show),
         gr.Button(visible=attacking),
         views.taken(desk, key),
@@ -142,12 +151,14 @@ def begin(found: Any, frame: Frame, parts: dict[int, dict[str, Any]]) -> None:
         some[1 + MODEL] = gr.Dropdown(choices=desk.places.known(), value=model)
         return some
 
-    def chosen(folder: str) -> list[Any]:
-        return opened(desk.open(folder) if folder else "")
+    def chosen(folder: str, key: str) -> Any:
+        if desk.shows(key, folder):  # who leaves the list chooses as well, says Gradio
+            return [gr.skip()] * len(outputs)
+        return said(lambda: opened(desk.open(folder) if folder else ""), len(outputs) - 1)()
 
     def load_told(request: gr.Request) -> Any:
         line, *rest = said(load, len(outputs) - 1)(request)
         return [line or markup.line(desk.other(), "note"), *rest]
 
     found.load(load_told, None, outputs)
-    frame.runs.input(said(chosen, len(outputs) - 1), frame.runs, outputs)
+    frame.runs.input(chosen, [frame.runs, frame.key], outputs)

@@ -72,6 +72,13 @@ class Desk:
         """
         return self.know(wish_in(self.places.run(folder), self.places))
 
+    def shows(self, key: str, folder: str) -> bool:
+        """Whether a key is of the run that a folder holds; both empty: of a new one."""
+        if not key:
+            return not folder
+        wish = self.wish(key)
+        return folder == wish.home and holds(wish, self.places)
+
     def job(self, key: str, kind: str) -> Job:
         """A job of a run."""
         return Job(self.places, self.wish(key), kind)

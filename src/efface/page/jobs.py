@@ -36,6 +36,8 @@ KINDS = {
 TASK, STATE, WATCH, LOG = "job.json", "state.json", "watch.json", "log.txt"
 KEY = re.compile(r"[0-9a-f]{12}(-[0-9a-f]{6})?")
 """A permalink."""
+STOPPED = dict.fromkeys(("erase", "attack"), "Stopped; it goes on from here")
+"""What a job says that was asked to stop; those that are not here begin anew."""
 BUSY = ("starting", "running")
 """Phases of a job at work."""
 
@@ -130,13 +132,21 @@ class Job:
         Args:
             wait: seconds to wait for that.
         """
-        pid = holder(self.folder) or self.state().pid
+        now = self.state()
+        pid = holder(self.folder) or now.pid
         if pid:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGTERM)
+        if pid and pid == now.pid:  # it is starting, and cannot tell yet
+            self.keep(replace(now, phase="stopped", said=self.stopped, pid=0))
         end = monotonic() + wait
         while monotonic() < end and self.state().busy:
             sleep(0.05)
+
+    @property
+    def stopped(self) -> str:
+        """What it says when it was asked to stop."""
+        return STOPPED.get(self.kind, "Stopped")
 
     def keep(self, state: State) -> None:
         """Write how far it is."""

@@ -131,7 +131,7 @@ def bar(state: State) -> str:
     if state.phase == "failed":
         return line(state.said)
     told = state.said
-    if state.updates and state.busy:
+    if state.update and state.updates and state.busy:
         told += f": {state.update:,} of {state.updates:,}"
     if state.left is not None and state.busy and state.left >= 1:
         told += f", about {span(state.left)} left"
@@ -155,7 +155,7 @@ def chart(
         colour: a class of CSS.
         x: what runs to the right.
     """
-    wide, high, left, low = 320.0, 150.0, 34.0, 26.0
+    wide, high, left, low = 320.0, 150.0, 42.0, 26.0
     most = max((a for a, _ in points), default=1.0) or 1.0
     top = top or 1.0
 

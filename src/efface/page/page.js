@@ -8,6 +8,11 @@ document.addEventListener('click', (e) => {
   const veil = e.target.closest && e.target.closest('.veil');
   if (veil) veil.classList.toggle('open');
 });
+// A slider that is moved by the keyboard is let go of with the key.
+document.addEventListener('keyup', (e) => {
+  if (e.target.matches && e.target.matches('input[type=range]') && /^(Arrow|Page|Home|End)/.test(e.key))
+    e.target.dispatchEvent(new PointerEvent('pointerup', { bubbles: true }));
+});
 window.effaceRun = (element) => {
   const told = element.querySelector('[data-run]');
   if (!told) return;

@@ -276,10 +276,15 @@ def whole(value: Any, what: str, low: int, high: int) -> int:
     """
     good = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not good or value != value or value in (float("inf"), float("-inf")) or value != int(value):
-        raise UserError(f"got {value!r} for {what}; a whole number is needed.")
+        raise UserError(f"got {written(value)} for {what}; a whole number is needed.")
     if not low <= value <= high:
         raise UserError(f"got {value:g} for {what}; {low:,} to {high:,} is needed.")
     return int(value)
+
+
+def written(value: Any) -> str:
+    """What somebody typed, as a message says it."""
+    return "nothing" if value in (None, "") else repr(value)
 
 
 def number(value: Any, what: str, low: float, high: float) -> float:
@@ -289,7 +294,7 @@ def number(value: Any, what: str, low: float, high: float) -> float:
         UserError: something else, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise UserError(f"got {value!r} for {what}; {low:g} to {high:g} is needed.")
+        raise UserError(f"got {written(value)} for {what}; {low:g} to {high:g} is needed.")
     return float(value)
 
 

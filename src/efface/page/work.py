@@ -47,7 +47,7 @@ class Process:
 
     def __init__(self, job: Job, options: Mapping[str, Any]) -> None:
         self.job, self.options = job, options
-        self.now = State("running", "Opening the model")
+        self.now = State("running", "Getting ready")
         self.stopping = self.gentle = False
 
     def say(self, said: str = "", **more: Any) -> None:
@@ -203,7 +203,7 @@ def done(process: Process) -> int:
         kinds[process.job.kind]()
         process.say("Done", phase="done", left=None)
     except (Paused, KeyboardInterrupt):
-        process.say("Stopped; it goes on from here", phase="stopped", left=None)
+        process.say(process.job.stopped, phase="stopped", left=None)
     except (UserError, OSError) as e:
         process.fail(str(e))
     except Exception as e:

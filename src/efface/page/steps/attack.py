@@ -33,7 +33,7 @@ def layout() -> dict[str, Any]:
             most = gr.Number(0, label="Evaluations of a search (0: by the budget)", precision=0)
             keep = gr.Checkbox(False, label="Keep and show what is found")
             start = gr.Button("Attack", variant="primary", elem_id="attack")
-            stop = gr.Button("Stop", size="sm", visible=False)
+            stop = gr.Button("Stop attacking", size="sm", visible=False)
         with gr.Column(scale=5, min_width=300):
             shown = gr.HTML("", elem_classes=["shown"])
     return {

@@ -7,8 +7,7 @@ from typing import Any
 import gradio as gr
 
 from efface.page import markup
-from efface.page.shelf import STRONGEST
-from efface.page.steps.frame import RUN, Frame, pictures, said, word_of
+from efface.page.steps.frame import RUN, Frame, pictures, said, slider, word_of
 
 EMPTY = "Type a prompt, or draw the concept itself."
 
@@ -19,14 +18,13 @@ def layout() -> dict[str, Any]:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             prompt = gr.Textbox(label="Prompt", placeholder="the concept", elem_id="prompt")
-            strength = gr.Slider(
-                0, STRONGEST, value=1, step=0.05, label="Strength", elem_id="strength"
-            )
+            strength, at = slider("Strength"), gr.State(1)
             seed = gr.Number(0, label="First seed", precision=0)
             draw = gr.Button("Draw", variant="primary", elem_id="draw")
             with gr.Row():
                 hurt = gr.Button("Who was hurt", size="md", min_width=120, elem_id="hurt")
                 measure = gr.Button("Measure", size="md", min_width=120)
+            stop = gr.Button("Stop measuring", size="sm", visible=False)
         with gr.Column(scale=5, min_width=300):
             shown = pictures()
             shown.value = markup.hint(EMPTY)
@@ -36,10 +34,12 @@ def layout() -> dict[str, Any]:
         "about": about,
         "prompt": prompt,
         "strength": strength,
+        "at": at,
         "seed": seed,
         "draw": draw,
         "hurt": hurt,
         "measure": measure,
+        "stop": stop,
         "shown": shown,
         "curve": curve,
         "victims": victims,
@@ -57,6 +57,11 @@ def wire(frame: Frame, parts: dict[str, Any]) -> None:
             return own, gr.skip(), gr.skip()
         return desk.keep_and_train(own, word, every), gr.Tabs(selected=RUN), ""
 
+    def let_go(own: str, prompt: str, seed: Any, strength: Any, before: Any) -> Any:
+        if strength == before:  # who leaves the field lets go of it as well, says Gradio
+            return [gr.skip()] * 3
+        return [*said(desk.compare, 1)(own, prompt, seed, strength), strength]
+
     def measure(own: str) -> None:
         desk.edit(own)
         desk.job(own, "measure").start()
@@ -65,11 +70,18 @@ def wire(frame: Frame, parts: dict[str, Any]) -> None:
     out = [frame.line, parts["shown"]]
     parts["draw"].click(said(desk.compare, 1), asked, out, **busy)
     parts["prompt"].submit(said(desk.compare, 1), asked, out, **busy)
-    parts["strength"].release(said(desk.compare, 1), asked, out, **busy)
+    parts["strength"].release(
+        let_go,
+        [*asked, parts["at"]],
+        [*out, parts["at"]],
+        trigger_mode="always_last",  # where it stands when a picture is done
+        **busy,
+    )
     parts["hurt"].click(
         said(desk.hurt, 1), [key, parts["strength"]], [frame.line, parts["victims"]], **busy
     )
     parts["measure"].click(said(measure, 0), key, [frame.line])
+    parts["stop"].click(said(lambda own: desk.stop(own, "measure"), 0), key, [frame.line])
     parts["victims"].click(
         said(again, 3), [key, frame.every], [frame.line, key, frame.tabs, parts["victims"]]
     )

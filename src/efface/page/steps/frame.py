@@ -12,6 +12,7 @@ import gradio as gr
 from efface.errors import LESS, UserError, out_of_memory
 from efface.page import markup
 from efface.page.desk import Desk
+from efface.page.shelf import STRONGEST
 
 REMOVE, RUN, COMPARE, ATTACK, TAKE = range(5)
 """The steps' numbers."""
@@ -43,6 +44,22 @@ class Frame:
 def pictures(kind: str = "") -> Any:
     """A place for pictures whose buttons tell their word."""
     return gr.HTML("", js_on_load=CLICKS, elem_classes=["shown", kind] if kind else ["shown"])
+
+
+def slider(label: str) -> Any:
+    """A slider for the edit's strength."""
+    return gr.Slider(0, STRONGEST, value=1, step=0.05, label=label)
+
+
+def as_typed(field: Any, payload: Any) -> Any:
+    """What was typed into a field for a number."""
+    return payload
+
+
+# The desk says what is wrong with a number, in the page's line. Gradio itself would round it
+# silently, or end with its own fault where nothing was typed. No subclass: it would write a file
+# of types beside this one.
+gr.Slider.preprocess = gr.Number.preprocess = as_typed
 
 
 def told(e: Exception) -> str:

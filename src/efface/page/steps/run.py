@@ -11,10 +11,10 @@ from efface.page.steps.frame import Frame, said
 
 def layout() -> dict[str, Any]:
     """The step's parts."""
-    shown = gr.HTML("", elem_classes=["shown"], elem_id="run")
     with gr.Row():
         stop = gr.Button("Stop", size="md", min_width=120, scale=0, visible=False, elem_id="stop")
         go = gr.Button("Go on", size="md", min_width=120, scale=0, visible=False, elem_id="go")
+    shown = gr.HTML("", elem_classes=["shown"], elem_id="run")
     return {"shown": shown, "stop": stop, "go": go}
 
 

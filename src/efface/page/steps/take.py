@@ -8,8 +8,7 @@ from typing import Any
 import gradio as gr
 
 from efface.page import markup
-from efface.page.shelf import STRONGEST
-from efface.page.steps.frame import Frame, said
+from efface.page.steps.frame import Frame, said, slider
 from efface.page.takeaway import FORMS
 
 
@@ -18,7 +17,7 @@ def layout() -> dict[str, Any]:
     about = gr.HTML("")
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            strength = gr.Slider(0, STRONGEST, value=1, step=0.05, label="At strength")
+            strength = slider("At strength")
             made = {
                 name: gr.Button(label, size="md", elem_id=f"take-{name}")
                 for name, (label, _) in FORMS.items()
