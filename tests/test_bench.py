@@ -454,6 +454,8 @@ def test_cells_without_a_score_that_others_have_are_told_beside_them(monkeypatch
     ],
 )
 def test_the_searches_for_settings_refuse_what_there_is_not(script, name, said, monkeypatch):
+    bench = Path(__file__).parents[1] / "bench"
     monkeypatch.setattr("sys.argv", [f"{script}.py", name])
+    monkeypatch.syspath_prepend(bench)  # as where it is a script
     with pytest.raises(SystemExit, match=f"^{said}"):
-        runpy.run_path(str(Path(__file__).parents[1] / "bench" / f"{script}.py"), None, "__main__")
+        runpy.run_path(str(bench / f"{script}.py"), None, "__main__")

@@ -38,7 +38,7 @@ def worst(model, changes):
     [
         DP(),
         DP(keep_anchors=False),
-        UCE(ridge=1e-9, erase_scale=1e9),
+        UCE(ridge=1e-6, erase_scale=1e6),
         Minimax(rows="subject", ridge=1e-6),
     ],
     ids=["dp", "dp-loose", "uce", "minimax"],
