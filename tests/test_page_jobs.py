@@ -220,6 +220,7 @@ def test_attacks_have_verdicts_and_show_what_was_found_only_when_asked(places, w
     worked(places, wish, every=0)
     job = worked(places, wish, "attack", attacks=["completion"], budget="small", keep=True)
     assert job.state().phase == "done", job.state()
+    assert job.state().update == job.state().updates > 0
     desk = Desk(places)
     key = desk.know(wish)
     hidden, shown = (views.attacks(desk, key, show) for show in (False, True))

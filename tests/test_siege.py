@@ -353,7 +353,14 @@ def test_a_siege_goes_on_where_it_was_stopped(siege, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert len(json.loads(path.read_text())["units"]) == 7
     again = replace(siege, references=replace(siege.references, kept={}))
-    found = again.run(path, progress=False)
+    steps = []
+    found = again.run(path, progress=False, watch=lambda *told: steps.append(told))
+    rest = sum(siege.effort(u) for u in siege.units()[7:])
+    assert steps[0] == (0, rest, None)
+    assert steps[-1][:2] == (rest, rest)
+    assert steps[-1][2] == 0
+    assert [s[0] for s in steps] == sorted(s[0] for s in steps)
+    assert len(steps) == len(siege.units()) - 7 + 1
     assert [x.to_json() for x in found.lines] == [x.to_json() for x in whole.lines]
     assert told_of_units(path) == told_of_units(tmp_path / "whole.json")
     told = json.loads(path.read_text())

@@ -94,13 +94,17 @@ Options = options({n: a() for n, a in ATTACKS.items()})
 """What the command line takes."""
 
 
-def command(args: list[str]) -> int:
-    """``efface attack RUN``."""
+def command(args: list[str], watch: Callable[[int, int, float | None], None] | None = None) -> int:
+    """``efface attack RUN``.
+
+    Args:
+        watch: of :meth:`~efface.evaluation.siege.Siege.run`.
+    """
     o, siege, out, refusals, bounds = prepared(args)
     workers = crew(o.jobs, o.ray).for_a(siege.model.device)
     desk = Desk(at_home(o, siege), replace(siege.edit, base=None))
     elsewhere = partial(every, workers, desk, what="attacks")
-    results = siege.run(out, None if workers.alone else elsewhere)
+    results = siege.run(out, None if workers.alone else elsewhere, watch=watch)
     said, wrong = bounds.verdict(results)
     if o.json:
         told = {**siege.about(), **results.to_json(), "refused": refusals}

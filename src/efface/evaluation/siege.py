@@ -188,11 +188,19 @@ class Siege:
                 found[attack.name] = str(e)
         return found
 
-    def run(self, path: Path, work: Work | None = None, progress: bool = True) -> Results:
+    def run(
+        self,
+        path: Path,
+        work: Work | None = None,
+        progress: bool = True,
+        watch: Callable[[int, int, float | None], None] | None = None,
+    ) -> Results:
         """Do what is not done yet; each unit is in the file once it has ended.
 
         Args:
             work: does some units elsewhere, :meth:`whole` of each, in any order; None: here.
+            watch: called at the start and after each unit with (evaluations done, evaluations
+                there are, seconds left, None: not known).
 
         Raises:
             UserError: the file holds other results, or memory ran out; what is done is kept.
@@ -202,6 +210,9 @@ class Siege:
         rest = [u for u in units if u.key not in done or self.lacks(done[u.key], path)]
         total = sum(self.effort(u) for u in rest)
         bar = tqdm(total=total, desc="attack", unit="ev", unit_scale=True, disable=not progress)
+        spent, began = 0, perf_counter()
+        if watch is not None:
+            watch(spent, total, None)
         for unit, found in work(rest) if work else ((u, self.whole(u)) for u in rest):
             write_finds(path.with_suffix(""), found.files)
             done[unit.key] = found.told
@@ -210,6 +221,10 @@ class Siege:
             self.keep(path, done)
             bar.set_postfix_str(unit.key)
             bar.update(self.effort(unit))
+            spent += self.effort(unit)
+            if watch is not None:
+                left = (perf_counter() - began) / spent * (total - spent) if spent else None
+                watch(spent, total, left)
         bar.close()
         return self.results(done)
 

@@ -127,8 +127,12 @@ class Process:
         shown = ["--keep-artefacts"] if o.get("keep") else []
         budget, out = str(o.get("budget", "small")), f"./{self.job.wish.home}"
         where = ["--out", f"{out}/{ATTACKS}-{budget}.json"]
-        self.say("Attacking; the table grows with each attack that ends")
-        attack.command([out, *names, "--budget", budget, *shown, *where])
+        said = "Attacking (the table grows with each attack that ends), evaluations"
+        self.say(said)
+        attack.command(
+            [out, *names, "--budget", budget, *shown, *where],
+            lambda done, most, left: self.say(update=done, updates=most, left=left),
+        )
 
     def report(self) -> None:
         """``efface report``."""
