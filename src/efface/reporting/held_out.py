@@ -192,7 +192,7 @@ def ranking(
     }
 
 
-FRONT = ("unedited", "ap", "ap-random", "twofold", "age", "esd", "minimax", "uce")
+FRONT = ("unedited", "ap", "ap-random", "ap-official", "age", "esd", "minimax", "uce")
 """The lines of the short table."""
 
 FRONT_HEAD = (
