@@ -118,7 +118,7 @@ def test_what_cannot_be_scored_is_said_before_a_picture_is_made(tiny, clothes, e
         efface.score, clothes, edit, concepts="shirt"
     )
     for n in (0, -1, 10**9):
-        assert f"got {n} pictures" in refused(efface.score, clothes, edit, pictures=n)
+        assert f"got {n} for pictures" in refused(efface.score, clothes, edit, pictures=n)
     assert "give --prompts FILE" in refused(efface.score, clothes, edit, "coco")
     assert "it takes no file" in refused(efface.score, clothes, edit, prompts=tmp_path / "a.csv")
     wrong = Edit({"nothing": torch.zeros(1)}, edit.meta)
