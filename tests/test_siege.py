@@ -502,7 +502,7 @@ def test_attacks_are_told_by_channel_and_kept(run, capsys):
 
 
 def test_pictures_are_looked_at_before_anything_is_drawn(run, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(Siege, "run", lambda *_: 1 / 0)
+    monkeypatch.setattr(Siege, "run", lambda *_, **__: 1 / 0)
     home = tmp_path / "pictures"
     args = ["--attack", "completion", "--pictures", str(home)]
     home.write_text("")
@@ -596,7 +596,7 @@ def test_a_bound_that_nothing_can_meet_is_refused_before_the_model_is_opened(
 def test_a_bound_is_looked_at_once_more_before_anything_is_attacked(run, capsys, monkeypatch):
     had = {"rows": [asdict(row(at="1", hits=(0, 0)))], "settings": asdict(SMALL[0]), "seconds": 0.0}
     monkeypatch.setattr(Siege, "begun", lambda *_: {"completion/edited/coat": had})
-    monkeypatch.setattr(Siege, "run", lambda *_: 1 / 0)
+    monkeypatch.setattr(Siege, "run", lambda *_, **__: 1 / 0)
     keys = [{"key": f"completion@{k}"} for k in (1, 7)]
     told = {"about": {}, "units": {}, "lines": keys, "verdicts": {"completion": "held"}}
     (run / "attacks.json").write_text(json.dumps(told))
@@ -606,7 +606,7 @@ def test_a_bound_is_looked_at_once_more_before_anything_is_attacked(run, capsys,
     monkeypatch.setattr(Reading, "check", lambda *_: refuse("it cannot be."))
     assert attack(run, "--require", "reading<=10") == 2
     assert "the attack 'reading' cannot be run: it cannot be." in capsys.readouterr().err
-    monkeypatch.setattr(Siege, "run", lambda self, *_: self.results(self.begun("")))
+    monkeypatch.setattr(Siege, "run", lambda self, *_, **__: self.results(self.begun("")))
     assert attack(run, *asked, "completion@1<=99,completion<=99") == 0
     capsys.readouterr()
     assert attack(run, *asked, "states<=10") == 2  # it ended before it came to a line

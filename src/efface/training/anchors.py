@@ -198,7 +198,7 @@ def likelier(model: DiffusionModel, word: str, name: str, words: Sequence[str], 
     g = generator(seed, "anchor", word)
     z = half_made(model, model.embed([word]).repeat(LATENTS), g, COARSE)
     own, *others = compare(model, word, [name, *some], z, COARSE).cosine.tolist()
-    return sum(cosine > own for cosine in others)
+    return sum(cosine >= own for cosine in others)  # alike where a forecast predicts nothing
 
 
 def searched(
