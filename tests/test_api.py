@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import mostly_slow, same_weights
@@ -168,3 +169,10 @@ def test_a_wrong_number_or_type_is_one_line_from_python(tiny, what, told, tmp_pa
     with pytest.raises(UserError, match=re.escape(told)):
         what(tiny, edit)
     assert not list(tmp_path.iterdir())
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(tiny):
+    asked = {"steps": np.int64(1), "output_type": "pt"}
+    (found,) = tiny.generate("church", np.arange(3, 4), **asked)
+    (same,) = tiny.generate("church", [3], 1, output_type="pt")
+    assert torch.equal(found, same)

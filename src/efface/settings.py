@@ -10,6 +10,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import (
     Any,
@@ -273,6 +274,8 @@ def need(value: Any, name: str, allowed: Range, whole: bool = True) -> None:
     Raises:
         UserError: what was got, for which argument, and what is allowed.
     """
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        value = int(value)  # numpy's, too
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not number:
         told = f"{shown_plainly(value)} for {name}, {type(value).__name__}"

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -267,14 +268,14 @@ class DiffusionModel(Components):
 
     def start(self, seeds: Sequence[int]) -> tuple[list[torch.Generator], Tensor]:
         """The generators of pictures, one a seed, and their start noise (N, C, H, W)."""
-        draws = [torch.Generator().manual_seed(s) for s in seeds]
+        draws = [torch.Generator().manual_seed(int(s)) for s in seeds]
         noise = [torch.randn((1, *self.latent_shape), generator=g) for g in draws]
         return draws, torch.cat(noise).to(self.device)
 
     def check_steps(self, steps: int, most: int = 0) -> None:
         """Refuse a number of steps that the noise schedule cannot give."""
         most = most or self.process.times
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= most:
             raise UserError(f"got {steps} sampling steps; 1 to {most} are possible.")
 
     @torch.no_grad()
