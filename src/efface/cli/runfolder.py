@@ -171,9 +171,9 @@ def spent(out: Path, seconds: float) -> None:
     found = record(out)
     sittings = found["sittings"]
     mine = next(s for s in reversed(sittings) if "seconds" not in s)
-    mine |= {"seconds": round(seconds, 2), "ended": now()}
+    mine |= {"seconds": round(seconds, 4), "ended": now()}
     times = [s.get("seconds") for s in sittings]
-    keep(out, {**found, "seconds": None if None in times else round(sum(times), 2)})
+    keep(out, {**found, "seconds": None if None in times else round(sum(times), 4)})
 
 
 def now() -> str:

@@ -72,7 +72,7 @@ class Checkpoint:
         cost = {
             "forward": spent.forward - self.start.forward,
             "backward": spent.backward - self.start.backward,
-            "seconds": round(spent.seconds - self.start.seconds + perf_counter() - self.began, 2),
+            "seconds": round(spent.seconds - self.start.seconds + perf_counter() - self.began, 4),
         }
         meta = {"update": str(update), "run": self.fingerprint, "cost": json.dumps(cost)}
         save(self.path, tensors, {**meta, **({"stopped": "yes"} if stopped else {})})

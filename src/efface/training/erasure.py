@@ -304,7 +304,7 @@ def erase(
         if method.closed_form:  # a training says so by itself
             check_change(made.weights, model.parameters())
         spent = counter.since(before)
-        seconds = round(spent.seconds + perf_counter() - began, 2)
+        seconds = round(spent.seconds + perf_counter() - began, 4)
         meta = {**job.about, **job.notes, "cost": shared_out(spent)}
         edit = Edit(made.weights, meta, made.gates, model, {"seconds": seconds})
         if run.folder is not None and first:
