@@ -38,6 +38,7 @@ from efface.models import DiffusionModel
 from efface.models.placement import DTYPES
 from efface.storage import VERSION, write_text
 from efface.training import Bank, Method, Run, Tuning
+from efface.training.anchors import AUTO
 from efface.training.forecast import memory_plan
 
 HERE = Path(__file__).parent
@@ -57,14 +58,24 @@ def trained(batch: int, words: Path) -> dict[str, Any]:
 
 
 def small(method: Any, batch: int, words: Path) -> Any:
-    """A method with a short bank, few pictures and few words."""
+    """A method with a short bank, few pictures, few words, and its anchor given."""
     changes: dict[str, Any] = {"batch": batch}
+    if method.anchor == AUTO:
+        changes["anchor"] = "sky"  # looked for once, before the updates
     if isinstance(getattr(method, "latents", None), Bank):
         changes["latents"] = Bank(ddim_steps=2, trajectories=1)
     if is_dataclass(getattr(method, "pictures", None)):
         changes["pictures"] = replace(method.pictures, n=1, ddim_steps=1)
     if hasattr(method, "preserve_batch"):
         changes["preserve_batch"] = batch
+    if hasattr(method, "plain"):
+        changes["plain"] = 0.0  # the adversary takes the time
+    if hasattr(method, "inversion"):
+        changes |= {
+            "inversion": 1,
+            "inversion_batch": max(batch, 2),
+            "share": 0.0,
+        }  # its last stage
     if hasattr(method, "anchors"):
         changes["anchors"] = batch
     if hasattr(method, "vocabulary"):
