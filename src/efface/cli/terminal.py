@@ -21,6 +21,7 @@ from transformers.utils import logging as quiet
 
 from efface.edits.edit import STRENGTHS
 from efface.errors import UserError, escaped
+from efface.names import quoted
 from efface.settings import check_ranges
 
 T = TypeVar("T")
@@ -86,10 +87,24 @@ def parsed(
     sys.stderr.write(told.getvalue())  # warnings of what was read
     if unknown:
         raise UserError(stray(unknown, known_options(cls, args, prog, **extra), prog))
+    for flag, following in zip(args, (*args[1:], ""), strict=True):
+        name, own, given = flag.partition("=")
+        given = given if own else following
+        if is_option(flag) and vanishes(given):
+            raise UserError(f"got {quoted(given)} for {name}; that is too small to be told from 0.")
     for part in (found, *(getattr(found, f.name) for f in fields(found))):
         if is_dataclass(part):
             check_ranges(part)
     return found  # type: ignore[no-any-return]
+
+
+def vanishes(text: str) -> bool:
+    """Whether a text is a number that becomes 0, though it is none."""
+    try:
+        zero = float(text) == 0
+    except ValueError:
+        return False
+    return zero and bool(re.search("[1-9]", text.lower().partition("e")[0]))
 
 
 def known_options(cls: type[Any], args: Sequence[str], prog: str, **extra: Any) -> list[str]:
