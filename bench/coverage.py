@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from size_tables import put
 from torch import Tensor
 
 from efface.evaluation.bench import UNEDITED
@@ -23,7 +24,6 @@ from efface.scores import Score, concept_rate, paired_difference, rate
 
 HERE = Path(__file__).parent
 OUT, DOCS = HERE / "coverage.json", HERE.parent / "docs" / "intervals.md"
-MARKS = ("<!-- coverage -->\n", "<!-- /coverage -->")
 Ask = Callable[..., tuple[float, float]]
 
 
@@ -296,8 +296,7 @@ def table(found: dict[str, Any]) -> str:
 
 def written(text: str, found: dict[str, Any]) -> str:
     """The docs with the table as the results are now."""
-    head, _, rest = text.partition(MARKS[0])
-    return head + MARKS[0] + table(found) + "\n" + MARKS[1] + rest.partition(MARKS[1])[2]
+    return put(text, "coverage", table(found))
 
 
 if __name__ == "__main__":

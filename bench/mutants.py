@@ -24,10 +24,11 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from size_tables import put
+
 ROOT = Path(__file__).parent.parent
 SRC, TESTS = ROOT / "src", ROOT / "tests"
 OUT, DOCS = ROOT / "bench" / "mutants.json", ROOT / "docs" / "reliability.md"
-MARKS = ("<!-- mutants -->\n", "<!-- /mutants -->")
 ROOMS = ("methods", "training", "evaluation")
 TIMEOUT = 300
 """Seconds of a mutant's tests; one that hangs is found out."""
@@ -392,9 +393,7 @@ def main() -> None:
 
 def written(text: str) -> str:
     """The page with its tables as the results are now."""
-    head, _, rest = text.partition(MARKS[0])
-    _, _, tail = rest.partition(MARKS[1])
-    return head + MARKS[0] + shown(json.loads(OUT.read_text())["mutants"]) + "\n" + MARKS[1] + tail
+    return put(text, "mutants", shown(json.loads(OUT.read_text())["mutants"]))
 
 
 def shown(known: dict[str, dict[str, Any]]) -> str:

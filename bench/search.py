@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from size_tables import put
+
 from efface.concepts import Concept
 from efface.evaluation.evaluate import OBJECTS, evaluate, judge_for, pictures
 from efface.evaluation.metrics import esr, psr, worst_tenth_score
@@ -43,7 +45,6 @@ from efface.vocabularies import INLINE
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "benchmark.md"
-MARKS = ("<!-- search -->\n", "<!-- /search -->")
 SPLIT, ERASED, PRESERVED = "4", 20, 1
 """Pictures of each erased and of each preserved concept."""
 OPEN = ("dp", "oce", "minimax", "uce-open", "race", "stereo")
@@ -231,8 +232,7 @@ def part(names: Sequence[str]) -> str:
 
 def write_table() -> None:
     """Put the table between its marks in the docs."""
-    head, _, rest = DOCS.read_text().partition(MARKS[0])
-    DOCS.write_text(head + MARKS[0] + table() + "\n" + MARKS[1] + rest.partition(MARKS[1])[2])
+    DOCS.write_text(put(DOCS.read_text(), "search", table()))
 
 
 if __name__ == "__main__":

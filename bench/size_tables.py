@@ -1,4 +1,7 @@
-"""The tables of what ``bench/size.py`` and ``bench/gpu.sh`` measured, for ``docs/size.md``."""
+"""The tables of what ``bench/size.py`` and ``bench/gpu.sh`` measured, for ``docs/size.md``.
+
+:func:`put` brings the tables of all benchmarks into their pages.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-MARKS = ("<!-- size -->\n", "<!-- /size -->")
+
+def put(text: str, mark: str, made: str) -> str:
+    """A page with something between ``<!-- mark -->`` and ``<!-- /mark -->``, each on a line.
+
+    Raises:
+        ValueError: the page has no such place.
+    """
+    start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    head, begun, rest = text.partition(start)
+    _, ended, tail = rest.partition(end)
+    if not begun or not ended:
+        raise ValueError(f"the page has no place {mark!r}.")
+    return f"{head}{start}{made}\n{end}{tail}"
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -108,11 +123,9 @@ def about(found: Mapping[str, Any]) -> str:
 
 def written(text: str, folder: Path) -> str:
     """The page with the tables of the machines that there are."""
-    head, _, rest = text.partition(MARKS[0])
-    _, _, tail = rest.partition(MARKS[1])
     made = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))]
     parts = [table(x) for x in made]
     on_gpus = [gpu_tables(x) for x in sorted(folder.iterdir()) if (x / "parity.json").exists()]
     if not on_gpus:
         parts.append("Not yet measured on a GPU.")
-    return head + MARKS[0] + "\n\n".join(parts + on_gpus) + "\n" + MARKS[1] + tail
+    return put(text, "size", "\n\n".join(parts + on_gpus))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from size_tables import put
+
 from efface.reporting import besieged, held_out, tables
 from efface.reporting.figures import pareto
 
@@ -32,15 +34,12 @@ AFTER = {"attacks": "<!-- /bench -->\n"}
 def written(text: str, path: Path = README) -> str:
     """A page with its tables as the results are now."""
     for mark, (name, table) in PLACES[path].items():
-        start, end, made = f"<!-- {mark} -->\n", f"<!-- /{mark} -->", table(RESULTS, name)
+        made, start = table(RESULTS, name), f"<!-- {mark} -->\n"
         if start not in text and mark in AFTER:
             if not made:
                 continue
-            text = text.replace(AFTER[mark], f"{AFTER[mark]}\n{start}{end}\n", 1)
-        if start not in text or end not in text:
-            raise ValueError(f"{path.name} has no place {mark!r}.")
-        head, _, rest = text.partition(start)
-        text = head + start + made + "\n" + end + rest.partition(end)[2]
+            text = text.replace(AFTER[mark], f"{AFTER[mark]}\n{start}<!-- /{mark} -->\n", 1)
+        text = put(text, mark, made)
     return text
 
 

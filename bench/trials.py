@@ -16,6 +16,7 @@ from statistics import mean
 from typing import Any
 
 import anchors
+from size_tables import put
 
 from efface.concepts import Concept
 from efface.evaluation.attack_bench import AttackCell
@@ -315,11 +316,10 @@ def said(method: Any) -> str:
 def write_tables() -> None:
     """Put the tables between their marks in the docs."""
     made_of = {"apart": anchors.table, "anchors": anchors_table, "recalls": recalls_table}
+    text = DOCS.read_text(encoding="utf8")
     for mark, table in made_of.items():
-        opened, closed = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
-        head, _, rest = DOCS.read_text(encoding="utf8").partition(opened)
-        tail = rest.partition(closed)[2]
-        DOCS.write_text(head + opened + table() + "\n" + closed + tail, encoding="utf8")
+        text = put(text, mark, table())
+    DOCS.write_text(text, encoding="utf8")
 
 
 if __name__ == "__main__":

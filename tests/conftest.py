@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -38,6 +40,23 @@ WORDS = [
 
 SD14 = {k: v for k, v in STANDARD["sd1"]["unet/config.json"].items() if k != "_class_name"}
 """The UNet of Stable Diffusion 1.4."""
+
+
+def script(path, name=""):
+    """A script as a module, its neighbours beside it.
+
+    Args:
+        name: another one than the file's.
+    """
+    spec = importlib.util.spec_from_file_location(name or path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up, and tables.py its neighbour
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
 
 
 def mostly_slow(cases, fast):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import script
 
 from efface.cli.main import main
 from efface.errors import UserError
@@ -365,12 +366,7 @@ def test_no_result_is_said(tmp_path):
 
 
 def test_the_pages_get_their_marks_by_the_script_alone(results, monkeypatch):
-    import sys
-
-    from test_docs import ROOT, script
-
-    table = script(Path(ROOT) / "bench" / "table.py")
-    sys.modules.pop("table", None)
+    table = script(Path(__file__).parents[1] / "bench" / "table.py")
     page = "a\n<!-- bench -->\nold\n<!-- /bench -->\nb\n"
     only = {table.README: {"attacks": table.PLACES[table.README]["attacks"]}}
     monkeypatch.setattr(table, "PLACES", only)

@@ -108,6 +108,7 @@ def test_a_cell_is_one_json_and_is_not_run_again(protocol, tmp_path, emoji):
     assert [p.name for p in out.iterdir()] == ["small-1-uce-1.json"]
     assert json.loads((out / cell.file).read_text()) == row
     assert row["erased"] == ["church"]
+    assert "anchors" not in row  # the null prompt
     assert set(row["hits"]) == {"church", "castle", "bomb", "fox"}
     assert [len(h) for h in row["hits"]["church"]] == [2, 2]
     assert row["scores"]["ESR-1"]["n"] == 2
@@ -171,6 +172,21 @@ def test_peers_can_have_anchors_that_are_searched_for_among_what_they_may_see(
     with pytest.raises(KeyboardInterrupt):
         Opened(Cell(protocol, "2", "esd@auto", 1)).erase(tmp_path / "work", progress=False)
     assert asked == ["words: church, castle"]  # no fox, and nothing that is erased
+
+
+def test_a_cell_says_what_its_concepts_became(protocol, tmp_path, monkeypatch):
+    def steered(model, concepts, *_):
+        return tuple(dataclasses.replace(c, anchor="castle") for c in concepts)
+
+    monkeypatch.setattr("efface.training.erasure.steered", steered)
+    cell, out = Cell(protocol, "1", "uce@auto", 1), tmp_path / "out"
+    row = run_cell(cell, out, tmp_path / "work", progress=False)
+    assert row["anchors"] == {"church": "castle"}
+    identity = Opened(cell).identity
+    assert finished(cell, out, identity) == row
+    early = {k: v for k, v in row.items() if k != "anchors"}  # before it was there
+    (out / cell.file).write_text(json.dumps(early))
+    assert finished(cell, out, identity) == early
 
 
 # -- tables --------------------------------------------------------------------------------------

@@ -79,7 +79,8 @@ def test_what_it_says():
     told = Forecast(("church", "fox\u202e"), 12.345, "castle", 1300)
     assert told.said == (
         "No linear edit of the text maps can erase church, fox\\u202e fully and move its worst "
-        "word by less than 12.35 % of what they read (that word: castle, of 1,300)."
+        "word by less than 12.35 % of what they read (of 1,300 words, castle stands most in the "
+        "way)."
     )
     assert "move none of 1,300 other words" in Forecast(("church",), 1e-6, "castle", 1300).said
 

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -226,6 +227,25 @@ def test_a_killed_run_goes_on(here, run, tiny_args, small, monkeypatch):
     code, _, err = run(*args, "--out", here / "run")
     assert (code, err) == (130, ["efface: stopped; the same command goes on from here."])
     assert {str(p) for p in files(here / "run")} == {"run.json", "unfinished.safetensors"}
+    goes_on = shlex.join(map(str, ("efface", *args, "--out", here / "run")))
+    for asked in (
+        ("score", "run"),
+        ("report", "run"),
+        ("attack", "run"),
+        ("sensitivity", "run"),
+        ("inspect", "run/run.json"),
+        ("generate", "--prompt", "x", "--edit", "run/unfinished.safetensors"),
+        ("merge", "run/edit.safetensors", "out"),
+        ("lora", "run", "out.safetensors"),
+        ("apply", "run", "folder"),
+        ("combine", "run", "run", "--out", "out"),
+    ):
+        code, out, err = run(*asked)
+        assert (code, out) == (2, "")
+        assert err == [
+            f"efface: error: the run in 'run' is not finished and has no edit yet; it goes on "
+            f"with: {goes_on}"
+        ]
     monkeypatch.undo()
     monkeypatch.chdir(here)
     assert run(*args, "--out", here / "run")[0] == 0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import script
 
 import efface
 from efface.cli.main import ABOUT
@@ -15,15 +14,6 @@ from efface.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
-
-
-def script(path):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up, and tables.py its neighbour
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

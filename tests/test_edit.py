@@ -165,6 +165,23 @@ def test_a_missing_edit_is_named(tmp_path):
             Edit.load(path)
 
 
+def test_a_run_without_its_edit_is_unfinished(tmp_path):
+    said = "is not finished and has no edit yet; it goes on with"
+    for record in ("", "{", "[]", '{"run": {}, "command": [5]}', '{"command": ["make"]}'):
+        if record:
+            (tmp_path / "run.json").write_text(record)
+        with pytest.raises(UserError, match="no edit at"):  # nothing of ours
+            Edit.load(tmp_path)
+    (tmp_path / "unfinished.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=f"{said} the same erasure into the same folder"):
+        Edit.load(tmp_path)
+    (tmp_path / "run.json").write_text('{"run": {}, "command": ["efface", "erase", "a b"]}')
+    with pytest.raises(UserError, match=f"{said}: efface erase 'a b'$"):
+        Edit.load(str(tmp_path))
+    with pytest.raises(UserError, match=r"no edit at .*other.safetensors"):
+        Edit.load(tmp_path / "other.safetensors")
+
+
 def test_another_base_is_refused_by_its_hash(edit, other_folder):
     other = load(other_folder, device="cpu")
     with pytest.raises(UserError, match=f"hash {edit.meta['base']}.*has hash {other.base}"):

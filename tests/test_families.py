@@ -8,6 +8,7 @@ import diffusers as D
 import pytest
 import torch
 from conftest import QUIET, WORDS, quick, same_weights, unchanged
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 from families import SIZES, TINY, build, flux, ours, stock
 from safetensors.torch import load_file, save_file
 
@@ -155,11 +156,9 @@ def test_checkpointing_changes_memory_and_nothing_else(family, words):
     assert activations(model, names, 2, checkpointing=True) < activations(model, names, 2)
 
 
-@pytest.mark.slow
-def test_activations_are_planned_as_they_are_kept(family):
-    """Against the tensors that a real pass keeps."""
-    _, _, model = family
-    names, own, kept = model.group("kv"), model.parameters(), {}
+def kept_of(model, names):
+    """Bytes of the tensors that a real pass of three latents keeps."""
+    own, kept = model.parameters(), {}
     trained = {n: own[n].clone().requires_grad_() for n in names}
     known = {w.untyped_storage().data_ptr() for w in (*own.values(), *trained.values())}
 
@@ -174,8 +173,14 @@ def test_activations_are_planned_as_they_are_kept(family):
     t = torch.full((3,), 400 if isinstance(model.process, Diffusion) else 400.0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         model.predict(z, t, cond, trained)
-    real = sum(n for _, n in kept.values())
-    assert activations(model, names, 3) == pytest.approx(real, rel=0.1)
+    return sum(n for _, n in kept.values())
+
+
+@pytest.mark.slow
+def test_activations_are_planned_as_they_are_kept(family):
+    _, _, model = family
+    names, own = model.group("kv"), model.parameters()
+    assert activations(model, names, 3) == pytest.approx(kept_of(model, names), rel=0.1)
     whole = plan(model, "kv", 3)
     assert whole.trained == 16 * sum(own[n].numel() for n in names)
     assert whole.total == whole.frozen + whole.trained + whole.activations
@@ -184,6 +189,18 @@ def test_activations_are_planned_as_they_are_kept(family):
     assert mean.trained - whole.trained == whole.trained // 4
     half = plan(model, "kv", 3, rank=1)
     assert half.trained != whole.trained
+
+
+def test_activations_without_sdpa_are_planned_as_they_are_kept(tiny_folder):
+    """A pipeline may compute attention otherwise, and then keeps every score of it."""
+    model = load(tiny_folder, device="cpu")
+    names = model.group("kv")
+    usual, sliced = activations(model, names, 3), SlicedAttnProcessor(1)
+    for processor in (AttnProcessor(), sliced):
+        model.denoiser.set_attn_processor(processor)
+        planned = activations(model, names, 3)
+        assert planned == pytest.approx(kept_of(model, names), rel=0.1)
+        assert planned > 1.2 * usual
 
 
 def test_text_encoders_and_autoencoder_leave_memory_while_training(family, words, monkeypatch):

@@ -198,23 +198,17 @@ class Killed(Exception):
     """As good as SIGKILL: nothing of the run is heard again."""
 
 
-RESUMED = {
-    "esd": METHODS["esd"](),
-    "ap": METHODS["ap"](),
+FINE_TUNED = {n: m for n, m in METHODS.items() if issubclass(m, Tuning)}
+RESUMED = {n: m() for n, m in FINE_TUNED.items() if not m.apart} | {
+    "stereo": METHODS["stereo"](share=0.0),  # its last stage; test_race.py kills the others
     "ap paper": AP.presets()["paper"],
     "ap official": AP.presets()["official"],
     "esd lora": ESD.presets()["lora"],
-    "ca": METHODS["ca"](),
-    "age": METHODS["age"](),
-    "twofold": METHODS["twofold"](),
-    "race": METHODS["race"](),
 }
-LONG = ("ap paper", "ap official", "esd lora", "ca", "age", "twofold", "race")
+"""Every method that is one training, and presets that train otherwise."""
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.slow) if c in LONG else c for c in RESUMED]
-)
+@pytest.mark.parametrize("case", mostly_slow(RESUMED, ("esd", "ap")))
 def test_killed_at_every_update_and_started_again_it_ends_with_the_same_bits(
     tiny, words, tmp_path, case
 ):
@@ -243,7 +237,7 @@ def test_killed_at_every_update_and_started_again_it_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["spm", "mace"])
+@pytest.mark.parametrize("name", [n for n, m in FINE_TUNED.items() if m.apart])
 def test_killed_in_the_second_concept_it_goes_on_there(tiny, words, tmp_path, name):
     method = quick(METHODS[name](), words, updates=3)
     whole = method.erase(tiny, [CHURCH, DOG], QUIET)

@@ -1,10 +1,10 @@
 """What is said of the mutants is what was found, and every fault by hand is one of the code."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from conftest import script
 
 ROOT = Path(__file__).parents[1]
 
@@ -12,10 +12,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def mutants():
     """The run of ``bench/mutants.py``."""
-    spec = importlib.util.spec_from_file_location("mutants", ROOT / "bench" / "mutants.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(ROOT / "bench" / "mutants.py")
 
 
 def test_the_docs_show_the_committed_mutants_of_which_nine_tenths_are_killed(mutants):

@@ -1,12 +1,12 @@
 """Intervals have their textbook values, and cover what they promise to cover."""
 
-import importlib.util
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import script
 
 from efface.intervals import limits, of_seeds, student
 from efface.scores import (
@@ -247,10 +247,7 @@ def test_paired_difference_refuses_other_draws_and_numbers():
 @pytest.fixture(scope="module")
 def coverage():
     """The simulation of ``bench/coverage.py``."""
-    spec = importlib.util.spec_from_file_location("coverage_of", ROOT / "bench" / "coverage.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(ROOT / "bench" / "coverage.py", "coverage_of")
 
 
 def held(found, name):

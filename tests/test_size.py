@@ -1,7 +1,6 @@
 """The benchmark of cost, at tiny size."""
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import script
 
 from efface.methods import METHODS
 from efface.methods.ap import AP
@@ -22,14 +22,7 @@ ROOT = Path(__file__).parents[1]
 def size():
     """``bench/size.py``, its neighbour beside it."""
     pytest.importorskip("peft")
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        spec = importlib.util.spec_from_file_location("size_bench", ROOT / "bench" / "size.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
+    return script(ROOT / "bench" / "size.py", "size_bench")
 
 
 @pytest.fixture
@@ -97,8 +90,7 @@ def test_the_table_says_which_machine_and_what_failed(size, tmp_path):
     about = {"machine": "a machine", "arch": "sd14", "size": 256, "batch": 1, "dtype": "fp32"}
     about |= {"attention": "sdpa", "compile": False, "rows": rows}
     (tmp_path / "x.json").write_text(json.dumps(about))
-    first, last = sys.modules["size_tables"].MARKS
-    page = size.written(f"a\n{first}{last}b\n", tmp_path)
+    page = size.written("a\n<!-- size -->\n<!-- /size -->b\n", tmp_path)
     assert "a machine: sd14, 256 pixels, fp32, batch 1." in page
     assert "| diffusers' LoRA step | 2.00 | 1.00 |  | 2.0 |" in page
     assert "| ap | 3.00 | 1.50 | 3 / 2 |  |" in page
@@ -106,6 +98,9 @@ def test_the_table_says_which_machine_and_what_failed(size, tmp_path):
     assert "| mace | failed: out of memory |" in page
     assert "Not yet measured on a GPU." in page
     assert size.written(page, tmp_path) == page
+    for page in ("a\n", "<!-- size -->\n", "<!-- /size -->\n<!-- size -->\n"):
+        with pytest.raises(ValueError, match="no place 'size'"):
+            size.written(page, tmp_path)
 
 
 def test_the_docs_show_the_committed_results(size):

@@ -141,6 +141,12 @@ def test_the_help_has_every_vocabulary_and_every_weight_group(name):
         (["models", "--foo"], "unknown option '--foo'; efface models --help lists"),
         (["report", "x", "--open"], "unknown option '--open'; efface report --help lists"),
         (["report", "x", "--jsn"], "unknown option '--jsn'; did you mean '--json'?"),
+        (["lora", "u", "--alow-error", "1"], "unknown option '--alow-error'; did you mean '--al"),
+        (["lora", "u", "--alow_error=1"], "unknown option '--alow_error'; did you mean '--al"),
+        (["lora", "--alow-error", "1", "u", "v"], "unknown option '--alow-error'; did you mean"),
+        (["merge", "u", "-o", "v"], "unknown option '-o'; efface merge --help lists"),
+        (["apply", "u", "--strenth", "1"], "unknown option '--strenth'; did you mean '--strength"),
+        (["lora", "u", "--allow_error", "x"], "got 'x' for --allow"),
         (["methods", "ap"], "nothing reads 'ap'"),
         (["generate", "--seeds", "two"], "got 'two' for --seeds; a whole number is needed."),
         (["generate", "--guidance=x"], "got 'x' for --guidance; a number is needed."),
@@ -148,6 +154,9 @@ def test_the_help_has_every_vocabulary_and_every_weight_group(name):
         (["erase", "esd", "x", "--lr", "1e400"], "got inf for lr; a finite number, 0 or more, is"),
         (["erase", "esd", "x", "--lr=nan"], "got nan for lr; a finite number, 0 or more, is"),
         (["erase", "esd", "x", "--lr=-inf"], "got -inf for lr; a finite number, 0 or more, is"),
+        (["erase", "esd", "x", "--lr", "1e-400"], "got '1e-400' for --lr; that is too small to"),
+        (["erase", "esd", "x", "--lr=-3.5E-999"], "got '-3.5E-999' for --lr; that is too small"),
+        (["lora", "a", "b", "--allow-error", f"0.{'0' * 400}1"], "for --allow-error; that is too"),
         (["generate", "--seeds"], "--seeds needs a value"),
         (["merge"], "RUN is missing; efface merge --help"),
         (["apply", "run"], "FOLDER is missing"),
@@ -162,6 +171,17 @@ def test_the_help_has_every_vocabulary_and_every_weight_group(name):
 )
 def test_a_wrong_option_is_one_line_with_the_nearest_right_one(args, message, capsys):
     assert message in told(capsys, *args)
+
+
+@pytest.mark.parametrize("name", ABOUT)
+def test_every_command_names_an_unknown_option(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "20")
+    first = {"erase": ["ap"], "study": ["order"]}.get(name, [])
+    for before in ([], ["x"], ["x", "y"]):
+        said = told(capsys, name, *first, *before, "--quxly", "1")
+        assert said.startswith("unknown option '--quxly'; efface ")
+    assert not list(tmp_path.iterdir())
 
 
 NUMBERS = {

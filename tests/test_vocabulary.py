@@ -170,6 +170,9 @@ BAD = {
     "zeros": (b"\0" * 5000, r"line 1: word: the control character '\\x00'"),
     "utf16 unmarked": ("moon\nsun".encode("utf-16-le"), r"line 1: word: the control character"),
     "huge line": (b"moon\n" + b"sun " * 100_000, "line 2: word: 399,999 letters"),
+    "two": (b"# mine\nmoon\nchurch, bomb\n", "line 3: a comma in 'church, bomb': did you mean 2 w"),
+    "two in Chinese": ("\u6708\u3001\u65e5\n".encode(), "line 1: a comma in .*mean 2 words"),
+    "a list of Python": (b"moon\nsun,\n", r"line 2: a comma in 'sun,': did you mean 'sun'\?"),
     "page break": (b"moon\nsu\x0cn\n", r"line 2: word: the control character '\\x0c'"),
     "empty": (b"", "is empty"),
     "comments": (b" # a\n#b\n\n", "is empty"),
@@ -278,6 +281,7 @@ def test_words_that_are_none_are_refused(tiny, source):
 
 def test_words_that_are_written_out_are_read_as_those_of_a_file(tiny, tmp_path):
     assert load_vocabulary("words: fox , cafe\u0301,fox", tiny).words == ("fox", "caf\u00e9")
+    assert load_vocabulary("words: fox\uff0c cat", tiny).words == ("fox", "cat")
     with pytest.raises(UserError, match="the words given: word: the control character"):
         load_vocabulary("words: fox, a\x07b", tiny)
     path = tmp_path / "words.txt"

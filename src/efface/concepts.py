@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
@@ -10,7 +9,20 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from efface.errors import UserError, pick
-from efface.names import COMMAS, at, clean, json_of, key, lines, quoted, same, text_of, words
+from efface.names import (
+    COMMAS,
+    at,
+    by_commas,
+    clean,
+    json_of,
+    key,
+    lines,
+    meant,
+    quoted,
+    same,
+    text_of,
+    words,
+)
 from efface.names import normal as normal
 from efface.names import slug as slug
 from efface.settings import Range
@@ -242,14 +254,13 @@ def parse(text: str) -> Concept:
             "'name -> anchor | synonym, synonym' is needed."
         )
     if any(c in COMMAS for c in head):
-        some = [quoted(p.strip()) for p in re.split(f"[{COMMAS}]", head) if p.strip()]
+        some = by_commas(head)
         raise UserError(
-            f"a comma in {quoted(head.strip())}: did you mean {len(some)} concepts? Give "
-            f"{' '.join(f'--concept {p}' for p in some[:3])}, or a line each; a name with a comma "
-            f"in it needs Concept({quoted(head.strip())}) in Python or a JSON file."
+            f"a comma in {quoted(head.strip())}: {meant(some, 'concepts')} Give "
+            f"{' '.join(f'--concept {quoted(p)}' for p in some[:3])}, or a line each; a name with "
+            f"a comma in it needs Concept({quoted(head.strip())}) in Python or a JSON file."
         )
-    also = tuple(s.strip() for s in re.split(f"[{COMMAS}]", synonyms) if s.strip())
-    return Concept(name.strip(), anchor.strip(), synonyms=also)
+    return Concept(name.strip(), anchor.strip(), synonyms=tuple(by_commas(synonyms)))
 
 
 def listed(concepts: str | Concept | Sequence[str | Concept]) -> list[Concept]:

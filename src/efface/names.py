@@ -108,6 +108,21 @@ def one(text: object, what: str) -> str:
     return name
 
 
+def by_commas(text: str) -> list[str]:
+    """What stands between the commas of a text; of a text without one, the text."""
+    return [p for p in map(str.strip, re.split(f"[{COMMAS}]", text)) if p]
+
+
+def meant(some: Sequence[str], what: str) -> str:
+    """What to ask of a text with commas where one name is needed.
+
+    Args:
+        some: :func:`by_commas` of it.
+        what: what they are, in the plural.
+    """
+    return f"did you mean {quoted(some[0]) if len(some) == 1 else f'{len(some)} {what}'}?"
+
+
 def visible(text: str) -> str:
     """A text without what cannot be seen; joiners stay inside words that may need them."""
     if text.isascii():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from efface.concepts import Concept
 from efface.errors import UserError, pick
-from efface.names import at, clean, json_of, lines, quoted, text_of, words
+from efface.names import COMMAS, at, by_commas, clean, json_of, lines, meant, quoted, text_of, words
 from efface.vocabulary import Vocabulary, stems_of
 from efface.wordlists import SHIPPED, known, relatives, shipped, whole_words
 
@@ -29,13 +29,17 @@ def from_file(path: Path) -> Vocabulary:
     """One word or phrase a line; empty lines and ``#`` comments are skipped, doubles dropped.
 
     Raises:
-        UserError: unreadable, no text, empty, or a line that is no word.
+        UserError: unreadable, no text, empty, or a line that is no word, or several.
     """
     found = []
     for i, line in enumerate(map(str.strip, lines(text_of(path, "word list"))), 1):
         with at(f"{str(path)!r}, line {i}"):
-            if line and not line.startswith("#"):
-                found.append(clean(line, "word"))
+            if not line or line.startswith("#"):
+                continue
+            found.append(clean(line, "word"))
+            if any(c in COMMAS for c in line):
+                asked = meant(by_commas(line), "words")
+                raise UserError(f"a comma in {quoted(line)}: {asked} Give a line each.")
     found = [w for w in found if w]  # of characters that cannot be seen alone
     if not found:
         raise UserError(f"the word list {str(path)!r} is empty.")
@@ -117,7 +121,7 @@ def load(
     """
     if source.startswith(INLINE):
         with at("the words given"):
-            given = [clean(w, "word") for w in source.removeprefix(INLINE).split(",")]
+            given = [clean(w, "word") for w in by_commas(source.removeprefix(INLINE))]
         if not any(given):
             raise UserError(f"got {quoted(source)} for a vocabulary, which holds no word.")
         return Vocabulary(tuple(dict.fromkeys(w for w in given if w)), "words given")

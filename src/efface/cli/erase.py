@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
 from efface.methods import METHODS
 from efface.models import DiffusionModel
-from efface.names import COMMAS, quoted
+from efface.names import COMMAS, by_commas, meant, quoted
 from efface.reporting.grid import Preview, becomes
 from efface.training import AUTO, EDIT, Run, Tuning, join, provenance
 from efface.training.forecast import memory_plan
@@ -146,9 +145,9 @@ def check_commas(method: Any) -> None:
     """Refuse a list behind one ``--keep``, which would be taken for one word."""
     for word in method.keep:
         if any(c in COMMAS for c in word):
-            some = [p.strip() for p in re.split(f"[{COMMAS}]", word) if p.strip()]
+            some = by_commas(word)
             raise UserError(
-                f"a comma in --keep {quoted(word)}: did you mean {len(some)} words? Give "
+                f"a comma in --keep {quoted(word)}: {meant(some, 'words')} Give "
                 f"{' '.join(f'--keep {quoted(p)}' for p in some[:3])}; a word with a comma in it "
                 "needs keep=[…] in Python."
             )

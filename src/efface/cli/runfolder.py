@@ -16,6 +16,7 @@ import torch
 from efface.cli.terminal import makeable
 from efface.concepts import Concept
 from efface.edits.edit import Edit
+from efface.edits.unfinished import RECORD as RECORD
 from efface.errors import UserError
 from efface.evaluation.answers import Answer, read
 from efface.evaluation.scoring import strength_folder
@@ -25,7 +26,6 @@ from efface.storage import LOCK, VERSION, sweep, untouched, write_text
 from efface.training import EDIT, Run
 from efface.training.runs import asked
 
-RECORD = "run.json"
 ANCHORS = "anchors.png"
 """What the concepts are to become, where that was searched for."""
 

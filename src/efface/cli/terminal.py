@@ -21,6 +21,7 @@ from transformers.utils import logging as quiet
 
 from efface.edits.edit import STRENGTHS
 from efface.errors import UserError, escaped
+from efface.names import quoted
 from efface.settings import check_ranges
 
 T = TypeVar("T")
@@ -78,23 +79,61 @@ def parsed(
     except SystemExit as e:
         if not e.code:  # --help
             raise
+        known = known_options(cls, args, prog, **extra)
+        odd = [a for a in args if is_option(a) and spelt(a) not in known]
+        if odd and known:  # tyro takes it for a value, or says what else is wrong
+            raise UserError(stray(odd, known, prog)) from None
         raise UserError(refusal(told.getvalue(), args, prog)) from None
     sys.stderr.write(told.getvalue())  # warnings of what was read
     if unknown:
-        kinds = [a for a in args if re.fullmatch(r"[a-z]+:[a-z0-9-]+", a)]
-        said = helped(cls, kinds, prog, **extra) or helped(cls, [], prog, **extra)
-        raise UserError(stray(unknown, flags(said), prog))
+        raise UserError(stray(unknown, known_options(cls, args, prog, **extra), prog))
+    for flag, following in zip(args, (*args[1:], ""), strict=True):
+        name, own, given = flag.partition("=")
+        given = given if own else following
+        if is_option(flag) and vanishes(given):
+            raise UserError(f"got {quoted(given)} for {name}; that is too small to be told from 0.")
     for part in (found, *(getattr(found, f.name) for f in fields(found))):
         if is_dataclass(part):
             check_ranges(part)
     return found  # type: ignore[no-any-return]
 
 
+def vanishes(text: str) -> bool:
+    """Whether a text is a number that becomes 0, though it is none."""
+    try:
+        zero = float(text) == 0
+    except ValueError:
+        return False
+    return zero and bool(re.search("[1-9]", text.lower().partition("e")[0]))
+
+
+def known_options(cls: type[Any], args: Sequence[str], prog: str, **extra: Any) -> list[str]:
+    """The options that there are beside some arguments; none where these cannot be helped."""
+    kinds = [a for a in args if re.fullmatch(r"[a-z]+:[a-z0-9-]+", a)]
+    said = helped(cls, kinds, prog, **extra) or helped(cls, [], prog, **extra)
+    return flags(said)
+
+
+def is_option(text: str) -> bool:
+    """Whether an argument is an option by its looks, and no negative number."""
+    return bool(re.match("--?[A-Za-z]", text)) and not re.match("-(inf|nan)", text)
+
+
+def spelt(option: str) -> str:
+    """An option's name as the help has it."""
+    return option.partition("=")[0].replace("_", "-")
+
+
 def helped(cls: type[Any], args: Sequence[str], prog: str, **extra: Any) -> str:
-    """What ``--help`` says after some arguments."""
-    told = io.StringIO()
-    with redirect_stdout(told), redirect_stderr(told), suppress(SystemExit):
-        tyro.cli(cls, args=[*args, "--help"], prog=prog, config=CONFIG, **extra)
+    """What ``--help`` says after some arguments, on a terminal where no option is broken."""
+    told, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "120"  # of more, tyro makes columns
+    try:
+        with redirect_stdout(told), redirect_stderr(told), suppress(SystemExit):
+            tyro.cli(cls, args=[*args, "--help"], prog=prog, config=CONFIG, **extra)
+    finally:
+        os.environ.pop("COLUMNS")
+        os.environ |= {} if columns is None else {"COLUMNS": columns}
     return told.getvalue()
 
 
@@ -130,8 +169,8 @@ def refusal(told: str, args: Sequence[str], prog: str) -> str:
     if wrong is None:
         return f"{said}; {prog} --help says more."
     flag = wrong[1]
-    value = next((b for a, b in pairwise(args) if a == flag), "")
-    value = next((a.partition("=")[2] for a in args if a.startswith(f"{flag}=")), value)
+    value = next((b for a, b in pairwise(args) if spelt(a) == flag), "")
+    value = next((a.partition("=")[2] for a in args if "=" in a and spelt(a) == flag), value)
     for name, kind in (("int", "a whole number"), ("float", "a number")):
         if re.search(rf"class '{name}'|{name}\(\)|to {name}", told):
             return f"got {value!r} for {flag}; {kind} is needed."

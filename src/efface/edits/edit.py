@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from efface.edits.about import known_meta
 from efface.edits.gates import Gate
 from efface.edits.rounding import Stored, lost, tell, unmeasured
+from efface.edits.unfinished import EDIT, unfinished
 from efface.errors import UserError
 from efface.models import PICKLES, DiffusionModel, load, plain, refuse_pickle
 from efface.models.files.tensors import save
@@ -95,7 +96,7 @@ class Edit:
         self.sane("the edit")
         if path.suffix.lower() != ".safetensors":
             make_folder(path)
-            path = path / "edit.safetensors"
+            path = path / EDIT
         gates = {"gates": [list(gate.names) for gate in self.gates]} if self.gates else {}
         about, digest = json.dumps(dict(self.meta) | gates), self.digest
         meta = {"format": FORMAT, "digest": digest, "meta": about, "seal": seal(digest, about)}
@@ -106,13 +107,15 @@ class Edit:
         """Read an edit back: from a run's folder, or from its file.
 
         Raises:
-            UserError: no such file, no edit, truncated, its content is not what was written, or as
-            :meth:`sane`.
+            UserError: no such file, no edit, or none yet, truncated, its content is not what was
+                written, or as :meth:`sane`.
         """
         if not isinstance(path, (str, Path)):
             raise UserError(f"got {shown_plainly(path)} for an edit; give a run folder or a file.")
         path = Path(path).expanduser()
-        path = path / "edit.safetensors" if path.is_dir() else path
+        if waits := unfinished(path):
+            raise UserError(waits)
+        path = path / EDIT if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"no edit at {str(path)!r}; give a run folder or an edit.safetensors.")
         if path.suffix.lower() in PICKLES:
@@ -123,7 +126,7 @@ class Edit:
                 weights = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError) as e:
             if path.suffix.lower() != ".safetensors":  # a file of the run's, or of something else
-                whole = (path.parent / "edit.safetensors").is_file()
+                whole = (path.parent / EDIT).is_file()
                 give = f"the run's folder, {str(path.parent)!r}" if whole else "a run's folder"
                 raise UserError(f"{str(path)!r} is no edit, or damaged; give {give}.") from None
             raise UserError(f"{str(path)!r} cannot be read: truncated or damaged ({e}).") from None

@@ -247,6 +247,8 @@ class Opened:
         row = dict(self.identity)
         if edit is not None:
             row |= {"cost": {**edit.meta["cost"], **edit.spent}, "edit": edit.digest}
+            anchors = {c["name"]: c["anchor"] for c in edit.meta["concepts"] if c["anchor"]}
+            row |= {"anchors": anchors} if anchors else {}
         row |= {
             "efface": VERSION,
             "torch": torch.__version__,

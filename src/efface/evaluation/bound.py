@@ -27,7 +27,8 @@ class Forecast:
     bound: float
     """In percent of what the text maps make of the word."""
     word: str
-    """The word that stands most in the way."""
+    """The word that stands most in the way: that of most weight in the bound, not the worst one,
+    which depends on the edit."""
     words: int
     """How many were looked at."""
     possible: bool = True
@@ -49,8 +50,8 @@ class Forecast:
             )
         return (
             f"No linear edit of the text maps can erase {names} fully and move its worst word by "
-            f"less than {self.bound:.2f} % of what they read (that word: {escaped(self.word)}, "
-            f"of {self.words:,})."
+            f"less than {self.bound:.2f} % of what they read (of {self.words:,} words, "
+            f"{escaped(self.word)} stands most in the way)."
         )
 
 

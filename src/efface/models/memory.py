@@ -175,6 +175,16 @@ def plan(
     )
 
 
+def attend_as(denoiser: Any, other: Any) -> None:
+    """Let another denoiser compute attention without SDPA where a denoiser does so."""
+    from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
+
+    found = getattr(denoiser, "attn_processors", {})
+    plain = {k: p for k, p in found.items() if type(p) in (AttnProcessor, SlicedAttnProcessor)}
+    if plain:
+        other.set_attn_processor({**other.attn_processors, **plain})
+
+
 def activations(
     model: DiffusionModel, names: list[str], rows: int, checkpointing: bool = False
 ) -> int:
@@ -191,6 +201,7 @@ def activations(
             denoiser: Any = type(model.denoiser).from_config(model.denoiser.config)
         finally:
             torch.set_default_dtype(before)
+        attend_as(model.denoiser, denoiser)
         denoiser.eval().requires_grad_(False)
         own = dict(denoiser.named_parameters())
         for n in names:

@@ -15,15 +15,13 @@ from efface.evaluation import bound
 from efface.evaluation.sensitivity import PROXIES, Moved, closed_form, prediction
 from efface.models import DiffusionModel
 from efface.page.wish import Wish
-from efface.seeds import generator
 from efface.training.anchors import (
-    LATENTS,
     LIKELIER,
     candidates,
     compare,
-    half_made,
     likelier,
     narrowed,
+    own_pictures,
 )
 from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
@@ -111,7 +109,6 @@ def anchors(model: DiffusionModel, concepts: Sequence[Concept]) -> list[str]:
     some = narrowed(model, one, candidates(model, one, concepts, "auto"))
     if len(some.words) > TRIED:
         some = some.pool(model, one, 0, TRIED, "nearest")
-    z = half_made(model, model.embed([one.name]).repeat(LATENTS), generator(0, "anchor", one.name))
-    found = compare(model, one.name, some.words, z)
+    found = compare(model, one.name, some.words, own_pictures(model, one.name, 0))
     near = [found.words[int(i)] for i in found.far.argsort(stable=True)[:ANCHORS]]
     return sorted(near, key=lambda word: likelier(model, word, one.name, some.words, 0) < LIKELIER)

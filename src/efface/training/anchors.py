@@ -69,6 +69,19 @@ def half_made(
     return model.rollout(model.noise(len(cond), g), cond, model.schedule(steps), made, 3.0)
 
 
+def own_pictures(model: DiffusionModel, name: str, seed: int, steps: int = STEPS) -> Tensor:
+    """Half-made pictures of a concept or a word, the same for a seed.
+
+    Args:
+        steps: of a whole trajectory.
+
+    Returns:
+        (:data:`LATENTS`, C, H, W).
+    """
+    cond = model.embed([name]).repeat(LATENTS)
+    return half_made(model, cond, generator(seed, "anchor", name), steps)
+
+
 def half_way(model: DiffusionModel, steps: int = STEPS) -> Tensor:
     """The timestep of :func:`half_made`, ()."""
     return model.schedule(steps).timesteps[int(AT * steps)].to(model.device)
@@ -195,8 +208,7 @@ def likelier(model: DiffusionModel, word: str, name: str, words: Sequence[str], 
     left = [w for w in words if w not in (word, name)]
     n = min(OTHERS, len(left))
     some = [left[i * len(left) // n] for i in range(n)]
-    g = generator(seed, "anchor", word)
-    z = half_made(model, model.embed([word]).repeat(LATENTS), g, COARSE)
+    z = own_pictures(model, word, seed, COARSE)
     own, *others = compare(model, word, [name, *some], z, COARSE).cosine.tolist()
     return sum(cosine >= own for cosine in others)  # alike where a forecast predicts nothing
 
@@ -215,8 +227,7 @@ def searched(
         least: how many other words must resemble an anchor more; 0: the nearest word is taken.
     """
     some = narrowed(model, concept, words).words
-    g = generator(seed, "anchor", concept.name)
-    z = half_made(model, model.embed([concept.name]).repeat(LATENTS), g)
+    z = own_pictures(model, concept.name, seed)
     first = compare(model, concept.name, some, z[:1])
     best = tuple(some[int(i)] for i in first.far.argsort()[:BEST])
     found = compare(model, concept.name, best, z)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from efface.concepts import Concept
 from efface.edits.edit import Edit
+from efface.edits.unfinished import CHECKPOINT as CHECKPOINT
+from efface.edits.unfinished import EDIT as EDIT
 from efface.errors import UserError
 from efface.models import Counter, DiffusionModel
 from efface.models.files.tensors import save
@@ -22,11 +24,6 @@ from efface.names import quoted
 from efface.settings import check_ranges, checked
 from efface.storage import locked, make_folder, sweep
 from efface.training.trial import Trial
-
-CHECKPOINT = "unfinished.safetensors"
-"""The state of a fine-tuning, in the run's folder."""
-EDIT = "edit.safetensors"
-"""What it ends with."""
 
 OnUpdate = Callable[[int, Mapping[str, float], Edit], bool | None]
 """Called after every weight update with its number (from 1), its losses and the edit as it is.
