@@ -238,7 +238,7 @@ def test_a_killed_run_goes_on(here, run, tiny_args, small, monkeypatch):
         ("merge", "run/edit.safetensors", "out"),
         ("lora", "run", "out.safetensors"),
         ("apply", "run", "folder"),
-        ("combine", "run", "run", "--out", "out"),
+        ("combine", "run", "run", "--out", "both.safetensors"),
     ):
         code, out, err = run(*asked)
         assert (code, out) == (2, "")

@@ -87,7 +87,7 @@ def parsed(
     sys.stderr.write(told.getvalue())  # warnings of what was read
     if unknown:
         raise UserError(stray(unknown, known_options(cls, args, prog, **extra), prog))
-    for flag, following in zip(args, (*args[1:], ""), strict=True):
+    for flag, following in pairwise((*args, "")):
         name, own, given = flag.partition("=")
         given = given if own else following
         if is_option(flag) and vanishes(given):

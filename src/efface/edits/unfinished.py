@@ -43,5 +43,6 @@ def command_of(record: Path) -> str:
     with suppress(UserError):
         found = read_json(record, "record") if record.is_file() else None
     typed = found.get("command") if isinstance(found, Mapping) and "run" in found else None
-    some = isinstance(typed, list) and all(isinstance(x, str) for x in typed)
-    return shlex.join(typed) if some else ""
+    if not isinstance(typed, list) or not all(isinstance(x, str) for x in typed):
+        return ""
+    return shlex.join(typed)
