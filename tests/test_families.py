@@ -201,6 +201,8 @@ def test_activations_without_sdpa_are_planned_as_they_are_kept(tiny_folder):
         planned = activations(model, names, 3)
         assert planned == pytest.approx(kept_of(model, names), rel=0.1)
         assert planned > usual
+        assert str(plan(model, "kv", 3)).endswith("at once, as attention is without SDPA")
+    assert "SDPA" not in str(plan(load(tiny_folder, device="cpu"), "kv", 3))
 
 
 def test_text_encoders_and_autoencoder_leave_memory_while_training(family, words, monkeypatch):

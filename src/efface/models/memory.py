@@ -114,6 +114,9 @@ class Plan:
     precision."""
     activations: int
     """What is kept for the gradient."""
+    plain: bool = False
+    """Whether attention is computed without SDPA: evaluations of many latents, which keep nothing,
+    may then take more than all of this."""
 
     @property
     def total(self) -> int:
@@ -124,9 +127,10 @@ class Plan:
         """In words, GB = 10^9 bytes."""
         parts = (self.frozen, self.trained, self.activations)
         model, weights, kept = (f"{n / 1e9:.1f}" for n in parts)
+        more = ", and more for many latents at once, as attention is without SDPA"
         return (
             f"about {self.total / 1e9:.1f} GB: model {model}, trained weights with their optimiser "
-            f"{weights}, activations {kept}"
+            f"{weights}, activations {kept}{more if self.plain else ''}"
         )
 
 
@@ -172,17 +176,16 @@ def plan(
         frozen,
         moved * ((ADAM_8BIT if adam8bit else ADAM) + 4 * averaged) + copies + laid,
         activations(model, names, rows, checkpointing),
+        bool(without_sdpa(model.denoiser)),
     )
 
 
-def attend_as(denoiser: Any, other: Any) -> None:
-    """Let another denoiser compute attention without SDPA where a denoiser does so."""
+def without_sdpa(denoiser: Any) -> dict[str, Any]:
+    """The attention processors of a denoiser that compute attention without SDPA, by name."""
     from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
     found = getattr(denoiser, "attn_processors", {})
-    plain = {k: p for k, p in found.items() if type(p) in (AttnProcessor, SlicedAttnProcessor)}
-    if plain:
-        other.set_attn_processor({**other.attn_processors, **plain})
+    return {k: p for k, p in found.items() if type(p) in (AttnProcessor, SlicedAttnProcessor)}
 
 
 def activations(
@@ -201,7 +204,8 @@ def activations(
             denoiser: Any = type(model.denoiser).from_config(model.denoiser.config)
         finally:
             torch.set_default_dtype(before)
-        attend_as(model.denoiser, denoiser)
+        if plain := without_sdpa(model.denoiser):
+            denoiser.set_attn_processor({**denoiser.attn_processors, **plain})
         denoiser.eval().requires_grad_(False)
         own = dict(denoiser.named_parameters())
         for n in names:
