@@ -120,6 +120,8 @@ def meant(some: Sequence[str], what: str) -> str:
         some: :func:`by_commas` of it.
         what: what they are, in the plural.
     """
+    if not some:
+        return "there is nothing beside it."
     return f"did you mean {quoted(some[0]) if len(some) == 1 else f'{len(some)} {what}'}?"
 
 
