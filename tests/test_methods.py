@@ -208,8 +208,9 @@ RESUMED = {
     "age": METHODS["age"](),
     "twofold": METHODS["twofold"](),
     "race": METHODS["race"](),
+    "advunlearn": METHODS["advunlearn"](start="last"),
 }
-LONG = ("ap paper", "ap official", "esd lora", "ca", "age", "twofold", "race")
+LONG = ("ap paper", "ap official", "esd lora", "ca", "age", "twofold", "race", "advunlearn")
 
 
 @pytest.mark.parametrize(
