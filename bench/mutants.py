@@ -82,6 +82,7 @@ BY_MODULE = {
     "training/search/online": ("losses",),
     "training/search/forecast": ("forecast_search",),
     "training/recall": ("twofold", "race"),
+    "methods/advunlearn": ("defaults", "advunlearn"),
     "training/search/pools": ("losses", "ap"),
     "training/search/random": ("ap",),
     "training/batches": ("defaults", "ap", "shares", "losses"),

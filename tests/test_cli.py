@@ -52,6 +52,7 @@ def small(words):
         "twofold": (*SMALL, "--vocabulary", str(words), "--search.any", "0.5"),
         "race": SMALL,
         "stereo": (*SMALL, "--inversion", "2", "--inversion-batch", "2"),
+        "advunlearn": (*SMALL, "--vocabulary", str(words), "--steps", "2"),
         "rece": (),
         "spm": SMALL,
         "mace": (*SMALL[:6], "--vocabulary", str(words), *PICTURES),

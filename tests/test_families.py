@@ -19,6 +19,7 @@ from efface.edits.lora import save as save_lora
 from efface.edits.merge import merge, merge_single
 from efface.errors import UserError
 from efface.evaluation.sensitivity import closed_form, prediction
+from efface.methods.advunlearn import AdvUnlearn
 from efface.methods.age import AGE
 from efface.methods.ap import AP
 from efface.methods.ca import CA
@@ -279,6 +280,21 @@ def test_cross_attention_is_looked_at_only_where_there_is_some(family, words):
             model.counting() as spent,
         ):
             tiny_method(MACE(), words).erase(model, [CAT], QUIET)
+        assert spent.forward == 0
+
+
+def test_prefixes_are_searched_for_only_where_cross_attention_reads_clip(family, words):
+    _, _, model = family
+    method = tiny_method(AdvUnlearn(), words)
+    if model.family.crosses:
+        own, edit = model.parameters(), method.erase(model, [CAT], QUIET)
+        assert all(not torch.equal(w, own[k]) for k, w in edit.weights.items())
+    else:
+        with (
+            pytest.raises(UserError, match="the method 'advunlearn' works on token vectors"),
+            model.counting() as spent,
+        ):
+            method.erase(model, [CAT], QUIET)
         assert spent.forward == 0
 
 

@@ -78,6 +78,19 @@ def test_the_time_is_that_of_every_part(tiny, words, monkeypatch):
     assert found.seconds == found.preparation + 6 * 1 + 0.5 * left_out
 
 
+def test_updates_that_search_take_longer_than_those_that_are_timed(tiny, words, monkeypatch):
+    clock = iter(range(0, 10**6))
+    method = quick(METHODS["race"](plain=0.5, steps=3), words, updates=6)
+    whole = method.erase(tiny, [CHURCH], QUIET).meta["cost"]
+    for module in ("trial", "forecast"):
+        name = f"efface.training.{module}.perf_counter"
+        monkeypatch.setattr(name, lambda: float(next(clock)))
+    found = forecast(method, tiny, [CHURCH])
+    left_out = whole["forward"] - whole["backward"]
+    assert found.update == 1
+    assert found.seconds == found.preparation + 3 * 1 + 3 * 4 + 0.5 * left_out
+
+
 def test_a_trial_that_fails_leaves_the_model_as_it_was(tiny, words, monkeypatch):
     monkeypatch.setattr(loop_module, "one_update", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

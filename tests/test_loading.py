@@ -396,6 +396,7 @@ def test_the_rows_of_the_defaults():
         "race": (8, 16),
         "stereo": (16, 16),  # a vector is searched for on twice as many as are erased
         "twofold": (10, 12),
+        "advunlearn": (13, 21),  # five retained words beside its eight latents
     }
 
 

@@ -204,6 +204,7 @@ RESUMED = {n: m() for n, m in FINE_TUNED.items() if not m.apart} | {
     "ap paper": AP.presets()["paper"],
     "ap official": AP.presets()["official"],
     "esd lora": ESD.presets()["lora"],
+    "advunlearn": METHODS["advunlearn"](start="last"),
 }
 """Every method that is one training, and presets that train otherwise."""
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from efface.evaluation.samples import Samples
     from efface.evaluation.scoring import Scores
     from efface.methods import METHODS
+    from efface.methods.advunlearn import AdvUnlearn
     from efface.methods.age import AGE
     from efface.methods.ap import AP
     from efface.methods.ca import CA

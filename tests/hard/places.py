@@ -33,6 +33,7 @@ SETTINGS = {
     "twofold": (*SMALL, "--vocabulary", "names", "--search.probes", "2", "--search.refresh", "2"),
     "race": SMALL,
     "stereo": (*SMALL, "--inversion", "2", "--inversion-batch", "2"),
+    "advunlearn": (*SMALL, "--vocabulary", "names", "--steps", "2"),
     "rece": (),
 }
 """Flags that make a method's run short."""

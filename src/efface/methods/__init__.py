@@ -14,7 +14,7 @@ METHODS: Table[Method] = Table("methods", __name__, Method)  # type: ignore[type
 
 ORDER = (
     *("ap", "esd", "uce", "ca", "age", "speed", "dp", "oce", "minimax", "spm", "mace"),
-    *("twofold", "race", "stereo", "rece"),
+    *("twofold", "race", "stereo", "advunlearn", "rece"),
 )
 """How they are listed; others follow by name."""
 

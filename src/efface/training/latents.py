@@ -207,6 +207,12 @@ class Banked:
         """``batch`` latents, each of a random trajectory at a random step."""
         return self.at(*self.pick(g, batch))
 
+    def again(self, g: torch.Generator, path: Tensor) -> Batch:
+        """Other latents of the prompts of some trajectories, (B,), row by row."""
+        each = self.n + self.anchored
+        path = path - path % each + torch.randint(0, each, path.shape, generator=g)
+        return self.at(path, torch.randint(0, len(self.t), path.shape, generator=g))
+
     def draw_beside(
         self, g: torch.Generator, batch: int, weights: Weights | None, choose: Choose
     ) -> tuple[Batch, Words]:

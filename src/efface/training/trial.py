@@ -45,6 +45,9 @@ class Trial:
     def loop(self, model: DiffusionModel, updates: int, make: Callable[[int, bool], object]) -> int:
         """Time the first updates of a training, and count what the others evaluate.
 
+        Of the others each takes as long as the last one that is timed, times how many latents more
+        a gradient comes back from: some methods search later on, or now and then.
+
         Args:
             updates: all of them.
             make: makes one by its number; whether it is only counted.
@@ -60,7 +63,8 @@ class Trial:
             make(update, False)
             settle(model)
             times.append(perf_counter() - began)
-        spent, rows = model.counter.since(before), self.rows - rows
+        after = model.counter.copy()
+        spent, rows = after.since(before), self.rows - rows
         self.counting = True
         try:
             for update in range(made, updates):
@@ -76,7 +80,9 @@ class Trial:
             self.counting = False
         self.updates += updates
         self.update = times[-1]
-        self.training += sum(times) + (updates - made) * times[-1]
+        again = model.counter.since(after).backward
+        rest = again / spent.backward if spent.backward else updates - made
+        self.training += sum(times) + rest * times[-1]
         self.away += perf_counter() - whole
         return made
 
