@@ -24,6 +24,7 @@ from efface.evaluation.metrics import esr, psr, worst_tenth_score
 from efface.evaluation.metrics.worst import by_concept
 from efface.evaluation.protocols import Protocol
 from efface.evaluation.protocols import load as load_protocol
+from efface.methods.advunlearn import AdvUnlearn
 from efface.methods.age import AGE
 from efface.methods.ap import AP
 from efface.methods.ca import CA
@@ -47,7 +48,7 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "benchmark.md"
 SPLIT, ERASED, PRESERVED = "4", 20, 1
 """Pictures of each erased and of each preserved concept."""
-OPEN = ("dp", "oce", "minimax", "uce-open", "race", "stereo")
+OPEN = ("dp", "oce", "minimax", "uce-open", "race", "stereo", "advunlearn")
 """Searched for with some of the names that a method may be shown kept from it, and scored on them:
 those that the benchmark holds out are no more for settings than for methods."""
 HARD, EVERY, FEW, SEVERAL = "emoji-objects-2", 6, 10, 4
@@ -127,6 +128,12 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
         "defaults": RACE(),
         **{f"lr {lr:g}": tuned(RACE(), lr=lr) for lr in (1e-4, 3e-5)},
         "lr 3e-05, anchor auto": RACE(lr=3e-5, anchor="auto"),
+    },
+    "advunlearn": {
+        "defaults": AdvUnlearn(),
+        "lr 1e-04": AdvUnlearn(lr=1e-4),
+        "anchor auto": AdvUnlearn(anchor="auto"),
+        "preserve 0.1": AdvUnlearn(preserve=0.1),
     },
     "stereo": {
         "defaults": STEREO(),

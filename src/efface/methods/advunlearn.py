@@ -21,7 +21,7 @@ from efface.models import (
     token_table,
 )
 from efface.settings import Range
-from efface.training import Bank, Batch, Entry, Job, Loss, Made, Method, Student, Tuning
+from efface.training import Bank, Batch, Job, Loss, Made, Method, Student, Tuning
 from efface.training.batches import beside
 from efface.training.latents import Banked
 from efface.training.recall import missed
@@ -138,11 +138,6 @@ class AdvUnlearn(Method, Tuning):
         return {
             "official": cls(batch=1, updates=1000, steps=30, step=0.07, latents=Bank(ddim_steps=50))
         }
-
-    @classmethod
-    def lineup(cls) -> Mapping[str, Entry]:
-        """With the learning rate that was found for ESD."""
-        return {"advunlearn": Entry(cls.label, cls(lr=3e-5))}
 
 
 def erased_prompts(job: Job) -> list[str]:
