@@ -89,6 +89,11 @@ class AdvUnlearn(Method, Tuning):
         """The concepts' latents, the retained words' and the kept ones'."""
         return self.batch + self.preserve_batch + self.kept_rows
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Prefixes are read with every update's prompts."""
+        return True
+
     def check(self, job: Job) -> None:
         """Refuse a model without token vectors, and a prefix that pushes a name out."""
         model = job.model

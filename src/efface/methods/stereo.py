@@ -59,6 +59,11 @@ class STEREO(Method, Tuning):
         return max(self.batch + self.kept_rows, self.inversion_batch if self.rounds else 0)
 
     @property
+    def reads_tokens(self) -> bool:
+        """Where vectors are searched for."""
+        return self.rounds > 0
+
+    @property
     def round_updates(self) -> int:
         """Updates of a round's erasure; at least one is left for the second stage."""
         return min(int(self.share * self.updates), self.updates - 1) // max(self.rounds, 1)
