@@ -355,6 +355,15 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_update(tiny, words, tmp_p
         method.erase(tiny, [CHURCH], Run(tmp_path, progress=False))
 
 
+@pytest.mark.parametrize("change", [{}, {"rank": 2}, {"average": 0.5}])
+def test_a_training_that_moves_nothing_is_refused(tiny, words, tmp_path, change):
+    method = quick(ESD(lr=1e-30, **change), words)
+    with pytest.raises(UserError, match=r"the edit would change nothing.* Raise the learning rate"):
+        method.erase(tiny, [CHURCH], Run(tmp_path, progress=False))
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert dataclasses.replace(method, lr=1e-6).erase(tiny, [CHURCH], QUIET).weights
+
+
 def test_an_overflow_of_fp16_names_the_update_and_the_layer(tiny_folder, words):
     model = load(tiny_folder, dtype="fp16", device="cpu")
     method = quick(ESD(eta=1e8), words, updates=3)
