@@ -32,6 +32,7 @@ from efface.methods.race import RACE
 from efface.methods.rece import RECE
 from efface.methods.speed import SPEED
 from efface.methods.spm import SPM
+from efface.methods.stereo import STEREO
 from efface.methods.twofold import Twofold
 from efface.methods.uce import UCE
 from efface.models import FAMILIES, load, memory, plan, watched
@@ -283,15 +284,18 @@ def test_cross_attention_is_looked_at_only_where_there_is_some(family, words):
         assert spent.forward == 0
 
 
-def test_prefixes_are_searched_for_only_where_cross_attention_reads_clip(family, words):
+@pytest.mark.parametrize("method", [AdvUnlearn(), STEREO()], ids=["advunlearn", "stereo"])
+def test_token_vectors_are_searched_for_only_where_cross_attention_reads_clip(
+    family, words, method
+):
     _, _, model = family
-    method = tiny_method(AdvUnlearn(), words)
+    method = quick(method, words, 4)
     if model.family.crosses:
         own, edit = model.parameters(), method.erase(model, [CAT], QUIET)
         assert all(not torch.equal(w, own[k]) for k, w in edit.weights.items())
     else:
         with (
-            pytest.raises(UserError, match="the method 'advunlearn' works on token vectors"),
+            pytest.raises(UserError, match=f"the method '{method.name}' works on token vectors"),
             model.counting() as spent,
         ):
             method.erase(model, [CAT], QUIET)
