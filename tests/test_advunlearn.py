@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET, job_of, quick, same_weights, shaken
 
+from efface.concepts import Concept
 from efface.errors import UserError
 from efface.methods.advunlearn import AdvUnlearn, Prefixes
 from efface.methods.esd import ESD
@@ -157,6 +158,29 @@ def test_of_very_many_names_those_are_looked_at_whose_turn_it_is(tiny, student, 
     assert sorted(seen, key=min) == [{0}, {1}]
 
 
+def test_a_prefix_of_tokens_is_read_as_the_words_that_they_are(tiny):
+    """Before each name as a whole, however many tokens it has, and each with its own."""
+    method = searched(prefix=2)
+    concepts = [Concept("Christmas tree's top", synonyms=("*",)), DOG]
+    _, bank, prefixes = built(tiny, method, concepts)
+    said = ("red big", "a small", "big old", "the blue")
+    ids = tiny.tokenizer(list(said), add_special_tokens=False).input_ids
+    path = torch.tensor([7, 0, 2, 4])  # each prompt has two
+    read = prefixes.encoded({CLIP: table(tiny)[torch.tensor(ids)]}, path)
+    names = [n for c in concepts for n in c.names]
+    rows = bank.row[path].tolist()
+    assert rows == [3, 0, 1, 2]
+    whole = tiny.embed([f"{said[i]} {names[i]}" for i in rows])
+    torch.testing.assert_close(read.states, whole.states, rtol=1e-4, atol=1e-5)
+
+
+def test_activations_made_again_change_no_bit(tiny, words):
+    method = quick(AdvUnlearn(warm_up=0.0, accumulate=2), words)
+    kept = method.erase(tiny, [CHURCH, DOG], QUIET)
+    again = method.erase(tiny, [CHURCH, DOG], replace(QUIET, checkpointing=True))
+    assert same_weights(dict(kept.weights), dict(again.weights))
+
+
 # -- the loss --------------------------------------------------------------------------------------
 
 
@@ -234,6 +258,8 @@ def test_what_it_cannot_do_is_refused(tiny, words, monkeypatch):
     with pytest.raises(UserError, match="unknown start of a search 'lst'; did you mean 'last'"):
         AdvUnlearn(start="lst")
     method = quick(AdvUnlearn(prefix=14), words)
+    with pytest.raises(UserError, match=r"with 1 token before it, 'a( \w+)+' is cut"):
+        quick(AdvUnlearn(), words).erase(tiny, ["a" + " house" * 13], QUIET)
     with pytest.raises(UserError, match=r"with 14 tokens before it, 'church' is cut.* 14 in all"):
         method.erase(tiny, [CHURCH], QUIET)
     monkeypatch.setattr(type(tiny.family), "crosses", False)

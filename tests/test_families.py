@@ -7,7 +7,7 @@ from dataclasses import replace
 import diffusers as D
 import pytest
 import torch
-from conftest import QUIET, WORDS, quick, same_weights, unchanged
+from conftest import QUIET, WORDS, job_of, quick, same_weights, shaken, unchanged
 from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 from families import SIZES, TINY, build, flux, ours, stock
 from safetensors.torch import load_file, save_file
@@ -19,7 +19,7 @@ from efface.edits.lora import save as save_lora
 from efface.edits.merge import merge, merge_single
 from efface.errors import UserError
 from efface.evaluation.sensitivity import closed_form, prediction
-from efface.methods.advunlearn import AdvUnlearn
+from efface.methods.advunlearn import AdvUnlearn, Prefixes
 from efface.methods.age import AGE
 from efface.methods.ap import AP
 from efface.methods.ca import CA
@@ -32,6 +32,7 @@ from efface.methods.race import RACE
 from efface.methods.rece import RECE
 from efface.methods.speed import SPEED
 from efface.methods.spm import SPM
+from efface.methods.stereo import STEREO
 from efface.methods.twofold import Twofold
 from efface.methods.uce import UCE
 from efface.models import FAMILIES, load, memory, plan, watched
@@ -39,7 +40,7 @@ from efface.models.files.single_file import lay
 from efface.models.files.standard import STANDARD
 from efface.models.memory import activations, bytes_of
 from efface.models.process import Diffusion
-from efface.training import Bank, Tuning
+from efface.training import Bank, Student, Tuning
 from efface.training.recall import Recall
 
 CAT = Concept("cat")
@@ -283,15 +284,18 @@ def test_cross_attention_is_looked_at_only_where_there_is_some(family, words):
         assert spent.forward == 0
 
 
-def test_prefixes_are_searched_for_only_where_cross_attention_reads_clip(family, words):
+@pytest.mark.parametrize("method", [AdvUnlearn(), STEREO()], ids=["advunlearn", "stereo"])
+def test_token_vectors_are_searched_for_only_where_cross_attention_reads_clip(
+    family, words, method
+):
     _, _, model = family
-    method = tiny_method(AdvUnlearn(), words)
+    method = quick(method, words, 4)
     if model.family.crosses:
         own, edit = model.parameters(), method.erase(model, [CAT], QUIET)
         assert all(not torch.equal(w, own[k]) for k, w in edit.weights.items())
     else:
         with (
-            pytest.raises(UserError, match="the method 'advunlearn' works on token vectors"),
+            pytest.raises(UserError, match=f"the method '{method.name}' works on token vectors"),
             model.counting() as spent,
         ):
             method.erase(model, [CAT], QUIET)
@@ -362,6 +366,23 @@ def test_frozen_weights_in_four_bits(family, words):
     assert not torch.equal(ours(model), ours(model, edit.on(model)))
     solved = UCE().erase(small, [CAT], QUIET)
     assert same_weights(dict(solved.weights), dict(UCE().erase(model, [CAT], QUIET).weights))
+
+
+def test_prefixes_stand_before_the_name_in_both_text_encoders_of_sdxl(family):
+    name, _, model = family
+    if name != "sdxl":
+        pytest.skip("one text encoder, or none that is CLIP")
+    method = AdvUnlearn(warm_up=0.0, steps=1, latents=Bank(ddim_steps=2, trajectories=1))
+    job = job_of(model, [CAT], method)
+    prefixes = Prefixes(job, method, method.latents.open(job))
+    student = Student(model, shaken(model))
+    start = prefixes.random(torch.Generator().manual_seed(1))
+    prefixes.found = start
+    prefixes.search(student, torch.tensor([0, 0]), torch.Generator().manual_seed(0))
+    for encoder, w in prefixes.found.items():
+        size = model.parts[encoder].get_input_embeddings().weight.square().mean().sqrt()
+        far = (w - start[encoder]).abs() / (method.step * size)
+        torch.testing.assert_close(far, torch.ones_like(far), rtol=1e-2, atol=0)  # Adam's first
 
 
 # -- full size ---------------------------------------------------------------------------------

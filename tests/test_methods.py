@@ -17,12 +17,16 @@ from efface.methods import METHODS
 from efface.methods.ap import AP
 from efface.methods.esd import ESD
 from efface.methods.mace import MACE
-from efface.models import Counter, load
+from efface.methods.stereo import STEREO
+from efface.methods.twofold import Twofold
+from efface.models import Counter, load, memory
 from efface.models.families.stable_diffusion import StableDiffusion
+from efface.models.memory import bytes_of
 from efface.settings import from_json, ranges, to_json
 from efface.training import EDIT, Bank, Pictures, Rollout, Run, Tuning
 from efface.training.checkpoints import Checkpoint, adam_of
 from efface.training.closed_form import text_vectors
+from efface.training.forecast import memory_plan
 from efface.training.recall import Recall
 from efface.training.search import Exact, Forecast, Gumbel, Online, Random
 
@@ -150,6 +154,36 @@ def test_the_config_comes_back_from_the_meta_of_a_file(made, tmp_path):
     searched = church.anchor if made.method.anchor == "auto" else ""
     assert (church, dog) == (dataclasses.replace(CHURCH, anchor=searched), DOG)
     assert (meta["model"], meta["base"]) == (made.model.name, made.model.base)
+
+
+NO_TOKENS = {
+    "stereo without rounds": STEREO(rounds=0),
+    "twofold without tokens": Twofold(recall=Recall(tokens=False)),
+}
+"""Methods that read token vectors, with settings under which they ask no text encoder."""
+
+
+@pytest.mark.parametrize("case", [*TRAINED, *NO_TOKENS])
+def test_what_is_in_memory_while_it_trains_is_what_was_planned(tiny, words, monkeypatch, case):
+    """Whoever asks a text encoder during an update says so, or this finds it opened again."""
+    method = NO_TOKENS[case] if case in NO_TOKENS else CASES[case][1]
+    method = quick(method, words, 4)
+    monkeypatch.setattr(memory, "WORTH", 0)
+    monkeypatch.setattr(tiny, "parts", tiny.parts)  # brought back afterwards
+    planned, there = memory_plan(method, tiny, 0, False), set()
+
+    def see(*_):
+        if torch.is_grad_enabled():  # an update, or a search in one
+            there.add(tuple(k for k, p in tiny.parts.items() if isinstance(p, torch.nn.Module)))
+
+    hook = tiny.denoiser.register_forward_hook(see)
+    try:
+        method.erase(tiny, [Concept("church", anchor="sky"), DOG], QUIET)
+    finally:
+        hook.remove()
+    (parts,) = there
+    assert ("text_encoder" in parts) == method.reads_tokens
+    assert sum(bytes_of(tiny.parts[k]) for k in parts) == planned.frozen
 
 
 def test_every_concept_counts(plain):
@@ -319,6 +353,15 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_update(tiny, words, tmp_p
     said = rf"loss of update [{first}-4] is (nan|inf).*learning rate"
     with pytest.raises(UserError, match=said):
         method.erase(tiny, [CHURCH], Run(tmp_path, progress=False))
+
+
+@pytest.mark.parametrize("change", [{}, {"rank": 2}, {"average": 0.5}])
+def test_a_training_that_moves_nothing_is_refused(tiny, words, tmp_path, change):
+    method = quick(ESD(lr=1e-30, **change), words)
+    with pytest.raises(UserError, match=r"the edit would change nothing.* Raise the learning rate"):
+        method.erase(tiny, [CHURCH], Run(tmp_path, progress=False))
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert dataclasses.replace(method, lr=1e-6).erase(tiny, [CHURCH], QUIET).weights
 
 
 def test_an_overflow_of_fp16_names_the_update_and_the_layer(tiny_folder, words):

@@ -234,6 +234,11 @@ def test_killed_stereo_goes_on_and_ends_with_the_same_bits(tiny, tmp_path, after
     assert [p.name for p in tmp_path.iterdir()] == [EDIT]
 
 
+def test_too_small_a_batch_of_an_inversion_is_refused_by_its_name():
+    with pytest.raises(UserError, match="got 1 for inversion_batch; 2 to 4,096 is needed"):
+        STEREO(inversion_batch=1)
+
+
 def test_a_model_without_token_vectors_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(type(tiny.family), "crosses", False)
     with pytest.raises(UserError, match="the method 'stereo' works on token vectors of CLIP"):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import pytest
 
 from efface.errors import UserError
-from efface.settings import Range, check_ranges, ranges
+from efface.settings import Range, check_ranges, ranges, read_json
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,18 @@ def test_values_of_the_declared_types_pass():
 def test_a_value_of_another_type_is_refused(wrong):
     with pytest.raises(UserError, match=f"^got .* for {next(iter(wrong))}, .* is needed"):
         check_ranges(Typed(**wrong))
+
+
+@pytest.mark.parametrize("text", ["1e-400", "-0.01E-999", "0.0000000000000000000010e-310"])
+def test_a_number_of_a_file_that_would_be_read_as_0_is_refused(tmp_path, text):
+    path = tmp_path / "mine.json"
+    path.write_text(f'{{"guidance": [{text}]}}')
+    told = f"the protocol .*mine.json' cannot be read: the number {text} is too small, and would be"
+    with pytest.raises(UserError, match=told):
+        read_json(path, "protocol")
+
+
+def test_every_other_number_of_a_file_is_read_as_it_is(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text("[0, 0.0, -0.0, 0e5, 0.000E-400, 1e-300, 5e-324, -2.5]")
+    assert read_json(path, "protocol") == [0, 0, 0, 0, 0, 1e-300, 5e-324, -2.5]

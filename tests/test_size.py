@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import script
+from conftest import mostly_slow, script
 
 from efface.methods import METHODS
 from efface.methods.ap import AP
 from efface.training import Tuning
 
 ROOT = Path(__file__).parents[1]
+TRAINED = [n for n, m in METHODS.items() if issubclass(m, Tuning)]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +58,17 @@ def test_the_adapters_of_the_lora_step_move(size, model):
 def test_every_trained_method_is_measured_at_an_equal_batch(size, tmp_path):
     (tmp_path / "words.txt").write_text("cow\nriver\n")
     found = size.trained(3, tmp_path / "words.txt")
-    known = {n for n, m in METHODS.items() if issubclass(m, Tuning)}
-    assert known < set(found)
+    assert set(TRAINED) < set(found)
     assert all(m.batch == 3 for m in found.values())
     assert found["ap"].preserve_batch == 3
+
+
+@pytest.mark.parametrize("name", mostly_slow([*TRAINED, "ap official"], {"stereo"}))
+def test_every_trained_method_gives_a_row_at_batch_one(size, model, tmp_path, name):
+    (tmp_path / "words.txt").write_text("cow\nriver\n")
+    row = size.ours(model, size.trained(1, tmp_path / "words.txt")[name], 1)
+    assert len(row["seconds"]) == 1
+    assert row["backward"] >= 1
 
 
 def test_a_row_has_the_time_evaluations_and_memory_of_an_update(size, model, tmp_path):

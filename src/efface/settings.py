@@ -79,7 +79,7 @@ def read_json(path: Path, what: str) -> Any:
         UserError: it cannot be read, or is broken; names the file and the line.
     """
     try:
-        return json.loads(read_text(path, what))
+        return json.loads(read_text(path, what), parse_float=_float)
     except json.JSONDecodeError as e:
         raise UserError(
             f"the {what} {str(path)!r} is broken JSON in line {e.lineno}: {e.msg}."
@@ -87,6 +87,14 @@ def read_json(path: Path, what: str) -> Any:
     except (ValueError, RecursionError) as e:  # a number of 5,000 digits, a hill of brackets
         said = str(e).partition(";")[0]
         raise UserError(f"the {what} {str(path)!r} cannot be read: {said}.") from None
+
+
+def _float(text: str) -> float:
+    """A number of JSON; none that is there and would be read as 0."""
+    x = float(text)
+    if x == 0 and text.lower().partition("e")[0].strip("-0."):
+        raise ValueError(f"the number {text[:40]} is too small, and would be 0")
+    return x
 
 
 def checked(cls: type[T], found: object, where: str) -> T:

@@ -89,6 +89,11 @@ class AdvUnlearn(Method, Tuning):
         """The concepts' latents, the retained words' and the kept ones'."""
         return self.batch + self.preserve_batch + self.kept_rows
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Prefixes are read with every update's prompts."""
+        return True
+
     def check(self, job: Job) -> None:
         """Refuse a model without token vectors, and a prefix that pushes a name out."""
         model = job.model
@@ -97,9 +102,10 @@ class AdvUnlearn(Method, Tuning):
             for prompt in erased_prompts(job):
                 n = len(ids_in(model, model.family.encoders[encoder], prompt))
                 if n + self.prefix > limit - 2:
+                    s = "s" if self.prefix > 1 else ""
                     raise UserError(
-                        f"with {self.prefix} tokens before it, {prompt!r} is cut: the text encoder "
-                        f"reads {limit - 2} in all."
+                        f"with {self.prefix} token{s} before it, {prompt!r} is cut: the text "
+                        f"encoder reads {limit - 2} in all."
                     )
 
     def make(self, job: Job) -> Made:
@@ -160,6 +166,11 @@ class Prefixes:
         self.texts = [f"{before} {p}" for p in prompts]
         self.found = self.random(job.generator("prefixes"))
         """Text encoder -> (R, k, D), for each of R prompts."""
+        self.lr = {
+            e: config.step * float(token_table(job.model, e).float().square().mean().sqrt())
+            for e in self.found
+        }
+        """Text encoder -> learning rate of its vectors."""
         self.path: Tensor | None = None
         """Trajectories of the prompts that the update is about, (B,); None: it warms up."""
 
@@ -186,7 +197,7 @@ class Prefixes:
             student: still.
         """
         x = {e: w.clone().requires_grad_() for e, w in self.found.items()}
-        groups = [{"params": [w], "lr": self.pace(e)} for e, w in x.items()]
+        groups = [{"params": [w], "lr": self.lr[e]} for e, w in x.items()]
         steps = torch.optim.SGD(groups) if self.config.signs else torch.optim.Adam(groups)
         for _ in range(self.config.steps):
             b = self.bank.again(g, path)
@@ -197,11 +208,6 @@ class Prefixes:
             steps.step()
         self.found = {e: w.detach() for e, w in x.items()}
 
-    def pace(self, encoder: str) -> float:
-        """Learning rate of a text encoder's vectors."""
-        table = token_table(self.model, encoder)
-        return self.config.step * float(table.detach().float().square().mean().sqrt())
-
     def encoded(self, rows: Mapping[str, Tensor], path: Tensor) -> Conditioning:
         """The prompts of some trajectories behind their prefixes, B rows."""
         row = self.bank.row[path]
@@ -209,7 +215,10 @@ class Prefixes:
         return encoded_with(self.model, [self.texts[i] for i in row.tolist()], self.mark, mine)
 
     def draw(self, batch: int, g: torch.Generator) -> tuple[Batch, Conditioning]:
-        """Latents, and what is to be erased on them: names, or the update's prefixes with them."""
+        """Latents, and what is to be erased on them: names, or the update's prefixes with them.
+
+        All batches of an update are of the prompts that it searched for.
+        """
         if self.path is None:
             b = self.bank.draw(g, batch)
             return b, b.concept

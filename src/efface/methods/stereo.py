@@ -41,7 +41,7 @@ class STEREO(Method, Tuning):
     vectors taken away, from the null prompt."""
     inversion: Annotated[int, Range(1, 10**6)] = 150
     """Steps of a vector."""
-    inversion_batch: Annotated[int, Range(1, 4096)] = 16
+    inversion_batch: Annotated[int, Range(2, 4096)] = 16
     """Latents of a step."""
     inversion_step: Annotated[float, Range(0, 100, open_low=True)] = 0.1
     """How far a number of the vector moves in a step, in units of the token table's root mean
@@ -57,6 +57,11 @@ class STEREO(Method, Tuning):
     def rows(self) -> int:
         """An update's latents, or a step's of a vector."""
         return max(self.batch + self.kept_rows, self.inversion_batch if self.rounds else 0)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Where vectors are searched for."""
+        return self.rounds > 0
 
     @property
     def round_updates(self) -> int:

@@ -71,6 +71,11 @@ class Twofold(Method, Tuning):
         own = self.batch + (self.preserve_batch or self.batch) + more + self.kept_rows
         return max(own, self.recall.batch if self.recall.channels else 0)
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Where a token vector is searched for."""
+        return self.recall.tokens
+
     def check(self, job: Job) -> None:
         """Refuse a model without token vectors, where one is searched for."""
         if self.recall.tokens:

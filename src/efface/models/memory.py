@@ -79,20 +79,28 @@ WORTH = 10**9
 """Bytes from which on it is worth to keep something out of the device, or to open it again."""
 
 
-def releasable(model: DiffusionModel) -> list[str]:
-    """Text encoders and autoencoder, where they are large and can be opened again."""
-    names = [n for n in (*model.family.encoders, "vae") if n in model.parts]
+def releasable(model: DiffusionModel, reading: bool = False) -> list[str]:
+    """Text encoders and autoencoder, where they are large and can be opened again.
+
+    Args:
+        reading: the text encoders are needed while it is trained.
+    """
+    encoders = () if reading else tuple(model.family.encoders)
+    names = [n for n in (*encoders, "vae") if n in model.parts]
     size = sum(bytes_of(model.parts[n]) for n in names)
     own = model.folder is not None and not model.borrowed
     return names if own and size >= WORTH else []
 
 
-def release(model: DiffusionModel) -> None:
+def release(model: DiffusionModel, reading: bool = False) -> None:
     """Drop what a training does not use once its prompts are encoded; opened again when asked for.
 
     Models that were not opened from a folder, and small ones, keep everything.
+
+    Args:
+        reading: keep the text encoders: it goes on asking them.
     """
-    names = releasable(model)
+    names = releasable(model, reading)
     if names:
         model.null(1)  # rollouts need it
         model.parts = Reopening(model.parts, names, model.folder or Path())
@@ -149,6 +157,7 @@ def plan(
     checkpointing: bool = False,
     adam8bit: bool = False,
     averaged: bool = False,
+    reading: bool = False,
 ) -> Plan:
     """What a training will take, from the architecture; nothing is computed.
 
@@ -159,6 +168,7 @@ def plan(
         checkpointing: compute activations again instead of keeping them.
         adam8bit: keep the moments in 8 bits.
         averaged: keep the mean of what is trained beside it.
+        reading: the text encoders stay (:attr:`~efface.training.Tuning.reads_tokens`).
     """
     names, own = model.group(group), model.parameters()
     shapes = [own[n].shape for n in names]
@@ -166,7 +176,7 @@ def plan(
     moved = whole
     if rank:
         moved = sum(rank * (s[0] + s[1:].numel()) if len(s) > 1 else s.numel() for s in shapes)
-    gone = releasable(model)
+    gone = releasable(model, reading)
     stay = [p for n, p in model.parts.items() if isinstance(p, nn.Module) and n not in gone]
     frozen = sum(bytes_of(p) for p in stay)
     size = torch.finfo(model.dtype).bits // 8

@@ -1,4 +1,4 @@
-"""How far a closed form may move a model's weights: by more than rounding, and not without end."""
+"""How far an erasure may move a model's weights: by more than rounding, and not without end."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def check_change(made: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
         if name not in own or own[name].shape != w.shape:
             has = tuple(own[name].shape) if name in own else "no such weight"
             raise UserError(f"the edit has {name!r} of {tuple(w.shape)}, the model {has}.")
-        before = own[name].detach().float().cpu()
-        size = float(before.norm())
-        far = float((w.float().cpu() - before).norm()) / (size if size > NONE else 1.0)
+        far = share(w, own[name])
         if not far <= FAR:
             raise UserError(
                 f"the edit would change {name!r} by {far:,.0f} times its size, which is rounding "
@@ -47,3 +45,20 @@ def check_change(made: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
             "the edit would change nothing: with these settings the erased concepts weigh nothing "
             "beside what is preserved."
         )
+
+
+def unmoved(made: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether no trained weight moved by :data:`NEAR` of its size.
+
+    Args:
+        made: the new weights.
+        own: the model's.
+    """
+    return all(share(w, own[k]) < NEAR for k, w in made.items())
+
+
+def share(new: Tensor, own: Tensor) -> float:
+    """How far a weight is from the model's, in units of its size."""
+    before = own.detach().float().cpu()
+    size = float(before.norm())
+    return float((new.float().cpu() - before).norm()) / (size if size > NONE else 1.0)

@@ -24,11 +24,12 @@ from efface.names import one, quoted, words
 from efface.seeds import generator
 from efface.settings import check_ranges, to_json
 from efface.training.anchors import steered
-from efface.training.change import check_change
+from efface.training.change import check_change, unmoved
 from efface.training.loop import finetune
 from efface.training.processes import add_up, join
 from efface.training.runs import EDIT, Run, asked
 from efface.training.student import Loss, Stateful, Student
+from efface.training.tuning import Tuning
 from efface.vocabularies import hash_list
 from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
@@ -281,8 +282,8 @@ def erase(
     """Ask a method for its weights, and give them as an edit that knows how it was made.
 
     Raises:
-        UserError: names that contradict each other, no anchor to be found, and whatever the method
-            cannot.
+        UserError: names that contradict each other, no anchor to be found, whatever the method
+            cannot, and weights that did not move.
     """
     concepts, keep = check(concepts, method.keep, model.tokenizer)
     if keep != method.keep:  # a word twice, or a string for a list
@@ -301,8 +302,7 @@ def erase(
     first = join()[0] == 0
     with run.alone() if first else nullcontext():
         made = method.make(job)
-        if method.closed_form:  # a training says so by itself
-            check_change(made.weights, model.parameters())
+        check_made(job, made)
         spent = counter.since(before)
         seconds = round(spent.seconds + perf_counter() - began, 4)
         meta = {**job.about, **job.notes, "cost": shared_out(spent)}
@@ -311,6 +311,23 @@ def erase(
             edit.save(run.folder / EDIT)
             run.forget()
     return edit
+
+
+def check_made(job: Job, made: Made) -> None:
+    """Refuse weights that are no edit; a training says by itself where they are not finite.
+
+    Raises:
+        UserError: of a closed form, as :func:`check_change`; of a training, none moved.
+    """
+    own = job.model.parameters()
+    if job.method.closed_form:
+        check_change(made.weights, own)
+    elif isinstance(job.method, Tuning) and job.run.trial is None and unmoved(made.weights, own):
+        job.run.forget()  # it would go on from there
+        raise UserError(
+            "the edit would change nothing: no weight moved by a millionth of its size while it "
+            "was trained. Raise the learning rate (lr)."
+        )
 
 
 def shared_out(spent: Counter) -> dict[str, int]:

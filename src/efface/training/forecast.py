@@ -89,8 +89,8 @@ def memory_plan(
     """
     if not isinstance(method, Tuning):
         return Plan(memory_of(model), size, 0)
-    few, mean = method.adam_8bit, method.averaged > 0
-    return plan(model, method.group, method.rows, method.rank, checkpointing, few, mean)
+    few, mean, reading = method.adam_8bit, method.averaged > 0, method.reads_tokens
+    return plan(model, method.group, method.rows, method.rank, checkpointing, few, mean, reading)
 
 
 def bytes_of_edit(edit: Edit) -> int:

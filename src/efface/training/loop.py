@@ -90,7 +90,7 @@ def finetune(
     own_lr = model.lr * ADAPTER_LR if adapters else model.lr
     lr = tuning.lr or own_lr
     adam = adam_of(leaves.values(), lr, tuning.adam_8bit)
-    release(model)
+    release(model, tuning.reads_tokens)
     if run.trial is not None:
         return tried(job, run.trial, leaves, adapters, loss, stateful, adam)
     mean = Mean(leaves, tuning.updates - tuning.averaged)

@@ -63,6 +63,11 @@ class Tuning:
         return self.batch + self.kept_rows
 
     @property
+    def reads_tokens(self) -> bool:
+        """Whether text encoders are asked during updates as well: then they stay in memory."""
+        return False
+
+    @property
     def kept_rows(self) -> int:
         """Those of :attr:`rows` that hold on to the method's ``keep`` list."""
         kept = getattr(self, "keep", ()) and getattr(self, "keep_weight", 1.0)
