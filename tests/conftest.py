@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.util
 import json
 import os
@@ -28,6 +29,19 @@ from efface.testing import tiny_pipeline
 from efface.training import Job, Run, Tuning
 
 torch.set_num_threads(1)  # tiny models on a busy machine: many times faster
+
+
+def pytest_collection_finish(session):
+    """What is there by now stays: the collector of garbage need not look at it again."""
+    gc.freeze()
+
+
+def pytest_runtest_setup(item):
+    """Other tests than the fast ones take oneDNN's convolutions, as users do; to set one up costs
+    more time than a tiny model's convolution itself."""
+    tiers = {m.name for m in item.iter_markers()}
+    torch.backends.mkldnn.set_flags(not tiers.isdisjoint({"slow", "gpu", "hub"}))
+
 
 QUIET = Run(progress=False)
 CHURCH = Concept("church")
@@ -111,6 +125,8 @@ def quick(method, words, updates=2):
         changes["vocabulary"] = str(words)
     if getattr(method, "pool_size", 0):
         changes["pool_size"] = 6
+    if hasattr(method, "steps"):
+        changes["steps"] = min(method.steps, 3)
     if hasattr(method, "inversion"):
         changes |= {"inversion": 2, "inversion_batch": 2}
     if changes.get("vocabulary") and hasattr(method, "energy"):

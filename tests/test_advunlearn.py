@@ -212,6 +212,7 @@ class Killed(Exception):
     """As good as SIGKILL."""
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_from_the_prefixes_that_it_had(tiny, words, tmp_path):
     method = quick(AdvUnlearn(start="last"), words, updates=5)
     whole = method.erase(tiny, [CHURCH, DOG], QUIET)

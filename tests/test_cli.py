@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -5,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr
 
 import pytest
 from conftest import WORDS, mostly_slow
@@ -75,14 +77,22 @@ def run(capsys):
     return call
 
 
-@pytest.fixture
-def finished(here, run, tiny_args):
+@pytest.fixture(scope="module")
+def erased(tiny_folder, tmp_path_factory):
     """A run's folder, made by UCE: the quickest."""
-    code, _, err = run(
-        *("erase", "uce", "--concept", "church", "--out", here / "run"), *NO_PICTURE, *tiny_args
-    )
-    assert (code, err) == (0, [])
-    return here / "run"
+    out = tmp_path_factory.mktemp("erased") / "run"
+    args = ["erase", "uce", "--concept", "church", "--out", str(out), *NO_PICTURE]
+    with redirect_stderr(io.StringIO()) as told:
+        assert main([*args, "--model", str(tiny_folder), "--device", "cpu"]) == 0
+    assert "error" not in told.getvalue()
+    assert "warning" not in told.getvalue()
+    return out
+
+
+@pytest.fixture
+def finished(here, erased):
+    """A copy of such a folder."""
+    return shutil.copytree(erased, here / "run")
 
 
 def files(folder):

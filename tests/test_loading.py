@@ -83,6 +83,12 @@ def sdxl_folder(tmp_path, prediction="epsilon"):
     return load(tmp_path / "sdxl", device="cpu")
 
 
+@pytest.fixture(scope="module")
+def sdxl_model(tmp_path_factory):
+    """To be looked at alone."""
+    return sdxl_folder(tmp_path_factory.mktemp("sdxl"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("meta", "keys"),
@@ -143,20 +149,18 @@ def alphas(end=0.012):
         ((), {"v_pred": NONE}, "says that it predicts v_prediction, its scheduler_config.json eps"),
     ],
 )
-def test_a_file_that_says_something_else_is_refused(tmp_path, cache, meta, keys, said):
-    model = sdxl_folder(tmp_path)
-    path = single(model, tmp_path / "x.safetensors", meta, **keys)
-    beside(model, path)
+def test_a_file_that_says_something_else_is_refused(sdxl_model, tmp_path, cache, meta, keys, said):
+    path = single(sdxl_model, tmp_path / "x.safetensors", meta, **keys)
+    beside(sdxl_model, path)
     with pytest.raises(UserError, match=said) as e:
         load(path, device="cpu")
     assert "\n" not in str(e.value)
 
 
-def test_keys_that_a_training_leaves_say_nothing(tmp_path, cache):
-    model = sdxl_folder(tmp_path)
+def test_keys_that_a_training_leaves_say_nothing(sdxl_model, tmp_path, cache):
     left = {"alphas_cumprod": alphas(), "betas": torch.ones(3), "global_step": torch.ones(1)}
-    path = single(model, tmp_path / "x.safetensors", **left)
-    beside(model, path)
+    path = single(sdxl_model, tmp_path / "x.safetensors", **left)
+    beside(sdxl_model, path)
     assert load(path, device="cpu").process.kind == "epsilon"
 
 

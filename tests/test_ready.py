@@ -16,6 +16,14 @@ from efface.evaluation.bench import Cell, Opened, finished
 from efface.evaluation.cells import ready
 from efface.models import load
 
+OPENED = functools.cache(load)
+"""A model is opened once for all of these tests."""
+
+
+@pytest.fixture(autouse=True)
+def _once(monkeypatch):
+    monkeypatch.setattr(bench_module, "load", OPENED)
+
 
 @pytest.fixture
 def prepared(clothes_folder, tmp_path):
@@ -69,13 +77,6 @@ def test_a_held_out_name_that_the_judge_does_not_know_hides_nothing_and_is_refus
         ready([Cell(str(path), "1", "uce", 0)], tmp_path / "out", tmp_path / "work")
 
 
-@pytest.fixture
-def _once(monkeypatch):
-    """A model is opened once in a test."""
-    monkeypatch.setattr(bench_module, "load", functools.cache(load))
-
-
-@pytest.mark.usefixtures("_once")
 def test_a_result_of_other_settings_is_kept_and_refused_before_any_work(
     clothes_folder, tmp_path, capsys, monkeypatch
 ):
@@ -106,7 +107,6 @@ def test_a_result_of_other_settings_is_kept_and_refused_before_any_work(
     assert not [*tmp_path.glob("runs/bench/*")]
 
 
-@pytest.mark.usefixtures("_once")
 def test_attacks_on_a_cell_of_other_settings_are_refused_before_any_work(clothes_folder, tmp_path):
     path, model = str(clothes_folder / "protocol.json"), str(clothes_folder)
     mine, other = (
@@ -120,7 +120,6 @@ def test_attacks_on_a_cell_of_other_settings_are_refused_before_any_work(clothes
         ready([mine], tmp_path, tmp_path / "work")
 
 
-@pytest.mark.usefixtures("_once")
 def test_names_are_held_out_of_what_the_models_own_judge_knows(prepared, clothes_folder, tmp_path):
     prepared(held_out=["bag"])
     cell = Cell(str(tmp_path / "mine.json"), "1", "ap", 0, model=str(clothes_folder))

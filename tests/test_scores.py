@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import script
+from conftest import mostly_slow, script
 
 from efface.intervals import limits, of_seeds, student
 from efface.scores import (
@@ -283,7 +283,7 @@ def test_a_bootstrap_of_five_concepts_is_found_out(coverage):
     assert held(found, "bootstrap") < 85
 
 
-@pytest.mark.parametrize("kind", ["ESR", "PSR"])
+@pytest.mark.parametrize("kind", mostly_slow(["ESR", "PSR"], ["PSR"]))
 def test_differences_cover(coverage, kind):
     name = f"{kind}, three seeds, both splits"
     design = next(d for d in coverage.DESIGNS if d.name == name)

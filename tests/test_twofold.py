@@ -47,8 +47,8 @@ def student(tiny):
     [{"reuse": 1, "batch": 1}, {"reuse": 0, "preserve": 0.5, "search": Exact(refresh=2, probes=1)}],
 )
 def test_without_a_channel_it_is_ap_bit_for_bit(tiny, words, own):
-    twofold = quick(Twofold(recall=NONE, keep=("moon",), **own), words, updates=5)
-    ap = quick(AP(keep=("moon",), latents=twofold.latents, **own), words, updates=5)
+    twofold = quick(Twofold(recall=NONE, keep=("moon",), **own), words, updates=3)
+    ap = quick(AP(keep=("moon",), latents=twofold.latents, **own), words, updates=3)
     assert twofold.rows == ap.rows
     one, two = (m.erase(tiny, [CHURCH, DOG], QUIET) for m in (twofold, ap))
     assert one.digest == two.digest

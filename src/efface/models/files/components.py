@@ -113,6 +113,7 @@ def open_part(cls: Any, folder: Path, **options: Any) -> nn.Module:
     return module
 
 
+@torch.no_grad()
 def check_finite(module: nn.Module, folder: Path) -> None:
     """Refuse weights with NaN or infinity, naming the first tensor that has one."""
     for name, w in module.named_parameters():
