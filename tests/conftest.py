@@ -126,7 +126,7 @@ def quick(method, words, updates=2):
     if getattr(method, "pool_size", 0):
         changes["pool_size"] = 6
     if hasattr(method, "steps"):
-        changes["steps"] = 2
+        changes["steps"] = min(method.steps, 3)
     if hasattr(method, "inversion"):
         changes |= {"inversion": 2, "inversion_batch": 2}
     if changes.get("vocabulary") and hasattr(method, "energy"):
