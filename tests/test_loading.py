@@ -426,6 +426,9 @@ def reconfigure(path, **changes):
         ("scheduler/scheduler_config.json", "[]", r"scheduler_config\.json' holds a list"),
         ("tokenizer/tokenizer_config.json", "[]", r"tokenizer_config\.json' holds a list"),
         ("tokenizer/tokenizer.json", "{", r"tokenizer\.json' is broken JSON"),
+        ("tokenizer/tokenizer.json", "{}", r"cannot open .*tokenizer': damaged"),
+        ("tokenizer/vocab.json", '{"a": 0}', r"cannot open .*tokenizer': damaged"),
+        ("tokenizer/merges.txt", "no pair\nof it", r"cannot open .*tokenizer': damaged"),
     ],
 )
 def test_a_file_that_holds_something_else_is_named(folder, path, text, said):
