@@ -67,6 +67,24 @@ def test_the_nearest_by_prediction_is_the_anchor_where_any_will_do(tiny, word_li
     assert not torch.equal(z[:1], other)
 
 
+def test_the_candidates_of_several_concepts_are_encoded_once(tiny, word_list, monkeypatch):
+    embed, seen = tiny.embed, []
+
+    def noting(words, *args, **options):
+        seen.append(tuple(words))
+        return embed(words, *args, **options)
+
+    concepts = [CHURCH, Concept("bell"), Concept("lamp")]
+    words = anchors.candidates(tiny, CHURCH, concepts, str(word_list))
+    monkeypatch.setattr(tiny, "embed", noting)
+    found = anchors.steered(tiny, concepts, anchors.AUTO, str(word_list), 0)
+    assert len(words) > anchors.BEST
+    assert seen.count(words.words) == 1
+    alone = [anchors.searched(tiny, c, words, 0) for c in concepts]
+    assert seen.count(words.words) == 1 + len(concepts)
+    assert list(found) == alone
+
+
 def slow_cosine(model, word, other):
     """Of what two words add, on the first one's own half-made pictures."""
     schedule, g = model.schedule(10), generator(0, "anchor", word)

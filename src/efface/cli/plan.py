@@ -13,6 +13,7 @@ from efface.concepts import Concept, few
 from efface.models import DiffusionModel, Plan
 from efface.reporting.grid import PICTURE, Preview
 from efface.training import EDIT, Method, Tuning, provenance
+from efface.training.anchors import MANY
 from efface.training.forecast import Forecast, forecast
 from efface.training.runs import CHECKPOINT
 
@@ -71,7 +72,7 @@ def planned(
     state = runfolder.state_of(out, provenance(method, model, concepts))
     preview = Preview.of(model, len(concepts)) if picture else None
     if state != "finished":
-        found = forecast(method, model, concepts, checkpointing)
+        found = forecast(method, model, concepts, checkpointing, len(concepts) >= MANY)
         return plan_of(method, model, concepts, out, state, found, preview)
     drawn = None if (out / PICTURE).exists() else preview
     return plan_of(method, model, concepts, out, state, NOTHING, drawn)

@@ -89,7 +89,12 @@ def half_way(model: DiffusionModel, steps: int = STEPS) -> Tensor:
 
 @torch.no_grad()
 def compare(
-    model: DiffusionModel, name: str, words: Sequence[str], z: Tensor, steps: int = STEPS
+    model: DiffusionModel,
+    name: str,
+    words: Sequence[str],
+    z: Tensor,
+    steps: int = STEPS,
+    encoded: Conditioning | None = None,
 ) -> Compared:
     """Compare candidates with a concept by what the frozen model predicts.
 
@@ -99,9 +104,11 @@ def compare(
         words: K candidates.
         z: half-made pictures of the concept, (n, C, H, W).
         steps: of the trajectories that they are of.
+        encoded: the candidates, encoded; None: not yet.
     """
     t = half_way(model, steps)
-    rows = stack([model.null(1), model.embed([name]), model.embed(words, null=True)])
+    encoded = model.embed(words, null=True) if encoded is None else encoded
+    rows = stack([model.null(1), model.embed([name]), encoded])
     found = []
     for one in z:
         parts = [
@@ -178,6 +185,7 @@ def steered(
         found = [replace(c, anchor=c.anchor or anchor) for c in concepts]
         return check(found, (), model.tokenizer)[0]
     words: dict[tuple[str, ...], Vocabulary] = {}
+    encoded: dict[tuple[str, ...], Conditioning] = {}
     found = []
     quiet = not progress or len(concepts) < MANY
     for c in tqdm(concepts, desc="anchors", unit="concept", disable=quiet):
@@ -185,7 +193,7 @@ def steered(
             kin = (c.kind, *relatives([c]))  # which lists there are depends on it
             if kin not in words:
                 words[kin] = candidates(model, c, concepts, source)
-            c = searched(model, c, words[kin], seed)
+            c = searched(model, c, words[kin], seed, encoded=encoded)
         found.append(c)
     return check(found, (), model.tokenizer)[0]
 
@@ -214,7 +222,12 @@ def likelier(model: DiffusionModel, word: str, name: str, words: Sequence[str], 
 
 
 def searched(
-    model: DiffusionModel, concept: Concept, words: Vocabulary, seed: int, least: int = LIKELIER
+    model: DiffusionModel,
+    concept: Concept,
+    words: Vocabulary,
+    seed: int,
+    least: int = LIKELIER,
+    encoded: dict[tuple[str, ...], Conditioning] | None = None,
 ) -> Concept:
     """A concept with its anchor: near on its own pictures, and apart on the anchor's.
 
@@ -225,10 +238,16 @@ def searched(
     Args:
         words: :func:`candidates`.
         least: how many other words must resemble an anchor more; 0: the nearest word is taken.
+        encoded: the candidates of the concept before, encoded; those of this one are put there.
     """
     some = narrowed(model, concept, words).words
     z = own_pictures(model, concept.name, seed)
-    first = compare(model, concept.name, some, z[:1])
+    rows = (encoded or {}).get(some)
+    rows = model.embed(some, null=True) if rows is None else rows
+    if encoded is not None:
+        encoded.clear()
+        encoded[some] = rows
+    first = compare(model, concept.name, some, z[:1], encoded=rows)
     best = tuple(some[int(i)] for i in first.far.argsort()[:BEST])
     found = compare(model, concept.name, best, z)
     apart: dict[str, int] = {}

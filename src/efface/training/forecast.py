@@ -45,11 +45,15 @@ def forecast(
     model: DiffusionModel,
     concepts: Sequence[Concept],
     checkpointing: bool = False,
+    progress: bool = False,
 ) -> Forecast:
     """What an erasure will take on this machine; nothing is kept, and the model stays.
 
     Of a training two updates are made and timed. Whatever else it evaluates is counted but not
     done, and takes as long as the frozen denoiser takes a latent. A closed form is solved.
+
+    Args:
+        progress: show bars.
 
     Raises:
         UserError: what the erasure itself would refuse.
@@ -59,7 +63,7 @@ def forecast(
     trial = Trial()
     began = perf_counter()
     with hollow(model, trial):
-        run = Run(progress=False, checkpointing=checkpointing, trial=trial)
+        run = Run(progress=progress, checkpointing=checkpointing, trial=trial)
         edit = method.erase(model, concepts, run)
     preparation = perf_counter() - began - trial.away
     left_out = trial.rows * (row or 0.0)
