@@ -179,7 +179,7 @@ class AP(Method, Tuning):
         """``ours``; ``paper``: its formulas; ``official``: the authors' code, quirks included.
 
         ``exact`` scores every candidate, and has more latents and more of them in an update, at
-        more than twice the evaluations; ``away`` is the same steered to the null prompt and far
+        about twice the evaluations; ``away`` is the same steered to the null prompt and far
         beyond it, as ours was before it searched for anchors. Both forms have the paper's 1,000
         updates; ``paper-short`` and ``official-short`` are the same with the 400 that all methods
         have in the benchmark.
