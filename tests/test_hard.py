@@ -12,12 +12,14 @@ import yaml
 from conftest import CHURCH, shaken
 from hard import names
 from hard.__main__ import DOCS, OUT, written
+from hard.places import SETTINGS, clothes
 
 from efface.cli import runfolder
 from efface.cli.main import main
 from efface.edits.edit import Edit
 from efface.errors import UserError
 from efface.evaluation.sensitivity import Moved
+from efface.methods import METHODS
 from efface.reporting.card import card
 from efface.reporting.figures import sensitivity
 from efface.reporting.tables import read as read_cells
@@ -33,6 +35,15 @@ def test_nothing_is_lost_accepted_or_left(part, tmp_path, monkeypatch):
     for name, found in importlib.import_module(f"hard.{part}").campaign(tmp_path, 1, short=True):
         assert found.tried, name
         assert not found.wrong, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_the_campaign_makes_every_method_run(method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = clothes(tmp_path / "model")
+    asked = ("erase", method, "coat", "--model", str(model), "--device", "cpu", "--out", "run")
+    assert main([*asked, "--no-picture", "--dry-run", *SETTINGS[method]]) == 0
 
 
 def test_the_docs_show_the_last_campaign():

@@ -471,7 +471,7 @@ def test_shells_complete_commands_methods_and_options():
         return done.stdout.split()
 
     assert completed("efface sc") == ["score"]
-    assert completed("efface erase a") == ["ap", "age"]
+    assert completed("efface erase a") == ["ap", "age", "advunlearn"]
     assert completed("efface erase ap church --search.ta") == ["--search.tau"]
     assert completed("efface erase ap search:g") == ["gumbel"]
     assert "--dtype" in completed("efface report run --")

@@ -30,7 +30,7 @@ SETTINGS = {
     "dp": (),
     "oce": ("--vocabulary", "names"),
     "minimax": ("--vocabulary", "names"),
-    "twofold": (*SMALL, "--vocabulary", "names", "--search.probes", "2", "--search.refresh", "2"),
+    "twofold": (*SMALL, "--vocabulary", "names", "--search.any", "0.5"),
     "race": SMALL,
     "stereo": (*SMALL, "--inversion", "2", "--inversion-batch", "2"),
     "advunlearn": (*SMALL, "--vocabulary", "names", "--steps", "2"),
