@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import types
 import typing
@@ -91,10 +92,18 @@ def read_json(path: Path, what: str) -> Any:
 
 def _float(text: str) -> float:
     """A number of JSON; none that is there and would be read as 0."""
-    x = float(text)
-    if x == 0 and text.lower().partition("e")[0].strip("-0."):
+    if vanishes(text):
         raise ValueError(f"the number {text[:40]} is too small, and would be 0")
-    return x
+    return float(text)
+
+
+def vanishes(text: str) -> bool:
+    """Whether a text is a number that becomes 0, though it is none."""
+    try:
+        zero = float(text) == 0
+    except ValueError:
+        return False
+    return zero and bool(re.search("[1-9]", text.lower().partition("e")[0]))
 
 
 def checked(cls: type[T], found: object, where: str) -> T:

@@ -22,7 +22,7 @@ from transformers.utils import logging as quiet
 from efface.edits.edit import STRENGTHS
 from efface.errors import UserError, escaped
 from efface.names import quoted
-from efface.settings import check_ranges
+from efface.settings import check_ranges, vanishes
 
 T = TypeVar("T")
 
@@ -96,15 +96,6 @@ def parsed(
         if is_dataclass(part):
             check_ranges(part)
     return found  # type: ignore[no-any-return]
-
-
-def vanishes(text: str) -> bool:
-    """Whether a text is a number that becomes 0, though it is none."""
-    try:
-        zero = float(text) == 0
-    except ValueError:
-        return False
-    return zero and bool(re.search("[1-9]", text.lower().partition("e")[0]))
 
 
 def known_options(cls: type[Any], args: Sequence[str], prog: str, **extra: Any) -> list[str]:
