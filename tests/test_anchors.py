@@ -264,7 +264,7 @@ def test_candidates_do_not_depend_on_the_order_of_the_concepts(tiny, monkeypatch
     some = [Concept("church"), Concept("nudity"), Concept("Van Gogh", kind="style")]
     seen = []
 
-    def taken(model, concept, words, seed):
+    def taken(model, concept, words, seed, encoded):
         seen.append((concept.name, words.words))
         return dataclasses.replace(concept, anchor=words.words[len(seen)])
 
