@@ -30,15 +30,13 @@ from efface.seeds import generator
 from efface.settings import read_json
 from efface.storage import write_text
 from efface.studies.lab import Lab
-from efface.training import EDIT, Bank, Method, Tuning, provenance
+from efface.training import EDIT, Method, Tuning, provenance
 from efface.vocabularies import INLINE
 from efface.vocabularies import load as load_vocabulary
 
-BASE = AP(latents=Bank(trajectories=2))
-"""AP before its bank followed the anchors as well."""
 TRIED: Mapping[str, Method] = {
     m.name: m.presets()["searched"] for m in (UCE, SPEED, DP, OCE, Minimax)
-} | {AP.name: BASE, "ap, longer": BASE}
+} | {AP.name: AP(), "ap, longer": AP()}
 """With the benchmark's settings."""
 MANY = ("uce", "speed", "ap")
 """What is asked how long so many take that no model here can draw them."""
