@@ -48,7 +48,7 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-SHOWN = ("diffusers' LoRA step", "ap", "esd")
+SHOWN = ("diffusers' LoRA step", "ap", "ap, checkpointing", "esd")
 """What has a column of its own in the table of a GPU."""
 
 
@@ -61,9 +61,10 @@ def gpu_tables(folder: Path) -> str:
         f"{first['machine']}, torch {first['torch']}, by `bench/gpu.sh`. Medians of five updates, "
         "in seconds; AP preserves as many rows as it erases, the batch.",
         "",
-        "| | LoRA step | ap | esd | ap by a LoRA step | peak, GB: LoRA step | ap | ap's plan | "
-        "esd | ap by a LoRA step |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| | LoRA step | ap | ap, checkpointing | esd | by a LoRA step: ap | checkpointing | "
+        "peak, GB: LoRA step | ap | ap's plan | ap, checkpointing | esd | by a LoRA step: ap | "
+        "checkpointing |",
+        "| --- |" + " ---: |" * 13,
         *(updates(x) for x in every.values() if "ap" in x["rows"]),
     ]
     others: dict[str, dict[str, Any]] = {}
@@ -92,12 +93,15 @@ def updates(found: Mapping[str, Any]) -> str:
     rows = found["rows"]
     s = {n: median(rows[n]["seconds"]) for n in SHOWN if n in rows}
     peak = {n: rows[n]["peak"] / 1e9 for n in s}
-    base, us, esd = SHOWN
-    slow, large = (f"{x[us] / x[base]:.2f}" if base in x else "" for x in (s, peak))
-    cells = [f"{s[n]:.3f}" if n in s else "" for n in SHOWN]
-    told = [peak.get(base), peak[us], rows[us]["plan"] / 1e9, peak[esd]]
-    more = [slow, *(f"{x:.1f}" if x else "" for x in told), large]
-    return f"| {about(found)} | {' | '.join(cells + more)} |"
+    base, us, light, esd = SHOWN
+
+    def beside(x: Mapping[str, float]) -> list[str]:
+        return [f"{x[n] / x[base]:.2f}" if base in x and n in x else "" for n in (us, light)]
+
+    told = [peak.get(base), peak[us], rows[us]["plan"] / 1e9, peak.get(light), peak[esd]]
+    cells = [f"{s[n]:.3f}" if n in s else "" for n in SHOWN] + beside(s)
+    cells += [f"{x:.1f}" if x else "" for x in told] + beside(peak)
+    return f"| {about(found)} | {' | '.join(cells)} |"
 
 
 def training(name: str, row: Mapping[str, Any]) -> str:

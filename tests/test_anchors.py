@@ -1,12 +1,13 @@
 """What an erased concept becomes where nobody says."""
 
 import dataclasses
+import json
 import math
 from itertools import pairwise
 
 import pytest
 import torch
-from conftest import CHURCH, DOG, QUIET, WORDS, quick
+from conftest import CHURCH, DOG, QUIET, WORDS, quick, same_weights
 
 from efface.concepts import Concept
 from efface.errors import UserError
@@ -17,6 +18,7 @@ from efface.methods.esd import ESD
 from efface.methods.uce import UCE
 from efface.seeds import generator
 from efface.training import Run, Tuning, anchors
+from efface.training.runs import ANCHORS
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +259,48 @@ def test_a_decaying_rate_is_what_adam_is_given(tiny):
     moved = [float((b - a).abs().max()) for a, b in pairwise(steps)]
     assert moved[0] == pytest.approx(lr, rel=0.05)
     assert moved[1] == pytest.approx(lr / 2, rel=0.2)
+
+
+def test_anchors_that_were_found_outlive_a_kill(tiny, tmp_path, word_list, monkeypatch):
+    real, asked = anchors.searched, []
+    method = quick(ESD(lr=1e-3, anchor="auto"), "", 2)
+    some = [CHURCH, Concept("dog"), Concept("hat", anchor="coat"), Concept("fox")]
+
+    def ran(folder, method=method, words=None, until=9):
+        def counted(model, concept, *more, **kw):
+            asked.append(concept.name)
+            if len(asked) == until:
+                raise KeyboardInterrupt
+            return real(model, concept, *more, **kw)
+
+        asked.clear()
+        monkeypatch.setattr(anchors, "searched", counted)
+        return method.erase(tiny, some, Run(folder, progress=False, words=words or str(word_list)))
+
+    whole = ran(tmp_path / "whole")
+    assert asked == ["church", "dog", "fox"]
+    assert not (tmp_path / "whole" / ANCHORS).exists()
+    with pytest.raises(KeyboardInterrupt):
+        ran(tmp_path / "run", until=3)
+    kept = (tmp_path / "run" / ANCHORS).read_text()
+    assert set(json.loads(kept)["anchors"]) == {"church", "dog"}
+    again = ran(tmp_path / "run")
+    assert asked == ["fox"]
+    assert same_weights(dict(again.weights), dict(whole.weights))
+    assert again.meta == whole.meta  # the cost is the whole one
+    assert not (tmp_path / "run" / ANCHORS).exists()
+
+    seeded, words = dataclasses.replace(method, seed=1), "words: sky, box, car"
+    for name, other in (("seed", {"method": seeded}), ("words", {"words": words})):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / ANCHORS).write_text(kept)
+        ran(folder, **other)
+        assert asked == ["church", "dog", "fox"]
+    (tmp_path / "spoilt").mkdir()
+    (tmp_path / "spoilt" / ANCHORS).write_text(kept[:-9])
+    with pytest.raises(UserError, match="delete it to start afresh"):
+        ran(tmp_path / "spoilt")
 
 
 @pytest.mark.slow

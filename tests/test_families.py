@@ -2,6 +2,8 @@
 
 import shutil
 import warnings
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 
 import diffusers as D
@@ -11,6 +13,8 @@ from conftest import QUIET, WORDS, job_of, quick, same_weights, shaken, unchange
 from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 from families import SIZES, TINY, build, flux, ours, stock
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from efface.concepts import Concept
 from efface.edits.edit import Edit
@@ -38,7 +42,7 @@ from efface.methods.uce import UCE
 from efface.models import FAMILIES, load, memory, plan, watched
 from efface.models.files.single_file import lay
 from efface.models.files.standard import STANDARD
-from efface.models.memory import activations, bytes_of
+from efface.models.memory import activations, bytes_of, checkpointed
 from efface.models.process import Diffusion
 from efface.training import Bank, Student, Tuning
 from efface.training.recall import Recall
@@ -206,6 +210,43 @@ def test_activations_without_sdpa_are_planned_as_they_are_kept(tiny_folder):
         assert planned > usual
         assert str(plan(model, "kv", 3)).endswith("at once, as attention is without SDPA")
     assert "SDPA" not in str(plan(load(tiny_folder, device="cpu"), "kv", 3))
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made meanwhile take at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        found = f(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            storage = x.untyped_storage() if isinstance(x, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self.gone, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return found
+
+    def gone(self, key, n):
+        self.known.discard(key)
+        self.live -= n
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_activations_are_planned_as_a_training_needs_them(tiny_folder, again):
+    """With checkpointing the block that is computed again is there as a whole."""
+    model = load(tiny_folder, device="cpu", size=64)
+    names, own = model.group("xattn"), model.parameters()
+    trained = {n: own[n].clone().requires_grad_() for n in names}
+    z, t = model.noise(3, torch.Generator().manual_seed(0)), torch.full((3,), 400)
+    cond = model.embed(["a cat"] * 3)
+    with Peak() as seen, checkpointed(model.denoiser) if again else nullcontext():
+        model.predict(z, t, cond, trained).square().sum().backward()
+    assert activations(model, names, 3, again) == pytest.approx(seen.peak, rel=0.2)
 
 
 def test_text_encoders_and_autoencoder_leave_memory_while_training(family, words, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,10 @@ def without_sdpa(denoiser: Any) -> dict[str, Any]:
 def activations(
     model: DiffusionModel, names: list[str], rows: int, checkpointing: bool = False
 ) -> int:
-    """Bytes of the tensors that a forward pass keeps for the gradient of some weights."""
+    """Bytes of the tensors that a forward pass keeps for the gradient of some weights.
+
+    Where blocks are computed again, with those of the largest block.
+    """
     kept: dict[int, tuple[Any, int]] = {}
     device, dtype, family = model.device, model.dtype, model.family
     cond = model.null(1)
@@ -222,17 +225,31 @@ def activations(
             own[n].requires_grad_()
         stored = {p.untyped_storage()._cdata for p in own.values()}
 
-        def keep(x: Tensor) -> Tensor:
+        def keep(x: Tensor, into: dict[int, tuple[Any, int]] = kept) -> Tensor:
             storage = x.untyped_storage()
-            if storage._cdata not in stored:
-                kept[storage._cdata] = (storage, storage.nbytes())
+            if storage._cdata not in stored and storage._cdata not in kept:
+                into[storage._cdata] = (storage, storage.nbytes())
             return x
 
+        blocks = [0]
+
+        def again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            """A block that is computed again: its inputs stay, the rest only while it runs."""
+            for x in (*args, *kwargs.values()):
+                if isinstance(x, Tensor):
+                    keep(x)
+            mine: dict[int, tuple[Any, int]] = {}
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: keep(x, mine), lambda x: x):
+                found = block(*args, **kwargs)
+            blocks.append(sum(n for _, n in mine.values()))
+            return found
+
+        if checkpointing:
+            denoiser.enable_gradient_checkpointing(gradient_checkpointing_func=again)
         z = torch.zeros((rows, *model.latent_shape), dtype=dtype)
         t = torch.ones(rows, dtype=torch.long)
         some = cond.each(lambda x: torch.zeros((rows, *x.shape[1:]), dtype=dtype))
         inputs = family.inputs(Asked(denoiser, z, t, some, 1.0, model.picture_size))
-        context = checkpointed(denoiser) if checkpointing else nullcontext()
-        with context, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             denoiser(**inputs, return_dict=False)
-    return sum(n for _, n in kept.values())
+    return sum(n for _, n in kept.values()) + max(blocks)

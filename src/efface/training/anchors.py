@@ -16,6 +16,7 @@ from efface.errors import UserError
 from efface.models import Conditioning, DiffusionModel, stack
 from efface.names import normal
 from efface.seeds import generator
+from efface.training.runs import Notes
 from efface.vocabularies import load
 from efface.vocabulary import Vocabulary, stems_of
 from efface.wordlists import broader, kinds, relatives
@@ -169,6 +170,7 @@ def steered(
     source: str,
     seed: int,
     progress: bool = False,
+    notes: Notes | None = None,
 ) -> tuple[Concept, ...]:
     """The concepts with their anchors: those without one get the method's.
 
@@ -177,6 +179,7 @@ def steered(
         source: the vocabulary in which an anchor is searched for.
         seed: of the pictures on which candidates are compared.
         progress: show a bar, where there are many.
+        notes: what was found before a kill, and keeps what is found.
 
     Raises:
         UserError: the anchor is erased itself, or none can be found.
@@ -189,11 +192,15 @@ def steered(
     found = []
     quiet = not progress or len(concepts) < MANY
     for c in tqdm(concepts, desc="anchors", unit="concept", disable=quiet):
-        if not c.anchor:
+        if not c.anchor and notes is not None and c.name in notes.anchors:
+            c = replace(c, anchor=notes.anchors[c.name])
+        elif not c.anchor:
             kin = (c.kind, *relatives([c]))  # which lists there are depends on it
             if kin not in words:
                 words[kin] = candidates(model, c, concepts, source)
             c = searched(model, c, words[kin], seed, encoded=encoded)
+            if notes is not None:
+                notes.keep(c.name, c.anchor)
         found.append(c)
     return check(found, (), model.tokenizer)[0]
 

@@ -292,14 +292,15 @@ def erase(
     method.check(Job(method, model, tuple(concepts), run))
     source = run.words or getattr(method, "vocabulary", "") or "auto"
     seed = getattr(method, "seed", 0)
-    concepts = steered(model, concepts, method.anchor, source, seed, run.progress)
+    first = join()[0] == 0
+    notes = run.notes(provenance(method, model, concepts), counter, first)
+    concepts = steered(model, concepts, method.anchor, source, seed, run.progress, notes)
     if run.on_anchors is not None:
         run.on_anchors(model, concepts)
     job = Job(method, model, tuple(concepts), run, provenance(method, model, concepts))
     run.free(job.about)
     if run.folder is not None and not method.closed_form:  # before the training drops them
         job = replace(job, parts=beside(model))
-    first = join()[0] == 0
     with run.alone() if first else nullcontext():
         made = method.make(job)
         check_made(job, made)

@@ -21,8 +21,8 @@ from efface.errors import UserError
 from efface.models import Counter, DiffusionModel
 from efface.models.files.tensors import save
 from efface.names import quoted
-from efface.settings import check_ranges, checked
-from efface.storage import locked, make_folder, sweep
+from efface.settings import check_ranges, checked, read_json
+from efface.storage import locked, make_folder, sweep, write_text
 from efface.training.trial import Trial
 
 OnUpdate = Callable[[int, Mapping[str, float], Edit], bool | None]
@@ -35,6 +35,60 @@ training with these weights.
 
 class Paused(Exception):
     """Raised by ``on_update``: the training is kept as it is, to go on another time, and left."""
+
+
+ANCHORS = "anchors.json"
+"""The anchors that were found so far, until the edit is saved."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What :data:`ANCHORS` holds."""
+
+    run: Mapping[str, Any]
+    """What makes the run this run."""
+    anchors: Mapping[str, str]
+    """By the name of the concept."""
+    cost: Counter
+    """Of all of them."""
+
+
+class Notes:
+    """The anchors that a run has found so far, which a killed one takes up again.
+
+    Args:
+        path: of its file; None: nothing is kept.
+        about: what makes the run this run; notes of another one are not looked at.
+        counter: counts what those cost that were found by an earlier process.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+
+    def __init__(self, path: Path | None, about: Mapping[str, Any], counter: Counter) -> None:
+        self.path, self.counter = path, counter
+        self.run = json.loads(json.dumps(about))
+        self.anchors: dict[str, str] = {}
+        self.before, self.began = counter.copy(), perf_counter()
+        if path is None or not path.is_file():
+            return
+        try:
+            had = checked(Noted, read_json(path, "list of found anchors"), "its notes")
+        except UserError as e:
+            raise damaged(path, str(e)) from None
+        if had.run == self.run:
+            self.anchors = dict(had.anchors)
+            counter.add(had.cost)
+
+    def keep(self, concept: str, anchor: str) -> None:
+        """Note one more."""
+        self.anchors[concept] = anchor
+        if self.path is None:
+            return
+        spent = self.counter.since(self.before)
+        spent.seconds += perf_counter() - self.began
+        make_folder(self.path.parent)
+        write_text(self.path, json.dumps(asdict(Noted(self.run, self.anchors, spent))) + "\n")
 
 
 OnAnchors = Callable[[DiffusionModel, Sequence[Concept]], None]
@@ -108,6 +162,20 @@ class Run:
             own.unlink()  # the state of this part's training
         return tensors
 
+    def notes(self, about: Mapping[str, Any], counter: Counter, mine: bool = True) -> Notes:
+        """The anchors that were found so far.
+
+        Args:
+            about: what is asked, but for the anchors.
+            mine: keep them; False: another process of the same run does.
+        """
+        told = self.folder is not None and not (self.folder / EDIT).exists() and self.trial is None
+        path = self.folder / ANCHORS if told and self.folder else None
+        found = Notes(path, {**asked(about), "searched": self.words}, counter)
+        if not mine:
+            found.path = None
+        return found
+
     def free(self, about: Mapping[str, Any]) -> None:
         """Refuse a folder that holds another edit, which would be lost.
 
@@ -145,7 +213,8 @@ class Run:
     def forget(self) -> None:
         """Delete what a run goes on from, once its edit is saved."""
         if self.folder is not None:
-            for path in (self.folder / CHECKPOINT, *self.folder.glob("part-*.safetensors")):
+            own = (self.folder / n for n in (CHECKPOINT, ANCHORS))
+            for path in (*own, *self.folder.glob("part-*.safetensors")):
                 path.unlink(missing_ok=True)
 
 
