@@ -17,6 +17,7 @@ from efface.reporting.tables import (
     ranking,
     read,
     score,
+    settings,
 )
 
 ERASED = ("church", "bomb", "wolf", "bikini", "syringe")
@@ -148,3 +149,16 @@ def test_minutes_are_those_of_the_fastest_cell_on_a_cpu():
     assert fastest(cells[2:]) == "0.5 (a card)"
     assert fastest([cell(0.2, "cpu")]) == "< 0.1"
     assert fastest([{"machine": "x86_64, 1 threads, cpu"}]) == "–"
+
+
+def test_a_setting_that_came_later_is_what_older_cells_were_made_with():
+    bank = {"kind": "bank", "trajectories": 2}
+    older, newer = (
+        {"latents": bank},
+        {"latents": {**bank, "anchored": 0}, "average": 0.0, "seed": 1},
+    )
+    same = [settings({"config": c}) for c in (older, newer)]
+    assert same[0] == same[1]
+    other = {"latents": {**bank, "anchored": 2}}
+    assert settings({"config": other}) not in same
+    assert settings({"config": {"latents": {**bank, "trajectories": 3}}}) not in same

@@ -57,7 +57,11 @@ def read(out: Path, protocol: str) -> dict[str, list[Row]]:
 
 def settings(row: Row) -> str:
     """A cell's method settings but for the seed, and for the names that its split lets it see."""
-    config = {**BEFORE, **(row.get("config") or {}), "seed": None}
+    had = row.get("config") or {}
+    config = {**BEFORE, **had, "seed": None}
+    for k, v in BEFORE.items():
+        if isinstance(v, Mapping) and isinstance(had.get(k), Mapping):
+            config[k] = {**v, **had[k]}
     if str(config.get("vocabulary", "")).startswith(INLINE):
         config["vocabulary"] = INLINE
     if "tuning" in config:  # cells of earlier versions
