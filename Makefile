@@ -30,14 +30,14 @@ browser: $(INSTALLED)
 # The fast tests with the oldest versions that pyproject.toml allows: make oldest PYTHON=python3.10
 oldest:
 	test -x .venv-oldest/bin/pip || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -c constraints-oldest.txt -e '.[dev,page]'
+	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
 	.venv-oldest/bin/pytest $(TESTS)
 
 # And with the newest that there are, but for torch.
 newest:
 	test -x .venv-newest/bin/pip || $(PYTHON) -m venv .venv-newest
 	grep '^torch==' constraints.txt > .venv-newest/torch.txt
-	.venv-newest/bin/python -m pip install -q --disable-pip-version-check -U -c .venv-newest/torch.txt -e '.[dev,page]'
+	.venv-newest/bin/python -m pip install -q --disable-pip-version-check -U -c .venv-newest/torch.txt -e '.[dev]'
 	.venv-newest/bin/pytest $(TESTS)
 
 lint: $(INSTALLED)

@@ -384,6 +384,7 @@ def test_the_page_says_what_was_measured_and_how_to_do_it_again(report):
     worst = next(iter(told["instruments"][0]["words"]))
     assert f"these moved most, in % of the squared noise: {worst} (" in html
     assert "data:image/svg+xml;base64," in html
+    assert html.count("inear edit of the text maps can erase") == 1  # sensitivity has it
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET, WORDS, quick
 
+from efface.cli import report
 from efface.cli.main import main
 from efface.concepts import Concept
+from efface.errors import UserError
 from efface.evaluation.answers import Sensitivity, read
 from efface.evaluation.bound import Forecast, forecast
 from efface.methods.dp import DP
@@ -16,6 +18,7 @@ from efface.methods.uce import UCE
 from efface.reporting.page import sensed
 from efface.settings import to_json
 from efface.training.closed_form import text_vectors
+from efface.vocabulary import Vocabulary
 
 BOTH = [CHURCH, DOG]
 
@@ -114,6 +117,20 @@ def test_the_report_has_it_from_the_file(tmp_path):
         assert (told.said in sensed(found)) == (ahead is not None)
     path.write_text(json.dumps({"instruments": [first]}))  # of an earlier version
     assert "No linear edit" not in sensed(read(Sensitivity, path, "sensitivity"))
+
+
+def test_a_report_without_the_file_reckons_it(tiny, monkeypatch):
+    monkeypatch.setattr(report, "load_vocabulary", lambda *a: Vocabulary((*WORDS, "church"), "w"))
+    edit = UCE(vocabulary="").erase(tiny, CHURCH)
+    said = report.foretold(tiny, edit)
+    assert said == forecast(tiny, [CHURCH], WORDS).said  # not the erased one
+    assert "linear edit" in said
+
+    def none(*_):
+        raise UserError("no list")
+
+    monkeypatch.setattr(report, "load_vocabulary", none)
+    assert report.foretold(tiny, edit) == ""
 
 
 def test_an_erasure_says_what_is_known_of_it(tiny_folder, words, tmp_path, capsys):

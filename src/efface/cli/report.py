@@ -15,18 +15,20 @@ from efface.cli.opening import OfModel, Opening, opened
 from efface.cli.runfolder import RECORD, record
 from efface.cli.score import keep
 from efface.cli.terminal import Json, Place, Unless, makeable, parsed
-from efface.concepts import few
+from efface.concepts import Concept, few
 from efface.edits.edit import STRENGTHS, Edit
 from efface.errors import UserError
 from efface.evaluation.answers import Answer, Sensitivity, read
+from efface.evaluation.bound import forecast
 from efface.evaluation.evaluate import samples_folder, unedited_folder
 from efface.evaluation.scoring import PICTURES, Question, Scores, ask, scored, strength_folder
 from efface.models import DiffusionModel
 from efface.reporting.attacked import attacked
 from efface.reporting.page import page, run_part
 from efface.scores import Score
-from efface.settings import Range
+from efface.settings import Range, from_json
 from efface.storage import write_text
+from efface.vocabularies import load as load_vocabulary
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,19 @@ def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
     title = f"{edit.meta['method']}: {few(erased)}"
     more = [t for p, t in others.items() if p != kept and "scores" in t]  # of prompts from a file
-    return run_part(title, edit, found, folders, protocol, again, more, sense, points, siege)
+    ahead = "" if any(told.get("forecast") for told, _ in sense) else foretold(model, edit)
+    return run_part(title, edit, found, folders, protocol, again, more, sense, points, siege, ahead)
+
+
+def foretold(model: DiffusionModel, edit: Edit) -> str:
+    """What no edit of the text maps can do for these concepts; "": nothing can be said."""
+    concepts = [from_json(Concept, c) for c in edit.meta["concepts"]]
+    try:
+        words = load_vocabulary("auto", model, concepts).without(concepts, model.tokenizer)
+    except UserError:  # no list that the model knows
+        return ""
+    found = forecast(model, concepts, words.words)
+    return found.said if found else ""
 
 
 def sensed(folder: Path, edit: Edit) -> list[tuple[dict[str, Any], Path]]:

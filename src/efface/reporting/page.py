@@ -85,6 +85,7 @@ def run_part(
     sensitivity: Sequence[tuple[Mapping[str, Any], Path]] = (),
     curve: Mapping[float, Mapping[str, Score]] | None = None,
     attacks: Sequence[Mapping[str, Any]] = (),
+    ahead: str = "",
 ) -> dict[str, Any]:
     """What the page says of one run.
 
@@ -95,6 +96,7 @@ def run_part(
         sensitivity: of ``efface sensitivity``, each with its figure.
         curve: scores by the edit's strength.
         attacks: of :func:`efface.reporting.attacked.attacked`.
+        ahead: what no edit could do, in a line (:mod:`efface.evaluation.bound`).
     """
     concepts, erased = found["concepts"], list(found["erased"])
     others = [n for n in concepts if n not in erased]
@@ -126,7 +128,7 @@ def run_part(
     took = f"{edit.spent['seconds']:.0f} s, " if "seconds" in edit.spent else ""
     return {
         "title": title,
-        "summary": summary(found, erased, others),
+        "summary": [*summary(found, erased, others), *([ahead] if ahead else [])],
         "scores": scores(found),
         "blocks": [
             {"title": t, "figures": [figure(n) for n in names]} for t, names in blocks if names
