@@ -17,29 +17,29 @@ ATTACKS = HERE.parent / "docs" / "attacks.md"
 RESULTS = HERE / "results"
 PLACES: dict[Path, dict[str, tuple[str, Callable[[Path, str], str]]]] = {
     README: {
-        "bench": ("emoji-objects-2", held_out.short),
-        "attacks": ("emoji-attacks", besieged.brief),
+        "bench": ("emoji-objects-2", lambda out, name: held_out.short(out, name, under(out))),
     },
     DOCS: {
         "bench 2": ("emoji-objects-2", held_out.markdown),
         "bench 1": ("emoji-objects", tables.markdown),
     },
-    ATTACKS: {"bench": ("emoji-attacks", besieged.markdown)},
+    ATTACKS: {
+        "short": ("emoji-attacks", besieged.brief),
+        "bench": ("emoji-attacks", besieged.markdown),
+    },
 }
 """Which benchmark's table stands where: in which page, between which marks."""
-AFTER = {"attacks": "<!-- /bench -->\n"}
-"""Marks that come into their page, behind these, once there is a table to stand between them."""
+
+
+def under(out: Path) -> held_out.Beside:
+    """What attacks bring back, beside what was erased and kept."""
+    return besieged.aside(out, "emoji-attacks")
 
 
 def written(text: str, path: Path = README) -> str:
     """A page with its tables as the results are now."""
     for mark, (name, table) in PLACES[path].items():
-        made, start = table(RESULTS, name), f"<!-- {mark} -->\n"
-        if start not in text and mark in AFTER:
-            if not made:
-                continue
-            text = text.replace(AFTER[mark], f"{AFTER[mark]}\n{start}<!-- /{mark} -->\n", 1)
-        text = put(text, mark, made)
+        text = put(text, mark, table(RESULTS, name))
     return text
 
 

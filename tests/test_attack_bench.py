@@ -3,11 +3,9 @@
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import script
 
 from efface.cli.main import main
 from efface.errors import UserError
@@ -23,7 +21,7 @@ from efface.evaluation.bench import UNEDITED, Cell, Opened
 from efface.evaluation.siege import Siege
 from efface.models import load as load_model
 from efface.reporting import besieged
-from efface.reporting.besieged import brief, joined, markdown, read
+from efface.reporting.besieged import aside, brief, joined, markdown, read
 from efface.reporting.columns import Column, Trial, curve, rank, rate, resampled, trials
 from efface.scores import concept_rate
 
@@ -365,15 +363,14 @@ def test_no_result_is_said(tmp_path):
     assert brief(tmp_path, "emoji-attacks") == ""
 
 
-def test_the_pages_get_their_marks_by_the_script_alone(results, monkeypatch):
-    table = script(Path(__file__).parents[1] / "bench" / "table.py")
-    page = "a\n<!-- bench -->\nold\n<!-- /bench -->\nb\n"
-    only = {table.README: {"attacks": table.PLACES[table.README]["attacks"]}}
-    monkeypatch.setattr(table, "PLACES", only)
-    monkeypatch.setattr(table, "RESULTS", results)
-    once = table.written(page)
-    assert once.startswith("a\n<!-- bench -->\nold\n<!-- /bench -->\n\n<!-- attacks -->\n| edit |")
-    assert once.endswith("<!-- /attacks -->\nb\n")
-    assert table.written(once) == once
-    monkeypatch.setattr(table, "RESULTS", results / "none")
-    assert table.written(page) == page
+def test_the_front_table_has_what_attacks_bring_back(results, tmp_path):
+    found = aside(results, "emoji-attacks")
+    lines = brief(results, "emoji-attacks").splitlines()
+    heads = lines[0].strip("| ").split(" | ")
+    by = {x.split(" | ")[0].strip("| *"): x.split(" | ") for x in lines[2:] if x.startswith("|")}
+    at = [heads.index("inversion"), heads.index("relearn, half point (updates)")]
+    for method, name in (("unedited", "unedited"), ("ap", "AP, ours"), ("esd", "ESD")):
+        plain = [by[name][i].partition(" [")[0].partition(" (")[0] for i in at]
+        assert found.cells[method] == plain
+    assert "no search, random artefacts, 0.0 and " in found.said
+    assert aside(tmp_path / "none", "emoji-attacks").heads == ()

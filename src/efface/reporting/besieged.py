@@ -206,6 +206,40 @@ def brief(out: Path, name: str) -> str:
     return "\n".join([*lines(some, SHORT, out, name), "", caption(SHORT)])
 
 
+ASIDE = {
+    "brought back by inversion": COLUMNS[4],
+    "by training, updates": COLUMNS[8],
+}
+"""The columns of attacks in the README's table."""
+
+
+def aside(out: Path, name: str) -> held_out.Beside:
+    """What attacks bring back, without intervals, for the README's table."""
+    if not any(out.glob(f"{name}-*.json")):
+        return held_out.NOTHING
+    found = read(out, name)
+    whole = unedited_rate(found)
+
+    def said(column: Column, cells: Sequence[Row], role: str) -> str:
+        return text(column, cells, role, whole).partition(" [")[0].partition(" (")[0]
+
+    rows = {
+        m: [said(c, cells, "base" if m == UNEDITED else "edited") for c in ASIDE.values()]
+        for m, cells in found.items()
+    }
+    told = [
+        f"{ROLES[role]}, {' and '.join(said(c, cells, role) for c in ASIDE.values())}"
+        for _, role, cells in controls({m: c for m, c in found.items() if m == "ap"})
+    ]
+    caption = (
+        "Brought back: percent of fresh pictures with the concept after a token vector was learnt "
+        "from pictures of it, and the updates of training on eight pictures after which half of "
+        "the pictures have it; the unedited model is the ceiling. "
+        f"Controls on AP's edits: {'; '.join(told)}."
+    )
+    return held_out.Beside(tuple(ASIDE), rows, caption)
+
+
 def caption(columns: Sequence[Column]) -> str:
     """What a table's numbers are."""
     whole = columns is COLUMNS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -192,7 +193,7 @@ def ranking(
     }
 
 
-FRONT = ("unedited", "ap", "ap-random", "ap-official", "age", "esd", "minimax", "uce")
+FRONT = ("unedited", "ap", "ap-random", "ap-official", "twofold", "age", "esd", "uce")
 """The lines of the short table."""
 
 FRONT_HEAD = (
@@ -206,7 +207,20 @@ FRONT_HEAD = (
 )
 
 
-def short(out: Path, protocol: str) -> str:
+class Beside(NamedTuple):
+    """Further columns of the short table."""
+
+    heads: tuple[str, ...] = ()
+    cells: Mapping[str, Sequence[str]] = {}
+    """By method; dashes for others."""
+    said: str = ""
+    """What the caption says of them."""
+
+
+NOTHING = Beside()
+
+
+def short(out: Path, protocol: str, beside: Beside = NOTHING) -> str:
     """A few methods in a few numbers, each the mean of the splits, in Markdown.
 
     The ends are the lowest and highest of its cells: no interval, which a table of each split has.
@@ -216,7 +230,8 @@ def short(out: Path, protocol: str) -> str:
         UserError: no finished cells, or cells that do not belong together.
     """
     found, p = read(out, protocol), load(protocol)
-    lines = [f"| {' | '.join(FRONT_HEAD)} |", "|" + " --- |" * len(FRONT_HEAD)]
+    head = (*FRONT_HEAD[:-2], *beside.heads, *FRONT_HEAD[-2:])
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     apart = [of_split(found, s) for s in splits(found)]
     for name in (n for n in FRONT if all(n in some for some in apart)):
         parts = [some[name] for some in apart]
@@ -229,8 +244,9 @@ def short(out: Path, protocol: str) -> str:
             worst.append(worst_tenths(values))
         cells = [named(name), " + ".join(str(len(rows)) for rows in parts)]
         cells += ["–" if name == UNEDITED else spread(gone), spread(kept), spread(worst)]
+        cells += beside.cells.get(name, ["–"] * len(beside.heads))
         lines.append(f"| {' | '.join([*cells, *totals([r for rows in parts for r in rows])])} |")
-    return "\n".join([*lines, "", FRONT_CAPTION])
+    return "\n".join([*lines, "", " ".join([FRONT_CAPTION, *filter(None, [beside.said])])])
 
 
 FRONT_CAPTION = (
