@@ -18,6 +18,7 @@ CHURCH = Concept("church", anchor="house")
 SMALL = {
     "completion": {"begun": (15,)},
     "img2img": {"strengths": (0.3,)},
+    "inpaint": {"holes": (0.5,)},
     "inversion": {"templates": 1},
     "null-text": {"pictures": 4, "rounds": 3},
     "relearn": {"points": (50,)},
@@ -27,8 +28,10 @@ SMALL = {
     "unlearndiffatk": {"levels": 2},
 }
 """Settings that are enough to see a direction."""
-SHALLOW = ("completion", "img2img", "relearn")
+SHALLOW = ("completion", "img2img", "inpaint", "inversion", "null-text", "relearn", "states")
 """What brings back a concept that UCE replaced without a keep list."""
+ANYTHING = ("null-text",)
+"""What may bring back what no model ever knew as well."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,8 @@ def test_every_attack_succeeds_on_the_unedited_model(emoji, setting, name):
 @pytest.mark.parametrize("name", SHALLOW)
 def test_a_shallow_edit_falls_and_the_negative_stays_away(emoji, setting, name):
     assert share(rows(emoji, setting, name)) >= 0.5
-    assert share(rows(emoji, setting, name, negative=True)) <= 0.25
+    if name not in ANYTHING:
+        assert share(rows(emoji, setting, name, negative=True)) <= 0.25
 
 
 def test_a_shallow_edit_is_read_from_its_weights(emoji, setting):

@@ -15,7 +15,7 @@ from typing import TextIO
 from efface.errors import LESS, UserError, escaped, out_of_memory, pick
 
 ABOUT = {
-    "demo": "erase one concept from the shipped model, and show it (a few minutes)",
+    "demo": "erase one concept from the shipped model, and show it (about a minute)",
     "page": "the page: remove a concept in a browser, on this machine only",
     "erase": "erase concepts: efface erase METHOD CONCEPT … [--keep …] [--model M]",
     "score": "ESR and PSR of a run's edit, or of the unedited model, with intervals",
