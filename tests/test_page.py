@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from efface.cli.erase import options, preset, wanted_concepts
 from efface.cli.terminal import parsed
@@ -494,6 +495,22 @@ def test_damaged_results_of_attacks_do_not_hide_the_others(finished):
     said = views.attacks(desk, key, False)
     assert "attacks-small.json" in said
     assert "Move it away, or attack again" in said
+
+
+def test_what_was_found_is_shown_with_its_prompt(finished):
+    desk, key = finished
+    folder = desk.places.run(desk.wish(key).home) / "attacks-small"
+    folder.mkdir(exist_ok=True)
+    for i, told in enumerate(('{"prompt": "a <i>spire"}', "{", '{"prompt": 3}', "[]")):
+        Image.new("RGB", (8, 8)).save(folder / f"rephrase-edited-church-{i}.png")
+        (folder / f"rephrase-edited-church-{i}.json").write_text(told)
+    Image.new("RGB", (8, 8)).save(folder / "rephrase-base-church-0.png")
+    said = views.artefacts(desk, key, folder)
+    assert said.count("<img") == 4
+    assert "a &lt;i&gt;spire" in said
+    assert "<i>" not in said
+    assert "keep" not in views.artefacts(desk, key, folder)
+    assert "was not kept" in views.artefacts(desk, key, folder / "none")
 
 
 def test_leaving_the_list_of_runs_does_not_open_the_run_again(finished):

@@ -218,15 +218,29 @@ def attacked(home: Path) -> list[Path]:
 
 
 def artefacts(desk: Desk, key: str, folder: Path) -> str:
-    """Pictures of what attacks found."""
+    """Pictures of what attacks found, each with its prompt."""
     some = sorted(folder.glob("*-edited-*.png"))[:SHOWN] if folder.is_dir() else []
     if not some:
         return markup.hint("What was found was not kept: switch that on before you attack.")
     shown = [
-        Figure(p.stem.partition("-edited-")[0], [address(TAKE, key, folder.name, p.name)])
+        Figure(
+            p.stem.partition("-edited-")[0],
+            [address(TAKE, key, folder.name, p.name)],
+            asked_by(p.with_suffix(".json")),
+        )
         for p in some
     ]
     return markup.heading("What was found") + markup.figures(shown, desk.veiled(key), "strips")
+
+
+def asked_by(path: Path) -> str:
+    """The prompt of something found, by its file; "": there is none."""
+    try:
+        told = read_json(path, "find") if path.is_file() else {}
+    except UserError:
+        return ""
+    prompt = told.get("prompt") if isinstance(told, Mapping) else ""
+    return prompt if isinstance(prompt, str) else ""
 
 
 def taken(desk: Desk, key: str) -> str:
