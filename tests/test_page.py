@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import zipfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -365,6 +368,54 @@ def test_a_full_disk_leaves_nothing_half_written(finished, monkeypatch):
     assert not takeaway.there(desk.places, desk.wish(key))
 
 
+@contextmanager
+def small_files(n):
+    """No file of this process may grow beyond so many bytes, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("form", ["lora", "kohya", "single", "folder", "card", "run"])
+def test_a_disk_that_fills_up_leaves_nothing_half_written(finished, form):
+    desk, key = finished
+    (desk.places.run(desk.wish(key).home) / "large").write_bytes(os.urandom(9000))  # for the zip
+    with small_files(500), pytest.raises(UserError) as told:
+        desk.take(key, form, 1.0)
+    assert "\n" not in str(told.value)
+    assert not takeaway.there(desk.places, desk.wish(key))
+    left = list((desk.places.run(desk.wish(key).home) / "take-away").rglob("*"))
+    assert not [p for p in left if p.is_file()]
+    desk.take(key, form, 1.0)  # once there is room
+    assert takeaway.there(desk.places, desk.wish(key))
+
+
+def test_a_model_that_vanished_after_the_training_is_said(desk, tiny, tiny_folder, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(tiny_folder, mine)
+    desk = Desk(Places.of(desk.places.start, [mine]))
+    wish = wish_of(with_form(model=str(mine), method="uce", anchor="house"), desk.places)
+    home = desk.places.run(wish.home)
+    wish.method.erase(str(mine), wish.concepts).save(home)
+    (home / "run.json").write_text(json.dumps({"run": wish.about(), "command": ["efface", "x"]}))
+    key = desk.know(wish)
+    shutil.rmtree(mine)
+    for act in (
+        lambda: desk.compare(key, "cat", 0, 1),
+        lambda: desk.hurt(key, 1),
+        *(lambda form=f: desk.take(key, form, 1.0) for f in ("lora", "single", "folder")),
+    ):
+        with pytest.raises(UserError, match="is not there"):
+            act()
+    assert desk.edit(key).weights
+    assert desk.take(key, "card", 1.0)  # needs no model
+    assert views.run(desk, key)
+
+
 @pytest.mark.parametrize("strength", [float("nan"), -0.5, 1.6, float("inf"), None, "1", True])
 def test_a_strength_that_is_none_is_said(finished, strength):
     desk, key = finished
@@ -697,6 +748,44 @@ def test_the_second_page_on_a_folder_is_told(desk):
         assert desk.other() == ""  # our own
         (desk.places.own / ".lock").write_text("1")
         assert "another page (process 1)" in desk.other()
+
+
+def test_what_a_page_says_where_it_begins(desk, monkeypatch, capsys):
+    """Of a screen that is not there, and of another page on the same folder."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert not server.display()
+    monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    assert server.display()
+    monkeypatch.delenv("WAYLAND_DISPLAY")
+    held = []
+    monkeypatch.setattr(server, "serve_on", lambda _, found: (held.append(found), found.close()))
+    for name in ("GRADIO_TEMP_DIR", "EFFACE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    code = (
+        "import sys, time; from pathlib import Path; from efface.storage import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    try:
+        assert server.serve(desk.places, 0) == 0
+        told = capsys.readouterr()
+        assert told.out.startswith("http://127.0.0.1:")
+        assert "there is no screen here" in told.err
+        assert "another page" not in told.err
+        command = [sys.executable, "-c", code, desk.places.own]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+            other.stdout.readline()
+            assert server.serve(desk.places, 0, browser=False) == 0
+            told = capsys.readouterr()
+            other.kill()
+        assert "another page (process" in told.err
+        assert "no screen" not in told.err  # no browser was asked for
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    assert len(held) == 2
 
 
 def test_nothing_is_reported_to_anybody(places, monkeypatch):
