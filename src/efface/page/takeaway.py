@@ -15,7 +15,7 @@ from efface.edits.lora import factorise
 from efface.edits.lora import save as save_lora
 from efface.edits.merge import merge, merge_single
 from efface.errors import UserError, pick
-from efface.models import load
+from efface.models import DiffusionModel, load
 from efface.page.places import Places
 from efface.page.wish import Wish
 from efface.reporting.attacked import attacked, markdown
@@ -44,6 +44,14 @@ class Asked(NamedTuple):
     def home(self) -> Path:
         """The run's folder."""
         return self.places.run(self.wish.home)
+
+    def opened(self) -> DiffusionModel:
+        """The base model, which is where it was.
+
+        Raises:
+            UserError: it is not.
+        """
+        return load(self.places.model(self.wish.model), device="cpu")
 
     def path(self, name: str) -> Path:
         """A new file's place; a strength other than 1 is in its name."""
@@ -75,7 +83,7 @@ def known(a: Asked, *said: str) -> str:
 def lora(a: Asked, form: str) -> Taken:
     """A LoRA, of the lowest rank that holds the edit well enough."""
     out = a.path(f"lora-{form}.safetensors")
-    model = load(a.wish.model, device="cpu")
+    model = a.opened()
     edit = a.edit.scaled(a.strength, model)
     for rank in RANKS:
         found = factorise(model, edit, rank)
@@ -95,7 +103,7 @@ def single(a: Asked) -> Taken:
     """One file in the original layout."""
     out = a.path("model.safetensors")
     if not out.exists():
-        model = load(a.wish.model, device="cpu")
+        model = a.opened()
         merge_single(model, a.edit.scaled(a.strength, model), out)
     return Taken(out, known(a))
 
@@ -108,7 +116,7 @@ def folder(a: Asked) -> Taken:
         if out.exists() and outdated(a.home, out / "README.md"):
             shutil.rmtree(out)  # its card and its ledger say what was measured
         if not out.exists():
-            model = load(a.wish.model, device="cpu")
+            model = a.opened()
             edit = a.edit.scaled(a.strength, model)
             gated = bool(a.edit.gates)  # then what was measured is not of these weights
             found = None if gated else scores_of(a.home, a.edit, a.strength)
@@ -121,7 +129,7 @@ def folder(a: Asked) -> Taken:
 def model_card(a: Asked) -> Taken:
     """The card, with what was measured and attacked so far."""
     out = a.path("README.md")
-    edit = a.edit if a.strength == 1 else a.edit.scaled(a.strength, load(a.wish.model))
+    edit = a.edit if a.strength == 1 else a.edit.scaled(a.strength, a.opened())
     attacks = markdown(attacked(a.home, edit.digest))
     write_text(out, card(edit, scores_of(a.home, a.edit, a.strength), attacks=attacks))
     return Taken(out)
