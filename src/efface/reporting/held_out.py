@@ -23,6 +23,7 @@ from efface.reporting.tables import (
     of_split,
     place_of,
     read,
+    score,
     splits,
 )
 from efface.scores import Score, concept_rate
@@ -221,9 +222,8 @@ NOTHING = Beside()
 
 
 def short(out: Path, protocol: str, beside: Beside = NOTHING) -> str:
-    """A few methods in a few numbers, each the mean of the splits, in Markdown.
+    """A few methods in a few numbers, over the cells of all splits, in Markdown.
 
-    The ends are the lowest and highest of its cells: no interval, which a table of each split has.
     A method without a cell of every split is left out.
 
     Raises:
@@ -235,38 +235,22 @@ def short(out: Path, protocol: str, beside: Beside = NOTHING) -> str:
     apart = [of_split(found, s) for s in splits(found)]
     for name in (n for n in FRONT if all(n in some for some in apart)):
         parts = [some[name] for some in apart]
-        gone, kept, worst = ([] for _ in range(3))
-        for rows in parts:
-            held = halves(rows, p)[1]
-            gone.append(100 * (1 - cellwise(rows, list(rows[0]["erased"]), k=1)).mean((1, 2)))
-            values = 100 * cellwise(rows, held)
-            kept.append(values.mean((1, 2)))
-            worst.append(worst_tenths(values))
-        cells = [named(name), " + ".join(str(len(rows)) for rows in parts)]
-        cells += ["–" if name == UNEDITED else spread(gone), spread(kept), spread(worst)]
+        rows = [r for part in parts for r in part]
+        whole = cellwise(rows, halves(rows, p)[1])
+        cells = [named(name), " + ".join(str(len(part)) for part in parts)]
+        cells.append("–" if name == UNEDITED else str(score(rows, "erased", 5, protocol)))
+        cells += [str(rate(whole, rows)), str(tail(100 * whole))]
         cells += beside.cells.get(name, ["–"] * len(beside.heads))
-        lines.append(f"| {' | '.join([*cells, *totals([r for rows in parts for r in rows])])} |")
+        lines.append(f"| {' | '.join([*cells, *totals(rows)])} |")
     return "\n".join([*lines, "", " ".join([FRONT_CAPTION, *filter(None, [beside.said])])])
 
 
 FRONT_CAPTION = (
-    "In percent, the mean of both splits; in brackets the lowest and the highest of the cells, "
-    "which are no interval (those are in docs/benchmark.md). Seeds of the first and second split. "
+    "In percent, over the cells of both splits, with 95 % intervals for other concepts like these "
+    "and, where there are several, training seeds. Seeds of the first and second split. "
     "Minutes: of the fastest cell on one thread; most had other work beside them. "
     "Evaluations: of the denoiser, forward + backward, in thousands."
 )
-
-
-def spread(cells: Sequence[Tensor]) -> str:
-    """The mean of the splits' means, with the ends of all cells.
-
-    Args:
-        cells: of each split, (cells,).
-    """
-    value = float(torch.stack([c.mean() for c in cells]).mean())
-    every = torch.cat(list(cells))
-    low, high = f"{float(every.min()):.1f}", f"{float(every.max()):.1f}"
-    return f"{value:.1f}" if low == high else f"{value:.1f} [{low}, {high}]"
 
 
 def totals(rows: Sequence[Row]) -> list[str]:
