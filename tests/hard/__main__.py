@@ -21,16 +21,23 @@ PARTS = ("kills", "inputs", "readers", "names")
 KINDS = ("traceback", "silent", "lost", "unequal", "not finished", "left", "hung", "other")
 
 
-def run(parts: tuple[str, ...], seed: int, short: bool) -> dict[str, Any]:
-    """Every line of some parts: what was tried, how often, and every failure."""
+def run(parts: tuple[str, ...], seed: int, short: bool, rest: bool = False) -> dict[str, Any]:
+    """Every line of some parts: what was tried, how often, and every failure.
+
+    Args:
+        rest: of the kills only those without a line yet; what was broken off goes on.
+    """
     from importlib import import_module
 
     found: dict[str, Any] = {}
     for part in parts:
-        lines = {}
+        had = json.loads(OUT.read_text()).get(part) if rest and OUT.exists() else None
+        lines = dict(had["lines"]) if had else {}
+        more = {"done": tuple(lines)} if rest and part == "kills" else {}
         with TemporaryDirectory() as place:
-            began = time.perf_counter()
-            for name, result in import_module(f"hard.{part}").campaign(Path(place), seed, short):
+            began = time.perf_counter() - (had["seconds"] if had else 0)
+            campaign = import_module(f"hard.{part}").campaign
+            for name, result in campaign(Path(place), seed, short, **more):
                 lines[name] = {"tried": result.tried, "wrong": result.wrong, "notes": result.notes}
                 found[part] = {"seconds": round(time.perf_counter() - began), "lines": lines}
                 if not short:
@@ -80,11 +87,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="hard", description=__doc__)
     parser.add_argument("part", nargs="*", default=PARTS, help=", ".join(PARTS))
     parser.add_argument("--short", action="store_true", help="a sample, which writes no result")
+    parser.add_argument("--rest", action="store_true", help="go on with kills that were broken off")
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args()
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     torch.set_num_threads(1)  # and no thread before a fork
-    found = run(tuple(o.part), o.seed, o.short)
+    found = run(tuple(o.part), o.seed, o.short, o.rest)
     return int(any(x["wrong"] for part in found.values() for x in part["lines"].values()))
 
 

@@ -206,13 +206,22 @@ SHORT = {"erase esd": 2, "apply": 6, "remove": 9, "merge": 3}
 """Cases of the short form, and every which of their operations."""
 
 
-def campaign(place: Path, seed: int, short: bool) -> Iterator[tuple[str, Result]]:
-    """Kill every command at every file operation, and 50 times at random; a sample if ``short``."""
-    model, rng, known = clothes(place / "model"), random.Random(seed), cases()
+def campaign(
+    place: Path, seed: int, short: bool, done: Sequence[str] = ()
+) -> Iterator[tuple[str, Result]]:
+    """Kill every command at every file operation, and 50 times at random; a sample if ``short``.
+
+    Args:
+        done: lines that are there already.
+    """
+    model, known = clothes(place / "model"), cases()
     for name in ABOUT:
         import_module(f"efface.cli.{name}")  # once, not in every process
     load(model, device="cpu")
     for name in SHORT if short else known:
+        if f"{name}: random times" in done:
+            continue
+        rng = random.Random(f"{seed} {name}")
         one, shift = Campaign(known[name], model, place / name.replace(" ", "-")), rng.random()
         step = SHORT[name] if short else 1
         first = int(shift * step)
