@@ -21,6 +21,7 @@ PLACES: dict[Path, dict[str, tuple[str, Callable[[Path, str], str]]]] = {
     },
     DOCS: {
         "bench 2": ("emoji-objects-2", held_out.markdown),
+        "styles": ("emoji-styles", tables.pooled),
         "bench 1": ("emoji-objects", tables.markdown),
     },
     ATTACKS: {

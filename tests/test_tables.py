@@ -14,6 +14,7 @@ from efface.reporting.tables import (
     drawn,
     fastest,
     markdown,
+    pooled,
     ranking,
     read,
     score,
@@ -162,3 +163,20 @@ def test_a_setting_that_came_later_is_what_older_cells_were_made_with():
     other = {"latents": {**bank, "anchored": 2}}
     assert settings({"config": other}) not in same
     assert settings({"config": {"latents": {**bank, "trajectories": 3}}}) not in same
+
+
+def test_a_table_over_all_splits_has_a_line_a_method(results, tmp_path):
+    write(results, cell("ap", 0, 0.9, split="2", erased=("fox", "cat")))
+    found = read(results, "emoji-objects")
+    lines = pooled(results, "emoji-objects").splitlines()
+    by = {x.split(" | ")[0].strip("| *"): x.split(" | ") for x in lines[2:] if x.startswith("|")}
+    assert list(by) == ["unedited", "AP, ours", "ESD", "UCE, with a keep list", "MACE"]
+    assert by["AP, ours"][1:4] == [
+        "3",
+        str(score(found["ap"], "erased", 1, "emoji-objects")),
+        str(score(found["ap"], "preserved", 1, "emoji-objects")),
+    ]
+    far = difference(found["ap"], found["esd"], 1, "emoji-objects")
+    assert by["ESD"][4] == str(far)
+    assert by["AP, ours"][4] == by["unedited"][4] == "–"
+    assert "efface bench emoji-styles" in pooled(tmp_path / "none", "emoji-styles")

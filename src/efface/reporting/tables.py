@@ -242,6 +242,29 @@ def markdown(out: Path, protocol: str) -> str:
     return "\n".join(lines).rstrip()
 
 
+POOLED = ("method", "cells", "ESR-1", "PSR-1", "AP minus it, PSR-1")
+"""Columns of a table over all splits, but for the costs."""
+
+
+def pooled(out: Path, protocol: str) -> str:
+    """One line a method over the cells of all splits, in Markdown; of none, how to make some."""
+    try:
+        found = read(out, protocol)
+    except UserError:
+        if any(out.glob(f"{Path(protocol).stem}-*.json")):
+            raise
+        return f"No result yet: `efface bench {protocol}` makes them."
+    head = (*POOLED, *HEAD[-3:])
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for name, rows in found.items():
+        gone = "–" if name == UNEDITED else said(score, rows, "erased", 1, protocol)
+        row = [named(name), str(len(rows)), gone, said(score, rows, "preserved", 1, protocol)]
+        far = OURS in found and name not in (OURS, UNEDITED)
+        row.append(said(difference, found[OURS], rows, 1, protocol) if far else "–")
+        lines.append(f"| {' | '.join([*row, *costs(rows)])} |")
+    return "\n".join([*lines, "", CAPTION.partition(" Places are")[0]])
+
+
 CAPTION = (
     "The intervals are 95 %, for other concepts like these and other training seeds; for other "
     "concepts only where a method has a single cell, and none where there is a single concept. "
