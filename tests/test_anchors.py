@@ -261,7 +261,9 @@ def test_a_decaying_rate_is_what_adam_is_given(tiny):
     assert moved[1] == pytest.approx(lr / 2, rel=0.2)
 
 
-def test_anchors_that_were_found_outlive_a_kill(tiny, tmp_path, word_list, monkeypatch):
+def test_anchors_that_were_found_outlive_a_kill(tiny, tmp_path, monkeypatch):
+    word_list = tmp_path / "words.txt"
+    word_list.write_text("\n".join(WORDS))
     real, asked = anchors.searched, []
     method = quick(ESD(lr=1e-3, anchor="auto"), "", 2)
     some = [CHURCH, Concept("dog"), Concept("hat", anchor="coat"), Concept("fox")]
@@ -297,6 +299,11 @@ def test_anchors_that_were_found_outlive_a_kill(tiny, tmp_path, word_list, monke
         (folder / ANCHORS).write_text(kept)
         ran(folder, **other)
         assert asked == ["church", "dog", "fox"]
+    word_list.write_text("\n".join(WORDS[:-1]))  # the same file, but not what it was
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / ANCHORS).write_text(kept)
+    ran(tmp_path / "list")
+    assert asked == ["church", "dog", "fox"]
     (tmp_path / "spoilt").mkdir()
     (tmp_path / "spoilt" / ANCHORS).write_text(kept[:-9])
     with pytest.raises(UserError, match="delete it to start afresh"):

@@ -293,7 +293,8 @@ def erase(
     source = run.words or getattr(method, "vocabulary", "") or "auto"
     seed = getattr(method, "seed", 0)
     first = join()[0] == 0
-    notes = run.notes(provenance(method, model, concepts), counter, first)
+    about = provenance(method, model, concepts) | {"searched": [run.words, hash_list(run.words)]}
+    notes = run.notes(about, counter, first)
     concepts = steered(model, concepts, method.anchor, source, seed, run.progress, notes)
     if run.on_anchors is not None:
         run.on_anchors(model, concepts)

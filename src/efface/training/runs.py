@@ -171,7 +171,7 @@ class Run:
         """
         told = self.folder is not None and not (self.folder / EDIT).exists() and self.trial is None
         path = self.folder / ANCHORS if told and self.folder else None
-        found = Notes(path, {**asked(about), "searched": self.words}, counter)
+        found = Notes(path, asked(about), counter)
         if not mine:
             found.path = None
         return found
