@@ -15,7 +15,7 @@ from efface.evaluation.protocols import Protocol, load
 from efface.evaluation.standing import completed
 from efface.reporting import held_out
 from efface.reporting.columns import Column, curve, rank, rate, trials
-from efface.reporting.tables import Row, named, score, settings
+from efface.reporting.tables import Row, named, none_yet, score, settings
 
 COMMON = ("protocol", "base", "judge", "sampler", "redraws")
 """What all cells of a table share."""
@@ -104,6 +104,11 @@ def text(column: Column, cells: Sequence[Row], role: str, unedited: float) -> st
     return f"{value} [{', '.join(rest)}]" if rest else f"{value} (n = {found.drawn})"
 
 
+def plain(column: Column, cells: Sequence[Row], role: str, unedited: float) -> str:
+    """A cell of the table without its interval."""
+    return text(column, cells, role, unedited).partition(" [")[0].partition(" (")[0]
+
+
 def said_of(cell: Row) -> list[str]:
     """What one cell says in each of :data:`COLUMNS`."""
     role = "base" if cell["method"] == UNEDITED else "edited"
@@ -169,7 +174,7 @@ def lines(
         kept = joined(out, BENCHES[name], cells)
         yield f"| {' | '.join([named(method), str(len(cells)), *said, *kept])} |"
     for told, role, cells in controls(found):
-        said = [text(c, cells, role, whole).partition(" [")[0].partition(" (")[0] for c in columns]
+        said = [plain(c, cells, role, whole) for c in columns]
         yield f"| {' | '.join([told, str(len(cells)), *said, *['–'] * len(KEPT)])} |"
     seeds = [c for cells in found.values() for c in cells if "seed-search" in c["attacks"]]
     if seeds:
@@ -182,12 +187,9 @@ def lines(
 
 def markdown(out: Path, name: str) -> str:
     """A table for each split, in Markdown; of no results, how to make some."""
-    try:
-        found = read(out, name)
-    except UserError:
-        if any(out.glob(f"{name}-*.json")):
-            raise
-        return f"No result yet: `efface bench {name}` makes them."
+    if empty := none_yet(out, name):
+        return empty
+    found = read(out, name)
     said: list[str] = []
     for split in sorted({c["split"] for cells in found.values() for c in cells}):
         some = {m: [c for c in cells if c["split"] == split] for m, cells in found.items()}
@@ -199,7 +201,7 @@ def markdown(out: Path, name: str) -> str:
 
 def brief(out: Path, name: str) -> str:
     """One short table of all splits; "" where there is no result."""
-    if not any(out.glob(f"{name}-*.json")):
+    if none_yet(out, name):
         return ""
     found = read(out, name)
     some = {m: found[m] for m in FRONT if m in found}
@@ -215,20 +217,16 @@ ASIDE = {
 
 def aside(out: Path, name: str) -> held_out.Beside:
     """What attacks bring back, without intervals, for the README's table."""
-    if not any(out.glob(f"{name}-*.json")):
+    if none_yet(out, name):
         return held_out.NOTHING
     found = read(out, name)
     whole = unedited_rate(found)
-
-    def said(column: Column, cells: Sequence[Row], role: str) -> str:
-        return text(column, cells, role, whole).partition(" [")[0].partition(" (")[0]
-
     rows = {
-        m: [said(c, cells, "base" if m == UNEDITED else "edited") for c in ASIDE.values()]
+        m: [plain(c, cells, "base" if m == UNEDITED else "edited", whole) for c in ASIDE.values()]
         for m, cells in found.items()
     }
     told = [
-        f"{ROLES[role]}, {' and '.join(said(c, cells, role) for c in ASIDE.values())}"
+        f"{ROLES[role]}, {' and '.join(plain(c, cells, role, whole) for c in ASIDE.values())}"
         for _, role, cells in controls({m: c for m, c in found.items() if m == "ap"})
     ]
     caption = (

@@ -55,6 +55,12 @@ def read(out: Path, protocol: str) -> dict[str, list[Row]]:
     return {m: some for m, some in found.items() if some}
 
 
+def none_yet(out: Path, name: str) -> str:
+    """How to make results of a benchmark, where there is none; else ""."""
+    there = any(out.glob(f"{Path(name).stem}-*.json"))
+    return "" if there else f"No result yet: `efface bench {name}` makes them."
+
+
 def settings(row: Row) -> str:
     """A cell's method settings but for the seed, and for the names that its split lets it see."""
     had = row.get("config") or {}
@@ -248,12 +254,9 @@ POOLED = ("method", "cells", "ESR-1", "PSR-1", "AP minus it, PSR-1")
 
 def pooled(out: Path, protocol: str) -> str:
     """One line a method over the cells of all splits, in Markdown; of none, how to make some."""
-    try:
-        found = read(out, protocol)
-    except UserError:
-        if any(out.glob(f"{Path(protocol).stem}-*.json")):
-            raise
-        return f"No result yet: `efface bench {protocol}` makes them."
+    if empty := none_yet(out, protocol):
+        return empty
+    found = read(out, protocol)
     head = (*POOLED, *HEAD[-3:])
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for name, rows in found.items():
