@@ -1,5 +1,6 @@
 """What an erased concept becomes where nobody says."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -16,9 +17,11 @@ from efface.methods import METHODS
 from efface.methods.ap import AP
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
+from efface.page import ahead
 from efface.seeds import generator
 from efface.training import Run, Tuning, anchors
 from efface.training.runs import ANCHORS
+from efface.wordlists import held
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +159,39 @@ def test_no_anchor_is_erased_or_shares_a_word_with_a_name(tiny, tmp_path):
     path.write_text("dogs\nred dog\n")
     with pytest.raises(UserError, match="no word that 'dog' could become"):
         anchors.steered(tiny, [Concept("dog")], "auto", str(path), 0)
+
+
+def styled(tiny, folder, **more):
+    """The tiny model with a folder that says what it draws."""
+    rows = [{"name": n} for n in ("dog", "cat", "moon")]
+    (folder / "concepts.json").write_text(json.dumps({"concepts": rows, **more}))
+    model = copy.copy(tiny)
+    model.folder = folder
+    return model
+
+
+def test_a_style_becomes_another_style_and_never_a_thing_or_an_artist(tiny, tmp_path):
+    noto = Concept("noto style", kind="style")
+    model = styled(tiny, tmp_path, style_names=["flat style", "noto style", "fluent style"])
+    assert anchors.candidates(model, noto, [noto], "auto").words == ("flat style", "fluent style")
+    assert anchors.candidates(model, DOG, [DOG, noto], "auto").words == ("cat", "moon")
+    erased = [noto, Concept("flat style", kind="style")]
+    (found, _) = anchors.steered(model, erased, "auto", "auto", 0)
+    assert found.anchor == "fluent style"  # the only one left
+    for name in ("Monet", "pixel art"):
+        words = set(anchors.candidates(tiny, Concept(name), [Concept(name)], "auto").words)
+        assert {"watercolor", "folk art", "oil painting"} <= words <= set(held()["styles"])
+        assert "pixel art" in words or name == "pixel art"
+
+
+def test_a_style_goes_to_the_null_prompt_where_no_other_is_known(tiny, word_list, tmp_path):
+    noto = Concept("noto style", kind="style")
+    with pytest.raises(UserError, match="No other style is known that 'noto style' could become"):
+        ahead.anchors(styled(tiny, tmp_path), [noto])
+    for model, source in ((tiny, str(word_list)), (styled(tiny, tmp_path), "auto")):
+        found = anchors.steered(model, [noto, CHURCH], "auto", source, 0)
+        assert found[0].anchor == ""
+        assert found[1].anchor
 
 
 def test_no_anchor_is_a_kind_of_what_is_erased_or_the_other_way_round(tiny, tmp_path):

@@ -6,9 +6,11 @@ import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET, job_of, quick
 
-from efface.concepts import MOST, TEMPLATES, Concept, templates
+from efface.concepts import MOST, SUBJECTS, TEMPLATES, Concept, normal, templates
 from efface.errors import UserError
+from efface.evaluation.protocols import load as load_protocol
 from efface.methods import METHODS
+from efface.methods.ap import AP
 from efface.methods.ca import CA
 from efface.methods.esd import ESD
 from efface.methods.mace import refinement_rows, span_of
@@ -16,6 +18,7 @@ from efface.methods.uce import UCE
 from efface.training import Bank, Rollout, Tuning
 from efface.training.batches import encode
 from efface.training.closed_form import erased_rows, solve, text_vectors
+from efface.vocabularies import told
 
 BOTH = [CHURCH, DOG]
 HAVING = [n for n, m in METHODS.items() if hasattr(m(), "diversify")]
@@ -46,8 +49,18 @@ def test_pairs_are_prompts_beside_the_same_with_the_anchor():
     assert [tuple(p)[:3] for p in DOG.pairs()] == [("dog", "dog", "cat"), ("hound", "hound", "cat")]
     ends = [tuple(p)[3:] for p in DOG.pairs(len(TEMPLATES["object"]))]
     assert all(a.endswith(("dog", "hound")) and b.endswith("cat") for a, b in ends)
-    style = Concept("cubism", kind="style").pairs(2)[1]
-    assert style.prompt == TEMPLATES["style"][1].format("cubism")
+
+
+def test_a_style_is_erased_from_things_that_stay():
+    style = Concept("cubism", kind="style")
+    bare, other, *_ = style.pairs(2)
+    assert tuple(bare) == ("cubism", "cubism", "", "cubism", "")
+    assert tuple(other) == ("cubism", "cat, cubism", "cat", "cat, cubism", "")
+    becomes = dataclasses.replace(style, anchor="fauvism").pairs(2)[1]
+    assert becomes.instead == becomes.instead_subject == "cat, fauvism"
+    assert style.pairs(MOST)[-1].instead == "art"
+    names = {normal(s) for s in load_protocol("emoji-styles").subjects}
+    assert not names & {normal(s) for s in SUBJECTS}  # the benchmark's are seen by no method
 
 
 def test_every_method_has_it():
@@ -142,6 +155,48 @@ def test_methods_with_templates_of_their_own_take_these_instead(tiny, words):
         for n in (0, len(TEMPLATES["object"]))
     )
     assert all(torch.equal(w, same.weights[k]) for k, w in own.weights.items())
+
+
+def test_a_style_is_erased_in_pictures_of_things_where_nothing_else_is_said(tiny, words):
+    style, thing = Concept("cubism", "fauvism", kind="style"), Concept("dog", "cat")
+
+    def rows(method, *concepts):
+        job = job_of(tiny, concepts, method)
+        return len(method.latents.open(job).encoded.of)
+
+    short = Bank(ddim_steps=2, trajectories=1)
+    for kind in (AP, METHODS["twofold"]):
+        ours = kind(latents=short, styled=5)
+        assert rows(ours, thing) == 1
+        assert rows(ours, style) == 5
+        assert rows(ours, style, thing) == 10
+        assert rows(kind(latents=short, styled=0), style) == 1
+        assert rows(kind(latents=short, styled=5, diversify=2), style) == 2
+    assert AP().styled > 1
+    assert not any(AP.presets()[n].styled for n in ("paper", "official"))  # as published
+
+
+def test_the_goal_without_an_anchor_is_what_the_model_predicts_for_the_thing_alone(tiny):
+    style = Concept("cubism", kind="style")
+    bank = AP(styled=3, latents=Bank(ddim_steps=2, trajectories=1)).latents.open(
+        job_of(tiny, [style], AP(styled=3))
+    )
+    assert bank.encoded.bare == (True, False, False)
+    for path, instead in enumerate(p.instead for p in style.pairs(3)):
+        cond = tiny.embed([instead], null=True)
+        z, t = bank.z[path], bank.t
+        with torch.no_grad():
+            goal = tiny.predict(z, t, cond.repeat(len(z)))
+        torch.testing.assert_close(bank.e_anchor[path], goal, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Monet", "pixel art", "noto style"])
+def test_a_name_tells_that_it_is_a_styles(emoji, name):
+    (found,) = told(emoji, [Concept(name)])
+    assert found == Concept(name, kind="style")
+    assert told(emoji, [CHURCH, DOG]) == (CHURCH, DOG)
+    made = UCE(anchor="").erase(emoji, [name], QUIET).meta["concepts"]
+    assert [c["kind"] for c in made] == ["style"]
 
 
 def test_a_killed_training_of_other_prompts_is_another_run(tiny, words, tmp_path):

@@ -245,6 +245,19 @@ def test_a_model_brings_its_names_and_tags(tmp_path):
     assert brought(tmp_path, "mine", "tags") == Vocabulary(("pet", "big"), "mine tags")
 
 
+def test_a_model_brings_its_styles(tiny, emoji):
+    style = Concept("noto style", kind="style")
+    own = load_vocabulary("styles", emoji)
+    assert len(own) == 6
+    assert "noto style" in own.words
+    assert "impressionism" in load_vocabulary("styles", tiny).words
+    things = load_vocabulary("auto", emoji, [CHURCH])
+    assert things == load_vocabulary("names", emoji)
+    both = load_vocabulary("auto", emoji, [style])
+    assert both.words == own.words + things.words
+    assert both.relatives == set(own.words)
+
+
 BROUGHT = {
     "broken": ('{"concepts": [\n{"name": "a"}\n', "names", r"line \d: broken JSON"),
     "a list": ('["dog"]', "names", r"concepts: a list of names with tags is needed, got \['dog'\]"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import resvg_py
-from common import ASSETS, BUILD, HELD_OUT, HERE, JUDGE_ONLY, SIZE, STYLES, stage
+from common import ASSETS, BUILD, HELD_OUT, HERE, JUDGE_ONLY, SIZE, STYLES, WORDS, stage
 from PIL import Image
 from tqdm import tqdm
 
@@ -119,7 +119,8 @@ def main() -> None:
             concept=np.array(concept_of, np.int16),
             style=np.array(style_of, np.int8),
         )
-        about = json.dumps({"styles": list(sets), "concepts": concepts}, indent=1) + "\n"
+        found = {"styles": list(sets), "style_names": list(WORDS.values()), "concepts": concepts}
+        about = json.dumps(found, indent=1) + "\n"
         (BUILD / "concepts.json").write_text(about)
         ASSETS.mkdir(parents=True, exist_ok=True)
         (ASSETS / "concepts.json").write_text(about)

@@ -46,6 +46,16 @@ PLACES = (
 )
 """Where or how a template's picture shows what it shows."""
 
+SUBJECTS = (
+    *("cat", "dog", "house", "woman", "man", "forest", "flower", "car", "boat"),
+    *("bird", "horse", "mountain", "chair", "bridge", "cup", "dress", "apple", "street"),
+    *("piano", "river", "child", "cow", "bread", "book", "table", "garden", "rabbit"),
+    *("ship", "train", "clock", "beach", "bear", "city", "hat", "king", "window"),
+    *("elephant", "cloud", "guitar", "sheep", "castle", "lamp", "shoe", "butterfly", "ladder"),
+)
+"""Things that are drawn in a style, where several prompts ask for it: a style alone is no picture,
+and no thing of the benchmark of styles is among them."""
+
 MOST = 50
 """Prompts of a name that there are."""
 
@@ -54,14 +64,19 @@ Diversify = Annotated[int, Range(0, MOST)]
 
 
 def templates(kind: str, n: int) -> tuple[str, ...]:
-    """``n`` different prompt templates of a kind: :data:`TEMPLATES`, then each in a place.
+    """``n`` different prompt templates of a kind, the bare name first.
+
+    For a thing :data:`TEMPLATES`, then each in a place; for a style :data:`SUBJECTS` in it.
 
     Args:
         n: up to :data:`MOST`; 0: :data:`TEMPLATES`.
     """
     plain = TEMPLATES[kind]
-    more = (f"{t}, {place}" for place, t in product(PLACES, plain))
-    return (*plain, *more)[:n] if n else plain
+    if not n:
+        return plain
+    if kind == "style":
+        return (plain[0], *(f"{thing}, {{}}" for thing in SUBJECTS), *plain[1:])[:n]
+    return (*plain, *(f"{t}, {place}" for place, t in product(PLACES, plain)))[:n]
 
 
 class Pair(NamedTuple):
@@ -135,7 +150,10 @@ class Concept:
         return [templates[i % len(templates)].format(self.name) for i in range(n)]
 
     def pairs(self, n: int = 0) -> list[Pair]:
-        """Prompts of every name beside their replacements, ``n`` for each; 0: the bare names."""
+        """Prompts of every name beside their replacements, ``n`` for each; 0: the bare names.
+
+        Without an anchor the null prompt replaces a thing's, and the rest of it a style's.
+        """
         some = templates(self.kind, n) if n else ("{}",)
         found = []
         for name in self.names:
@@ -144,6 +162,8 @@ class Concept:
                 mine, theirs = (
                     [x.format(n) if n else "" for x in (t, until)] for n in (name, self.anchor)
                 )
+                if not self.anchor and self.kind == "style":
+                    theirs[0] = t.format("").strip(" ,")
                 found.append(Pair(name, mine[0], theirs[0], mine[1], theirs[1]))
         return found
 

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efface.concepts import Concept
 from efface.errors import UserError, pick
-from efface.names import COMMAS, at, by_commas, clean, json_of, lines, meant, quoted, text_of, words
+from efface.names import (
+    COMMAS,
+    at,
+    by_commas,
+    clean,
+    json_of,
+    lines,
+    meant,
+    normal,
+    quoted,
+    text_of,
+    words,
+)
 from efface.vocabulary import Vocabulary, stems_of
-from efface.wordlists import SHIPPED, known, relatives, shipped, whole_words
+from efface.wordlists import SHIPPED, called, known, relatives, shipped, whole_words
 
 if TYPE_CHECKING:
     from efface.models import DiffusionModel
@@ -87,6 +100,26 @@ def brought(folder: Path, name: str, field: str) -> Vocabulary:
     return Vocabulary(tuple(dict.fromkeys(found)), f"{name} {field}")
 
 
+def styles_of(model: DiffusionModel) -> tuple[str, ...]:
+    """How a model's folder says that its styles are asked for (``style_names``); mostly nothing.
+
+    Raises:
+        UserError: ``concepts.json`` is broken.
+    """
+    if model.folder is None or not brings(model):
+        return ()
+    path = model.folder / "concepts.json"
+    about = json_of(path, "list of concepts")
+    with at(repr(str(path))):
+        return words(about.get("style_names", ()) if isinstance(about, dict) else (), "style_names")
+
+
+def told(model: DiffusionModel, concepts: Sequence[Concept]) -> tuple[Concept, ...]:
+    """Concepts of the kind that their names tell: those of styles, the model's or shipped ones."""
+    own = called() | {normal(s) for s in styles_of(model)}
+    return tuple(replace(c, kind="style") if normal(c.name) in own else c for c in concepts)
+
+
 def tags_of(model: DiffusionModel, name: str) -> tuple[str, ...]:
     """What else a model's folder calls one of its concepts: its search tags; mostly nothing.
 
@@ -110,9 +143,10 @@ def load(
     """A vocabulary by name or from a file.
 
     Args:
-        source: ``auto`` (the names that the model's folder brings, else the shipped ``nouns`` with
-            what the concepts' kind harms beside them), ``names``, ``tags``, ``nouns``, ``styles``,
-            ``people``, ``tokens``, ``words: castle, fox, …``, or the path of a word list.
+        source: ``auto`` (the names that the model's folder brings, else the shipped ``nouns``, with
+            what the concepts' kind harms beside them), ``names``, ``tags``, ``nouns``, ``styles``
+            (the folder's own, else the shipped ones), ``people``, ``tokens``, ``words: castle, fox,
+            …``, or the path of a word list.
         concepts: what is erased, for the shipped lists.
         beside: what is erased with them.
 
@@ -125,9 +159,10 @@ def load(
         if not any(given):
             raise UserError(f"got {quoted(source)} for a vocabulary, which holds no word.")
         return Vocabulary(tuple(dict.fromkeys(w for w in given if w)), "words given")
-    if source == "auto" and not brings(model):
+    if source == "auto":
         return automatic(model, concepts, beside)
-    source = "names" if source == "auto" else source
+    if source == "styles" and (own := styles_of(model)):
+        return Vocabulary(own, f"{model.name} styles")
     if source in ("names", "tags"):
         if model.folder is None or not brings(model):
             raise UserError(
@@ -175,17 +210,23 @@ def of_shipped(name: str, model: DiffusionModel, concepts: Sequence[Concept]) ->
 def automatic(
     model: DiffusionModel, concepts: Sequence[Concept], beside: Sequence[Concept]
 ) -> Vocabulary:
-    """The candidates where a model does not say what it draws.
+    """The names that a model's folder brings, else the shipped things, each with their relatives.
+
+    Relatives are what an erasure of the concepts' kind harms beside things; of a model that says
+    what it draws, the styles that it names, too, and no other.
 
     Raises:
         UserError: the tokenizer knows none of them.
     """
-    erased = (*concepts, *beside)
-    kin = [of_shipped(name, model, erased) for name in relatives(concepts)]
-    parts = [*kin, of_shipped("nouns", model, erased)]
+    wanted = relatives(told(model, concepts))
+    erased, says = (*concepts, *beside), brings(model)
+    if says:
+        wanted = ("styles",) if "styles" in wanted and styles_of(model) else ()
+    kin = [load(name, model, erased) for name in wanted]
+    parts = [*kin, load("names" if says else "nouns", model, erased)]
     return Vocabulary(
         tuple(dict.fromkeys(w for v in parts for w in v.words)),
         ", ".join(v.source for v in reversed(parts)),
-        MOST,
+        0 if says else MOST,
         frozenset(w for v in kin for w in v.words),
     )

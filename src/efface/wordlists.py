@@ -143,6 +143,16 @@ def is_style(concept: Concept) -> bool:
     return concept.kind == "style" or any(normal(n) in called() for n in concept.names)
 
 
+def styles_among(words: Collection[str], own: Collection[str] = ()) -> tuple[str, ...]:
+    """Those of some words that are styles and no artist's name.
+
+    Args:
+        own: styles besides the shipped ones.
+    """
+    known = {normal(w) for w in (*held()["styles"], *own)}
+    return tuple(w for w in words if normal(w) in known)
+
+
 def is_nudity(concept: Concept) -> bool:
     """Whether a concept is one of nudity, by a word of one of its names."""
     return any(NUDITY & set(normal(n).split()) for n in concept.names)

@@ -10,6 +10,8 @@ from efface.errors import UserError
 from efface.evaluation import answers
 from efface.settings import shown
 
+SAME = object()
+"""A setting's value of today."""
 BEFORE: Mapping[str, Any] = {
     "anchor": "",
     "decay": 0.0,
@@ -18,6 +20,7 @@ BEFORE: Mapping[str, Any] = {
     "invariants": True,
     "reuse": 0,
     "latents": {"anchored": 0},
+    "styled": SAME,  # changes nothing of things, which older results are of
 }
 """Settings that came later, at what older results were made with."""
 HOW, OWN = ("dtype", "size"), ("drawn by", "brought words")
@@ -61,7 +64,7 @@ def completed(
             if isinstance(had.get(k), Mapping) and isinstance(config.get(k), Mapping):
                 found[k] = completed(had[k], config[k], v)
         elif k in config:
-            found.setdefault(k, v)
+            found.setdefault(k, config[k] if v is SAME else v)
     return found
 
 

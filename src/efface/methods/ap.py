@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from efface.concepts import MOST
 from efface.models import stack
 from efface.settings import Range
 from efface.training import (
@@ -99,6 +100,10 @@ class AP(Method, Tuning):
     """Keep the erased concepts, their case variants, tokens and synonyms out of the candidates."""
     x0_weighting: bool = False
     """Compare predicted pictures instead of noise: every term times (1 - ᾱ)/ᾱ."""
+    styled: Annotated[int, Range(0, MOST)] = 16
+    """Prompts that stand for each name where a style is erased and ``diversify`` does not say: a
+    thing in the style each. A style alone is no picture, and so its name alone says little; 0: it
+    does."""
     search: Search = Online()
     """How preserved words are chosen."""
     latents: Latents = Bank(trajectories=2, anchored=2)
@@ -186,6 +191,7 @@ class AP(Method, Tuning):
         """
         paper: dict[str, Any] = {
             "anchor": "",
+            "styled": 0,
             "preserve_batch": 0,
             "reuse": 0,
             "pool_size": 100,
@@ -216,7 +222,7 @@ class AP(Method, Tuning):
         own = {
             "ours": cls(),
             "exact": cls(eta=1.0, **large),
-            "away": cls(anchor="", eta=4.0, **large),
+            "away": cls(anchor="", eta=4.0, styled=0, **large),
         }
         return {**own, **forms, **short}
 

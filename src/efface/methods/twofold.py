@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from efface.concepts import MOST
 from efface.models import stack
 from efface.settings import Range
 from efface.training import Bank, Entry, Job, Loss, Made, Method, Student, Tuning
@@ -57,6 +58,10 @@ class Twofold(Method, Tuning):
     itself, "words: fox, sky"."""
     exclude_parts: bool = False
     """Also leave out words that are nothing but a part of an erased name ("mug" for "beer mug")."""
+    styled: Annotated[int, Range(0, MOST)] = 16
+    """Prompts that stand for each name where a style is erased and ``diversify`` does not say: a
+    thing in the style each. A style alone is no picture, and so its name alone says little; 0: it
+    does."""
     search: Online | Exact | Random = Online()
     """How preserved words are chosen."""
     recall: Recall = Recall()

@@ -11,6 +11,7 @@ import torch
 
 from efface.cli.plan import planned
 from efface.concepts import Concept, check
+from efface.errors import UserError
 from efface.evaluation import bound
 from efface.evaluation.sensitivity import PROXIES, Moved, closed_form, prediction
 from efface.models import DiffusionModel
@@ -103,10 +104,12 @@ def anchors(model: DiffusionModel, concepts: Sequence[Concept]) -> list[str]:
     Among the words nearest by their text; the run itself searches all of them.
 
     Raises:
-        UserError: no word is left for it.
+        UserError: no word is left for it, or no other style is known.
     """
     one = concepts[0]
     some = narrowed(model, one, candidates(model, one, concepts, "auto"))
+    if not some.words:
+        raise UserError(f"No other style is known that {one.name!r} could become: write one.")
     if len(some.words) > TRIED:
         some = some.pool(model, one, 0, TRIED, "nearest")
     found = compare(model, one.name, some.words, own_pictures(model, one.name, 0))

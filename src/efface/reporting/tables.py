@@ -14,7 +14,7 @@ from efface.errors import UserError
 from efface.evaluation import answers
 from efface.evaluation.bench import UNEDITED, label, lineup
 from efface.evaluation.protocols import load
-from efface.evaluation.standing import BEFORE
+from efface.evaluation.standing import BEFORE, SAME
 from efface.scores import Score, concept_rate, paired_difference
 from efface.vocabularies import INLINE
 
@@ -72,7 +72,8 @@ def settings(row: Row) -> str:
         config["vocabulary"] = INLINE
     if "tuning" in config:  # cells of earlier versions
         config["tuning"] = {**config["tuning"], "seed": None}
-    return json.dumps(config, sort_keys=True)
+    told = {k: v for k, v in config.items() if BEFORE.get(k) is not SAME}
+    return json.dumps(told, sort_keys=True)
 
 
 class Hits:

@@ -17,9 +17,9 @@ from efface.models import Conditioning, DiffusionModel, stack
 from efface.names import normal
 from efface.seeds import generator
 from efface.training.runs import Notes
-from efface.vocabularies import load
+from efface.vocabularies import load, styles_of, told
 from efface.vocabulary import Vocabulary, stems_of
-from efface.wordlists import broader, kinds, relatives
+from efface.wordlists import broader, is_style, kinds, relatives, styles_among
 
 AUTO = "auto"
 """The anchor that is searched for."""
@@ -134,23 +134,31 @@ def candidates(
     """The words that a concept, or another one of its kind, may become.
 
     None that is erased, shares a word with an erased name, or is known to be a kind of one, or what
-    one is a kind of (WordNet).
+    one is a kind of (WordNet). A style becomes another style, and no artist's.
 
     Args:
         erased: all that is erased, with ``concept``.
         source: of :func:`efface.vocabularies.load`.
 
+    Returns:
+        Nothing for a style where the vocabulary holds no other.
+
     Raises:
-        UserError: none is left.
+        UserError: none is left for a thing.
     """
+    (concept,) = told(model, [concept])
     found = load(source, model, [concept], erased).without(erased, model.tokenizer, parts=True)
     names = {normal(n) for c in erased for n in c.names}
     kin = {normal(w) for w in kinds(names) | broader(names)}
     taken = {s for c in erased for n in c.names for s in parts_of(n)}
+    if is_style(concept):  # "pixel art" is no nearer to "folk art" for what both end in
+        taken -= {s for n in concept.names for s in parts_of(" ".join(n.split()[1:][-1:]))}
     free = tuple(
         w for w in found.words if normal(w) and normal(w) not in kin and not parts_of(w) & taken
     )
-    if not free:
+    if is_style(concept):
+        free = styles_among(free, styles_of(model))
+    elif not free:
         raise UserError(
             f"the vocabulary ({found.source}) holds no word that {concept.name!r} could become: "
             "give a larger one, or its anchor: 'name -> anchor'."
@@ -198,7 +206,8 @@ def steered(
             kin = (c.kind, *relatives([c]))  # which lists there are depends on it
             if kin not in words:
                 words[kin] = candidates(model, c, concepts, source)
-            c = searched(model, c, words[kin], seed, encoded=encoded)
+            if words[kin].words:
+                c = searched(model, c, words[kin], seed, encoded=encoded)
             if notes is not None:
                 notes.keep(c.name, c.anchor)
         found.append(c)

@@ -71,6 +71,8 @@ class Encoded(NamedTuple):
     anchor: Conditioning
     of: Tensor
     """Index of the concept that a row belongs to."""
+    bare: tuple[bool, ...]
+    """Whether the null prompt is a row's anchor."""
 
 
 def encode(model: DiffusionModel, concepts: Sequence[Concept], prompts: int = 0) -> Encoded:
@@ -84,6 +86,7 @@ def encode(model: DiffusionModel, concepts: Sequence[Concept], prompts: int = 0)
         model.embed([pair.prompt for _, pair in rows]),
         model.embed([pair.instead for _, pair in rows], null=True),
         torch.tensor([i for i, _ in rows]),
+        tuple(not pair.instead for _, pair in rows),
     )
 
 

@@ -30,7 +30,7 @@ from efface.training.processes import add_up, join
 from efface.training.runs import EDIT, Run, asked
 from efface.training.student import Loss, Stateful, Student
 from efface.training.tuning import Tuning
-from efface.vocabularies import hash_list
+from efface.vocabularies import hash_list, told
 from efface.vocabularies import load as load_vocabulary
 from efface.vocabulary import Vocabulary
 from efface.wordlists import relatives
@@ -285,7 +285,7 @@ def erase(
         UserError: names that contradict each other, no anchor to be found, whatever the method
             cannot, and weights that did not move.
     """
-    concepts, keep = check(concepts, method.keep, model.tokenizer)
+    concepts, keep = check(told(model, concepts), method.keep, model.tokenizer)
     if keep != method.keep:  # a word twice, or a string for a list
         method = replace(method, keep=keep)
     counter, before, began = model.counter, model.counter.copy(), perf_counter()
@@ -357,7 +357,7 @@ def provenance(
         "efface": VERSION,
         "method": method.name,
         "config": to_json(method),
-        "concepts": [c.to_json() for c in concepts],
+        "concepts": [c.to_json() for c in told(model, concepts)],
         "model": model.name,
         "base": model.base,
         "dtype": model.precision,

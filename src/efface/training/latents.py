@@ -76,7 +76,8 @@ class Rollout:
 
 def prompts_of(job: Job) -> int:
     """How many prompts stand for each erased name of a job; 0: the bare name."""
-    return int(getattr(job.method, "diversify", 0))
+    several, styled = (int(getattr(job.method, x, 0)) for x in ("diversify", "styled"))
+    return several or (styled if any(c.kind == "style" for c in job.concepts) else 0)
 
 
 Latents = Bank | Rollout
@@ -139,7 +140,7 @@ class Banked:
             rows.tolist(), desc="bank of latents", unit="prompt", disable=not self.progress
         ):
             concept, anchor = self.encoded.concept[[row]], self.encoded.anchor[[row]]
-            known = not self.concepts[int(self.encoded.of[row])].anchor
+            known = self.encoded.bare[row]
             z, e0, e1 = self._followed(concept, self.n, g)
             kept.append((z, e0 if known else self._asked(anchor, z), e1))
             if self.anchored:
