@@ -71,8 +71,7 @@ class Minimax(Method):
     rounds: Annotated[int, Range(1, 100_000)] = 1000
     """Of the iteration, at most."""
     tolerance: Annotated[float, Range(0, 1)] = 0.01
-    """How far above the proved bound the worst word may be, as a share of it, the ridge's part
-    counted in both."""
+    """How far above the proved bound the worst word may be, as a share of it."""
     diversify: Diversify = 0
     """Prompts that stand for each erased name, filled into templates of its kind; 0: the bare
     name."""

@@ -119,7 +119,8 @@ def least_harm(
         low = max(low, float(even @ squared) + lam * size)
         if best is None or float(squared.max()) + lam * size < best[0]:
             best = (float(squared.max()) + lam * size, y, squared, even, size)
-        if best[0] <= (1 + tolerance) ** 2 * low or best[0] < 1e-12:
+        worst, part = float(best[2].max()), lam * best[4]
+        if worst <= (1 + tolerance) ** 2 * (low - part) or best[0] < 1e-12:
             break
         weights = weights * squared ** (PACE / 2)
         weights = weights / weights.sum()

@@ -10,23 +10,24 @@ from torch import Tensor
 from efface.errors import UserError
 from efface.models import DiffusionModel, watched
 from efface.training.anchors import half_made, half_way
-from efface.training.closed_form import text_vectors
+from efface.training.closed_form import solve, text_vectors
 
 SHOWN = 8
 """Words that it is measured on, at even distances in the vocabulary."""
-SHAKE = 0.1
-"""Size of an unrelated change of a map, in units of the map's own."""
+RIDGE = 0.5
+"""Of the unrelated edits, UCE's own."""
 
 
 @torch.no_grad()
 def by_drift(
     model: DiffusionModel, maps: Sequence[str], words: Sequence[str], g: torch.Generator
 ) -> list[float]:
-    """How far predictions drift for a change of each map that has to do with no word.
+    """How far predictions drift for what unrelated edits do to each map.
 
-    A map is shaken by noise of its own size's :data:`SHAKE`; its weight is the mean square of what
-    that does to predictions, over the mean square of what it does to the words' text states. Costs
-    ``1 + len(maps)`` evaluations a word, and the words' half-made pictures.
+    Of a few words, each second one is sent to the one before it (UCE, nothing preserved), in one
+    map at a time. The map's weight is the mean square of what that does to the other words'
+    predictions, over the square of what it does to what the map makes of them. Costs ``1 +
+    len(maps) * SHOWN / 2`` evaluations a word at most, and the words' half-made pictures.
 
     Args:
         words: a few of them are taken.
@@ -40,12 +41,17 @@ def by_drift(
     plain, rows = model.predict(z, t, cond), text_vectors(model, some)
     found = []
     for name in maps:
-        own = model.parameters()[name].detach().float()
-        noise = torch.randn(own.shape, generator=g).to(own.device)
-        far = SHAKE * own.norm() / noise.norm() * noise
-        drift = (model.predict(z, t, cond, {name: own + far}) - plain).square().mean()
-        made = (rows @ far.cpu().double().T).square().mean()
-        found.append(float(drift) / max(float(made), 1e-30))
+        own = model.parameters()[name].detach()
+        drift = made = 0.0
+        for i in range(0, len(some) - 1, 2):
+            others = [j for j in range(len(some)) if j not in (i, i + 1)] or [i]
+            new = own.double().cpu() @ solve(rows[[i + 1]], rows[[i]], None, 1.0, 1.0, RIDGE)
+            guess = model.predict(
+                z[others], t[others], cond[others], {name: new.to(own.device, own.dtype)}
+            )
+            drift += float((guess - plain[others]).square().sum())
+            made += float(((new - own.double().cpu()) @ rows[others].T).square().sum())
+        found.append(drift / max(made, 1e-30))
     return evened(found)
 
 
