@@ -80,7 +80,7 @@ BY_MODULE = {
     "training/search/gumbel": ("defaults", "losses", "ap", "baselines"),
     "training/held": ("losses", "ap"),
     "training/search/online": ("losses",),
-    "training/search/forecast": ("forecast_search",),
+    "training/search/forecast": ("defaults", "forecast_search"),
     "training/recall": ("twofold", "race"),
     "training/minimax": ("minimax", "bound"),
     "training/projection": ("projection",),
@@ -121,7 +121,7 @@ BY_MODULE = {
     "evaluation/finds": ("siege",),
     "evaluation/lessons": ("attacks", "siege"),
     "evaluation/verdicts": ("siege",),
-    "evaluation/attack_bench": ("attack_bench",),
+    "evaluation/attack_bench": ("defaults", "attack_bench"),
     "evaluation/bound": ("bound",),
     "evaluation/cells": ("bench", "attack_bench"),
     "evaluation/tasks": ("tasks",),
@@ -129,7 +129,7 @@ BY_MODULE = {
     "evaluation/standing": ("bench", "stale", "attack_bench"),
     "evaluation/permitted": ("protocol2", "bench"),
     "evaluation/seen": ("metrics", "measure", "scoring"),
-    "evaluation/answers": ("readers", "bench", "scoring"),
+    "evaluation/answers": ("defaults", "readers", "bench", "scoring"),
     "evaluation/judge_files": ("emoji", "second_judge"),
     "evaluation/judges/second": ("second_judge",),
     "evaluation/evaluate": ("scoring", "protocols", "bench", "storage"),
@@ -249,6 +249,10 @@ EQUIVALENT: dict[str, str] = {
     "training/search/gumbel: for logits, grad in zip(self.logits, grads, strict=True): => "
     "for logits, grad in zip(self.logits, grads, strict=False):": "a gradient for every vector of "
     "logits is what autograd gives",
+    "training/change: moved = 0.0 => moved = -1.0": "where nothing is made, either is too little",
+    "training/joint: if any(s != settings[0] for s in settings): => "
+    "if any(s != settings[ 1] for s in settings):": "there are two edits at least, and they differ "
+    "from any one of them where they differ at all",
     "evaluation/clip: return normalize(features(self.model.get_text_features(**x)), dim=-1) => "
     "return normalize(features(self.model.get_text_features(**x)), dim=1)": "features have two "
     "axes, the last is the second",

@@ -786,3 +786,10 @@ def test_the_presets_are_what_the_facts_say():
     assert official.latents.own
     assert official.x0_weighting
     assert not official.exclude_erased
+
+
+def test_a_climb_through_both_models_needs_room_for_both():
+    small = {"batch": 4, "preserve_batch": 1}
+    assert AP(**small, search=Gumbel(teacher_gradient=True)).rows == 8
+    assert AP(**small, search=Gumbel(teacher_gradient=False)).rows == 5
+    assert AP(**small).rows == 5

@@ -172,6 +172,16 @@ def test_the_fixed_vectors_begin_with_the_start_tokens(tiny):
     assert fixed_vectors(tiny).shape == (4, len(start))
 
 
+def test_the_fixed_vectors_are_the_centres_of_the_null_prompts_others(emoji):
+    rest = [x.double() for x in emoji.embed([""]).states[0, 1:]]
+    centres = [rest[0], rest[(len(rest) - 1) // 2], rest[-1]]
+    for _ in range(20):
+        near = [min(range(3), key=lambda i, x=x: float((x - centres[i]).norm())) for x in rest]
+        groups = [[x for x, k in zip(rest, near, strict=True) if k == i] for i in range(3)]
+        centres = [sum(group) / len(group) for group in groups]
+    torch.testing.assert_close(fixed_vectors(emoji)[1:], torch.stack(centres), rtol=1e-4, atol=1e-5)
+
+
 # -- MACE ----------------------------------------------------------------------------------------
 
 

@@ -16,12 +16,13 @@ from efface.errors import UserError
 from efface.methods.ap import AP
 from efface.methods.esd import ESD
 from efface.methods.uce import UCE
-from efface.models import load
+from efface.models import Counter, load
 from efface.testing import tiny_pipeline
 from efface.training import Bank, Job, Run, Student, loop, processes
 from efface.training.checkpoints import Checkpoint
 from efface.training.loop import finetune
 from efface.training.runs import CHECKPOINT, Paused
+from efface.training.student import Clock
 
 METHOD = ESD(latents=Bank(ddim_steps=3, trajectories=2), batch=2, updates=3, save_every=2)
 
@@ -124,6 +125,37 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tiny, left, spoil):
     save_file(tensors, folder / CHECKPOINT, meta)
     with pytest.raises(UserError, match=r"checkpoint .* is damaged"):
         method.erase(tiny, [CHURCH], Run(folder, progress=False))
+
+
+def test_what_is_taken_back_is_what_was_kept_and_no_more(tmp_path):
+    def fresh():
+        weights = {k: torch.nn.Parameter(torch.ones(2)) for k in ("a.weight", "b.weight")}
+        adam = torch.optim.Adam(weights.values())
+        return weights, adam, Checkpoint(tmp_path, {}, weights, adam, [])
+
+    weights, adam, keep = fresh()
+    for n, w in enumerate(weights.values(), 1):
+        w.grad = torch.full((2,), float(n))
+    adam.step()
+    keep.save(1, Counter())
+    others, other, again = fresh()
+    assert again.restore(Counter()) == 1
+    for k, w in weights.items():
+        assert torch.equal(others[k], w)
+        mine, theirs = adam.state[w], other.state[others[k]]
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(v, theirs[n]) for n, v in mine.items())
+
+
+def test_a_clock_starts_with_the_first_update(tiny):
+    clock, student = Clock(), Student(tiny, {})
+    for update in (0, 1):
+        clock.begin(student, 0, torch.Generator())
+        clock.end(student)
+        assert clock.update == update
+    again = Clock()
+    again.restore(clock.state())
+    assert again.update == 1
 
 
 def other_words(folder, words):

@@ -5,10 +5,13 @@
 
 import json
 import os
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
+from efface.evaluation import answers
+from efface.evaluation.attack_bench import AT
 from efface.evaluation.attacks import ATTACKS
 from efface.methods import METHODS
 from efface.settings import ranges, to_json
@@ -36,9 +39,29 @@ def of_method(cls):
     return {**said(cls), "presets": presets, "lineup": lineup, "is": kinds}
 
 
-@pytest.mark.parametrize("name", [*OWN, *PARTS])
+def of_file(cls):
+    """What a result says that leaves a field out."""
+    return {f.name: f.default for f in fields(cls) if f.default not in (MISSING, ())}
+
+
+FILES = {
+    f"file {c.__name__}": c
+    for c in vars(answers).values()
+    if isinstance(c, type) and is_dataclass(c) and c.__module__ == answers.__name__
+}
+BENCH = "attacks of the benchmark"
+
+
+@pytest.mark.parametrize("name", [*OWN, *PARTS, *FILES, BENCH])
 def test_defaults_ranges_and_presets_are_what_they_were(name):
-    found = said(PARTS[name]) if name in PARTS else of_method(METHODS[name])
+    found = {a.name: to_json(a) for a in AT.values()}
+    if name != BENCH:
+        kind, told = next(
+            (k[name], x)
+            for k, x in ((PARTS, said), (FILES, of_file), (METHODS, of_method))
+            if name in k
+        )
+        found = told(kind)
     known = json.loads(PATH.read_text()) if PATH.exists() else {}
     if os.environ.get("EFFACE_RECORD"):
         PATH.write_text(json.dumps({**known, name: found}, indent=1, sort_keys=True) + "\n")

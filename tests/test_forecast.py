@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET, mostly_slow, quick, same_weights
+from safetensors.torch import load_file
 
 from efface.cli import plan as plan_module
 from efface.cli.main import main
@@ -13,9 +14,10 @@ from efface.errors import UserError
 from efface.methods import METHODS
 from efface.methods.ap import AP
 from efface.methods.esd import ESD
-from efface.training import Bank, Rollout, Tuning
+from efface.training import Bank, Rollout, Run, Tuning
 from efface.training import loop as loop_module
 from efface.training.forecast import forecast
+from efface.training.runs import CHECKPOINT
 from efface.training.search import Exact, Gumbel
 from efface.training.trial import row_seconds
 
@@ -89,6 +91,21 @@ def test_updates_that_search_take_longer_than_those_that_are_timed(tiny, words, 
     left_out = whole["forward"] - whole["backward"]
     assert found.update == 1
     assert found.seconds == found.preparation + 3 * 1 + 3 * 4 + 0.5 * left_out
+
+
+@pytest.mark.parametrize("more", [{}, {"average": 0.5}, {"rank": 2}])
+def test_what_a_killed_training_goes_on_from_is_as_large_as_was_told(tiny, words, tmp_path, more):
+    method = quick(AP(**more), words, updates=3)
+
+    def killed(update, losses, edit):
+        if update == 3:
+            raise InterruptedError
+
+    told = forecast(method, tiny, [CHURCH]).state
+    with pytest.raises(InterruptedError):
+        method.erase(tiny, [CHURCH], Run(tmp_path, killed, progress=False))
+    found = sum(t.numel() * t.element_size() for t in load_file(tmp_path / CHECKPOINT).values())
+    assert told == pytest.approx(found, rel=0.02)
 
 
 def test_a_trial_that_fails_leaves_the_model_as_it_was(tiny, words, monkeypatch):

@@ -97,7 +97,8 @@ def pushed(model, z, t, name, eta, anchor=None):
 
 def said(model, cond, prompts):
     """Which of some prompts each row encodes."""
-    far = torch.cdist(cond.states.detach().flatten(1), model.embed(prompts).states.flatten(1))
+    own, theirs = (c.states.detach().flatten(1) for c in (cond, model.embed(prompts)))
+    far = torch.cdist(own, theirs, compute_mode="donot_use_mm_for_euclid_dist")
     near, index = far.min(1)
     assert near.max() < 1e-4
     return [prompts[i] for i in index.tolist()]
@@ -456,6 +457,18 @@ def test_ca_maps_the_concepts_prompt_onto_its_anchors_on_pictures_of_the_anchor(
         agree(value, mean(slow), student)
     assert {n for n, _ in used} == {*NAMES}
     assert len({t for _, t in used}) > 2
+
+
+def test_ca_draws_all_templates_alike(tiny, caught):
+    method = CA(pictures=Pictures(n=1, ddim_steps=1), batch=400)
+    method.make(job_of(tiny, [Concept("church", "cat")], method))
+    student = student_of(tiny, "kv")
+    with torch.no_grad():
+        caught[0].loss(student, draws())
+    prompts = [t.format("church") for t in TEMPLATES["object"]]
+    told = said(tiny, student.asked[-1][-1], prompts)
+    share = [told.count(p) / 400 for p in prompts]
+    assert share == pytest.approx([1 / len(prompts)] * len(prompts), abs=0.06)
 
 
 def test_all_pictures_and_timesteps_are_drawn_alike(tiny):

@@ -79,7 +79,7 @@ def forecast(
         preparation + trial.training + left_out,
         row,
         size,
-        3 * trial.leaves,
+        trial.state,
     )
 
 

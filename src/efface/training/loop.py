@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -150,7 +150,6 @@ def tried(
     model, tuning = job.model, job.method
     assert isinstance(tuning, Tuning)
     student = Student(model, leaves)
-    trial.leaves = sum(w.numel() * w.element_size() for w in leaves.values())
 
     def make(update: int, counted: bool) -> None:
         again = checkpointed(model.denoiser) if job.run.checkpointing else nullcontext()
@@ -161,8 +160,17 @@ def tried(
         adam.zero_grad()
 
     trial.loop(model, tuning.updates, make)
+    own = size_of(leaves.values())
+    moments = sum(size_of(filter(torch.is_tensor, x.values())) for x in adam.state.values())
+    searched = sum(size_of(x.state().values()) for x in stateful)
+    trial.state = (2 if tuning.averaged else 1) * own + (moments or 2 * own) + searched
     weights = {k: w.cpu() for k, w in laid(leaves, adapters).items()}
     return Trained(weights, tuning.updates)
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of some tensors."""
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def laid(leaves: Mapping[str, Tensor], adapters: LowRank | None) -> dict[str, Tensor]:

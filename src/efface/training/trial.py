@@ -37,8 +37,8 @@ class Trial:
     """Seconds of one, without what was left out."""
     away: float = 0.0
     """Seconds of the trial that were spent on updates."""
-    leaves: int = 0
-    """Bytes of what is trained at a time."""
+    state: int = 0
+    """Bytes of what a killed training goes on from."""
     counting: bool = False
     """Whether nothing at all is to be evaluated."""
 
