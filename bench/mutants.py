@@ -111,19 +111,20 @@ BY_MODULE = {
     "evaluation/clip": ("metrics",),
     "evaluation/metrics": ("quantiles", "metrics", "measure", "scoring"),
     "evaluation/judges/imagenet": ("measure", "protocols"),
+    "evaluation/judges/emoji": ("defaults", "emoji"),
     "evaluation/judges": ("emoji", "metrics", "scoring", "protocols"),
     "evaluation/attacks": ("attacks", "defaults"),
     "evaluation/trial": ("siege",),
     "evaluation/siege": ("siege",),
     "evaluation/artefacts": ("siege", "attacks"),
-    "evaluation/baselines": ("siege", "attacks"),
+    "evaluation/baselines": ("defaults", "siege", "attacks"),
     "evaluation/references": ("siege", "attacks"),
     "evaluation/finds": ("siege",),
     "evaluation/lessons": ("attacks", "siege"),
     "evaluation/verdicts": ("siege",),
     "evaluation/attack_bench": ("defaults", "attack_bench"),
     "evaluation/bound": ("bound",),
-    "evaluation/cells": ("bench", "attack_bench"),
+    "evaluation/cells": ("ready", "bench", "attack_bench"),
     "evaluation/tasks": ("tasks",),
     "evaluation/parts": ("sensitivity", "siege"),
     "evaluation/standing": ("bench", "stale", "attack_bench"),
@@ -249,6 +250,15 @@ EQUIVALENT: dict[str, str] = {
     "training/search/gumbel: for logits, grad in zip(self.logits, grads, strict=True): => "
     "for logits, grad in zip(self.logits, grads, strict=False):": "a gradient for every vector of "
     "logits is what autograd gives",
+    "evaluation/attacks/completion: FRESH = 10_000_000 => FRESH = 9999999": "seeds that nothing "
+    "else has, as before",
+    "evaluation/bound: ROUNDS = 50 => ROUNDS = 49": "a round less of an iteration that is proved "
+    "after any number of them",
+    "evaluation/judges/judge: def classify(self, images: Tensor, batch: int = 32, k: int = 5) -> "
+    "Judgement: => def classify(self, images: Tensor, batch: int = 32, k: int = 6) -> "
+    "Judgement:": "the default of an abstract method",
+    "evaluation/parts: if len(parts) < 2 or isinstance(parts[0], Pictures): => "
+    "if len(parts) < 2 or isinstance(parts[ 1], Pictures):": "all parts are of one kind",
     "training/change: moved = 0.0 => moved = -1.0": "where nothing is made, either is too little",
     "training/joint: if any(s != settings[0] for s in settings): => "
     "if any(s != settings[ 1] for s in settings):": "there are two edits at least, and they differ "

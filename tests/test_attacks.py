@@ -445,6 +445,14 @@ def test_relearning_is_adam_on_the_plain_loss(given, tiny):
         assert torch.allclose(found["2"].weights[k], w[k], atol=1e-5), k
 
 
+def test_pictures_are_encoded_a_few_at_a_time(tiny, pictures, monkeypatch):
+    encode, seen = tiny.encode, []
+    monkeypatch.setattr(tiny, "encode", lambda x: (seen.append(len(x)), encode(x))[1])
+    many = pictures.repeat(tiny.at_once // 4, 1, 1, 1)
+    Lessons(tiny, many)
+    assert seen == [tiny.at_once // 4] * 4
+
+
 def test_relearning_stops_where_the_budget_does(given):
     attack = Relearn(points=(0, 1, 3), batch=2)
     poor = replace(given, budget=attack.least() + 1, start=given.model.counter.copy())
@@ -745,6 +753,7 @@ def test_every_attack_keeps_its_contract(name, tiny, given):
     assert type(full) is type(attack)
     assert full.evaluations() >= attack.evaluations()
     assert attack.count(2) >= attack.count(1) >= (name != "reading")
+    assert name != "reading" or attack.count(2) == 0  # nothing is drawn
     assert attack.headline in ("", *(attack.curve() or ()))
     assert json.dumps(dataclasses.asdict(attack))
     random.seed(0)

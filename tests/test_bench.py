@@ -104,7 +104,9 @@ def test_broken_protocols_are_refused(tmp_path):
 
 def test_a_cell_is_one_json_and_is_not_run_again(protocol, tmp_path, emoji):
     cell, out, work = Cell(protocol, "1", "uce", 1), tmp_path / "out", tmp_path / "work"
+    assert not cell.there(out)
     row = run_cell(cell, out, work, progress=False)
+    assert cell.there(out)
     assert [p.name for p in out.iterdir()] == ["small-1-uce-1.json"]
     assert json.loads((out / cell.file).read_text()) == row
     assert row["erased"] == ["church"]
@@ -126,6 +128,10 @@ def test_a_cell_is_one_json_and_is_not_run_again(protocol, tmp_path, emoji):
     told = json.loads((tmp_path / "small.json").read_text())
     (tmp_path / "small.json").write_text(json.dumps({**told, "steps": 3}))
     other = cell.identity(emoji, f"{judge.config.version} {judge.sha256}")
+    for n, end in ((3, "not 9"), (4, "…")):
+        changed = {**identity, **dict.fromkeys(("seed", "method", "split", "judge")[:n], 9)}
+        with pytest.raises(UserError, match=rf"of other settings \(([^;]*; ){{2,3}}[^;]*{end}\)"):
+            finished(cell, out, changed)
     with pytest.raises(UserError, match=r"of other settings .*protocol is"):
         finished(cell, out, other)  # of another protocol: neither taken for this one nor lost
 

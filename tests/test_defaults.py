@@ -13,6 +13,7 @@ import pytest
 from efface.evaluation import answers
 from efface.evaluation.attack_bench import AT
 from efface.evaluation.attacks import ATTACKS
+from efface.evaluation.judges.emoji import JudgeConfig
 from efface.methods import METHODS
 from efface.settings import ranges, to_json
 from efface.training import Bank, Pictures, Rollout
@@ -49,6 +50,7 @@ FILES = {
     for c in vars(answers).values()
     if isinstance(c, type) and is_dataclass(c) and c.__module__ == answers.__name__
 }
+FILES["file of the judge"] = JudgeConfig
 BENCH = "attacks of the benchmark"
 
 

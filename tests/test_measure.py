@@ -137,6 +137,15 @@ def test_a_class_that_there_is_not_is_never_seen_and_refused(index):
     assert ImageNetJudge.label(None, "church", labels={"church": "999"}) == 999
 
 
+def test_resnet_sees_pictures_in_the_range_that_it_learnt():
+    judge = object.__new__(ImageNetJudge)
+    judge.version, judge.side, judge.crop = "imagenet-resnet50-v2", 224, 232
+    seen = judge.prepared(torch.full((1, 3, 300, 400), 0.5))
+    assert seen.shape == (1, 3, 224, 224)
+    want = [(0.5 - m) / s for m, s in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))]
+    assert seen.mean((0, 2, 3)).tolist() == pytest.approx(want, abs=1e-4)
+
+
 def test_efficientnet_judges_photographs_and_reads_labels_by_index():
     pytest.importorskip("efficientnet_lite_pytorch")
     judge = ImageNetJudge("effnet-lite0")

@@ -9,6 +9,7 @@ import torch
 
 from efface.errors import UserError
 from efface.evaluation.clip import TinyClip, TransformersClip
+from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.metrics import (
     METRICS,
     clip_score,
@@ -22,7 +23,12 @@ from efface.evaluation.metrics import (
 from efface.evaluation.metrics.cmmd import gaussian
 from efface.evaluation.metrics.fid import frechet
 from efface.evaluation.metrics.kid import mmd2
+from efface.evaluation.metrics.metric import Given
 from efface.evaluation.metrics.nudity import LABELS, look
+from efface.evaluation.metrics.perceived import perceived
+from efface.evaluation.protocols import load as load_protocol
+from efface.evaluation.samples import Samples, Settings, Wanted
+from efface.evaluation.seen import see
 from efface.models import to_image
 from efface.scores import jackknifed
 
@@ -231,3 +237,44 @@ def test_the_real_detectors_look_at_pictures(tmp_path):
     assert [r["file"] for r in raw] == ["0.png", "1.png"]
     assert all(0 <= r["nsfw"] <= 1 for r in raw)
     assert look(files, tmp_path / "raw.jsonl") == raw
+
+
+# -- pictures in a folder ------------------------------------------------------------------------
+
+
+def in_a_folder(folder, concepts, shades):
+    """Grey pictures of concepts, each of a prompt of its own."""
+    folder.mkdir()
+    rows = tuple(Wanted(f"a {c}", i, c) for i, c in enumerate(concepts))
+    for row, shade in zip(rows, shades, strict=True):
+        to_image(torch.full((3, 64, 64), shade)).save(folder / row.file)
+    return Samples(folder, rows, Settings("", "", "", 1, 1.0, "64x64", "fp32"))
+
+
+def test_the_first_guess_and_the_first_five_are_what_is_counted(tmp_path):
+    judge = EmojiJudge.load()
+    samples = in_a_folder(tmp_path / "a", judge.concept_names[:40], torch.linspace(0, 1, 40))
+    found = see(samples, judge)
+    guesses = judge.classify(samples.images(), k=5).concepts.tolist()
+    assert found.top1.tolist() == [g[0] == i for i, g in enumerate(guesses)]
+    assert found.top5.tolist() == [i in g for i, g in enumerate(guesses)]
+    named = [g[2] for g in guesses]  # the third guess of each: a hit among five, and no first
+    third = in_a_folder(
+        tmp_path / "b", [judge.concept_names[i] for i in named], torch.linspace(0, 1, 40)
+    )
+    assert not see(third, judge).top1.any()
+    assert see(third, judge).top5.all()
+
+
+def test_perceived_is_measured_for_what_is_erased_and_for_the_rest(tmp_path):
+    names, judge = ("church", "dog face", "wolf"), EmojiJudge.load()
+    base = in_a_folder(tmp_path / "base", names, (0.2, 0.4, 0.6))
+    own = in_a_folder(tmp_path / "own", names, (0.9, 0.4, 0.65))
+    given = Given(own, load_protocol("emoji-objects-2"), base, ("church",), judge)
+    found = METRICS["perceived"]().measure(given)
+    far = perceived(own.images(), base.images(), judge)
+    assert {k: (v.value, v.n) for k, v in found.items()} == {
+        "perceived, erased": (pytest.approx(float(far[0]), rel=1e-4), 1),
+        "perceived, retained": (pytest.approx(float(far[1:].mean()), rel=1e-4), 2),
+    }
+    assert far[0] > far[2] > far[1]

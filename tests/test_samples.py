@@ -122,6 +122,22 @@ def test_killed_and_started_again_it_makes_what_is_missing(
     assert contents(again) == contents(folder)
 
 
+def test_pictures_that_another_process_draws_meanwhile_are_taken(
+    tiny, folder, tmp_path, monkeypatch
+):
+    note = samples_module.note
+
+    def slower(log, some, **more):
+        note(log, some, **more)
+        for w in some:
+            (log.parent / w.file).write_bytes((folder / w.file).read_bytes())
+
+    monkeypatch.setattr(samples_module, "note", slower)
+    monkeypatch.setattr(type(tiny), "generate", lambda *_, **__: pytest.fail("drawn again"))
+    made(tiny, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(folder)
+
+
 def test_other_settings_are_refused(tiny, folder):
     before = contents(folder)
     edit = Edit(shaken(tiny), {"base": tiny.base})

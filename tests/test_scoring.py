@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -157,6 +158,8 @@ def test_every_question_has_its_own_file(clothes, tmp_path):
     assert len(set(names)) == len(names)
     assert names[0] == scores_file(ask(clothes, mine)) == "scores.json"
     assert names[7] == "scores-emoji-objects.json"
+    long = scores_file(ask(clothes, Protocol(**{**renamed, "name": "a" * 99})))
+    assert re.fullmatch(r"scores-a{60}-[0-9a-f]{8}\.json", long)
     assert scores_file(ask(clothes, concepts=("bag", "hat"))) == names[4]
     for name in names:
         assert "/" not in name

@@ -113,6 +113,7 @@ def test_larger_pictures_are_brought_to_the_drawings_size(judge, pictures):
         (torch.zeros(0, 3, 64, 64), "B > 0"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "floating point"),
         (255 * torch.ones(1, 3, 64, 64), r"in \[0, 1\]; got \[255, 255\]"),
+        (-0.1 * torch.ones(1, 3, 64, 64), r"in \[0, 1\]; got \[-0.1, -0.1\]"),
         (torch.full((1, 3, 64, 64), float("nan")), r"in \[0, 1\]"),
     ],
 )

@@ -31,11 +31,12 @@ from efface.evaluation.attacks.rephrase import Rephrase
 from efface.evaluation.attacks.states import TextStates
 from efface.evaluation.attacks.unlearndiffatk import UnlearnDiffAtk
 from efface.evaluation.baselines import NoAttack
+from efface.evaluation.finds import Finds, all_there, write_finds
 from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.protocols import Protocol, load
 from efface.evaluation.references import References
 from efface.evaluation.siege import Siege, Unit
-from efface.evaluation.trial import Court, Row, Spent, flat, tried, way_back
+from efface.evaluation.trial import Court, Found, Row, Spent, flat, tried, way_back
 from efface.evaluation.verdicts import Line, broken, curve, gate, lines, scored, verdict
 from efface.models import load as load_model
 from efface.models import to_image
@@ -728,3 +729,30 @@ def test_pictures_that_were_kept_are_shown_and_sensitive_ones_blurred(edit, tmp_
     assert sensitive(["Kitchen-Knife"])
     assert all(sensitive([n]) for n in ("crossed swords", "(guns)", "blood, sweat", "Bombs"))
     assert not sensitive(["church", "knifefish"])
+
+
+def test_every_find_has_a_file_of_its_own(tmp_path):
+    finds = Finds("rephrase/edited/a coat")
+    for prompt, hits in (("coats", (1, 0)), ("c0at", (0, 0))):
+        row = Row("coat", "coat", "a coat", "", "spelling", 0, (5, 6), hits)
+        finds.keep(Found(row, Text(prompt=prompt, source="a coat"), torch.ones(2, 3, 4, 4)))
+    write_finds(tmp_path, finds.files)
+    told = sorted(tmp_path.glob("*.json"))
+    assert [json.loads(p.read_text())["hits"] for p in told] == [[1, 0], [0, 0]]
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert all_there(tmp_path, sorted(finds.files))
+    told[1].unlink()
+    assert not all_there(tmp_path, sorted(finds.files))
+    assert not all_there(tmp_path, None)
+
+
+def test_results_of_an_attack_with_other_settings_are_not_gone_on_with(siege, tmp_path):
+    path = tmp_path / "attacks.json"
+    about = json.loads(json.dumps(siege.about()))
+    unit = {"settings": {"batch": 3}, "seconds": 1.0, "evaluations": 1, "rows": [], "kept": None}
+    write = {"about": about, "units": {"relearn/edited/coat": unit}}
+    path.write_text(json.dumps(write))
+    told = refused(siege.begun, path)
+    assert "holds the attack 'relearn' with other settings" in told
+    path.write_text(json.dumps({"about": about, "units": {"img2img/edited/coat": unit}}))
+    assert siege.begun(path)  # an attack that is not asked for now

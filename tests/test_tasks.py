@@ -96,6 +96,44 @@ def test_a_cluster_that_is_not_there_is_a_line(monkeypatch):
         found(Crew(ray="nowhere:1"), Desk(None), "a")
 
 
+class Told:
+    """What hands over a task, and dies at one."""
+
+    made = 0
+
+    def __init__(self, desk):
+        Told.made += 1
+        self.pipe, self.theirs = multiprocessing.Pipe()
+
+    def give(self, task):
+        self.theirs.send(task)
+
+    def take(self):
+        task = self.pipe.recv()
+        return (None, "exit code 9") if task == "die" else (task.upper(), "")
+
+    def end(self):
+        self.pipe.close()
+
+
+@pytest.mark.parametrize(("fresh", "some", "made"), [(False, "abc", 1), (True, "abc", 3)])
+def test_a_process_is_taken_again_unless_it_is_to_be_fresh(monkeypatch, fresh, some, made):
+    monkeypatch.setattr(tasks, "Hand", Told)
+    monkeypatch.setattr(Told, "made", 0)
+    crew = Crew(1, fresh=fresh)
+    assert dict(tasks._in_processes(Desk(""), list(some), crew)) == {x: x.upper() for x in some}
+    assert Told.made == made
+
+
+def test_a_task_whose_process_died_twice_is_told_and_the_rest_done(monkeypatch):
+    monkeypatch.setattr(tasks, "Hand", Told)
+    monkeypatch.setattr(Told, "made", 0)
+    with pytest.warns(UserWarning, match=r"die: exit code 9 \(attempt \d\)"):
+        found = dict(tasks._in_processes(Desk(""), ["a", "die", "b"], Crew(1)))
+    assert found == {"a": "A", "die": Failed("its process died: exit code 9"), "b": "B"}
+    assert Told.made == 3
+
+
 @pytest.mark.slow
 def test_a_task_whose_process_dies_is_tried_once_more(tmp_path):
     torch.set_num_threads(1)
