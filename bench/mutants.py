@@ -471,6 +471,7 @@ def main() -> None:
             "after": mutant.after,
             "outcome": outcome,
             "by": by,
+            "first": old["first"] if old else outcome,
         }
         asked = {"seed": args.seed, "each": args.each}
         OUT.write_text(json.dumps({**asked, "mutants": known}, indent=1) + "\n")
@@ -483,17 +484,20 @@ def written(text: str) -> str:
 
 
 def shown(known: dict[str, dict[str, Any]]) -> str:
-    """Score of every room, and what survived."""
+    """Score of every room, at first sight and now, and what survived."""
     same = [m for m in known if m in EQUIVALENT]
     found = {k: m for k, m in known.items() if k not in EQUIVALENT}
     rooms = Counter(m["module"].split("/")[0] for m in found.values())
     dead = Counter(m["module"].split("/")[0] for m in found.values() if m["outcome"] != "survived")
-    lines = ["| in | mutants | killed | share |", "| --- | ---: | ---: | ---: |"]
+    early = Counter(m["module"].split("/")[0] for m in found.values() if m["first"] != "survived")
+    lines = ["| in | mutants | killed at first | killed now |", "| --- | ---: | ---: | ---: |"]
     for room in (*ROOMS, "intervals", "scores"):
-        n, k = rooms[room], dead[room]
-        lines.append(f"| `{room}` | {n} | {k} | {100 * k / max(n, 1):.0f} % |")
-    n, k = len(found), dead.total()
-    lines += [f"| all | {n} | {k} | **{100 * k / max(n, 1):.0f} %** |", ""]
+        n = max(rooms[room], 1)
+        first, now = (f"{x} ({100 * x / n:.0f} %)" for x in (early[room], dead[room]))
+        lines.append(f"| `{room}` | {rooms[room]} | {first} | {now} |")
+    n = max(len(found), 1)
+    first, now = (f"{x} (**{100 * x / n:.0f} %**)" for x in (early.total(), dead.total()))
+    lines += [f"| all | {len(found)} | {first} | {now} |", ""]
     alive = [m for m in found.values() if m["outcome"] == "survived"]
     lines.append("Survivors:" if alive else "No mutant survived.")
     if alive:
