@@ -225,7 +225,7 @@ OURS: dict[str, tuple[tuple[str, str], ...]] = {
         ("squared ** (PACE / 2)", "squared ** (-PACE / 2)"),
         ("max(low - lam * size, 0.0)", "max(low, 0.0)"),
     ),
-    "training/weighing": (("float(drift) / max(float(made)", "float(made) / max(float(drift)"),),
+    "training/weighing": (("drift / max(made", "made / max(drift"),),
     "training/recall": (("self.found - PACE", "self.found + PACE"),),
     "training/search/online": (("self.config.memory * self.harm + ", "0 * self.harm + "),),
     "training/anchors": (("if apart[word] >= least", "if apart[word] > least"),),
