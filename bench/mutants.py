@@ -279,7 +279,8 @@ EQUIVALENT: dict[str, str] = {
 
 def tests_of(module: str) -> list[str]:
     """The test files for a module: its own, its folder's, or its room's."""
-    at = next((k for k in BY_MODULE if module == k or module.startswith(f"{k}/")), "")
+    fitting = [k for k in BY_MODULE if module == k or module.startswith(f"{k}/")]
+    at = max(fitting, key=len, default="")
     names = BY_MODULE[at] if at else BY_ROOM[module.split("/")[0]]
     return [str(TESTS / f"test_{n}.py") for n in names]
 

@@ -199,6 +199,12 @@ def test_a_name_tells_that_it_is_a_styles(emoji, name):
     assert [c["kind"] for c in made] == ["style"]
 
 
+def test_a_style_is_shown_by_a_thing_in_it():
+    assert Concept("cubism", "fauvism", kind="style").shown[1:3] == ("cat, cubism", "cat, fauvism")
+    assert DOG.shown[1:3] == ("dog", "cat")
+    assert CHURCH.shown.prompt == "church"
+
+
 def test_a_killed_training_of_other_prompts_is_another_run(tiny, words, tmp_path):
     method = quick(METHODS["esd"](diversify=2), words, updates=4)
     assert isinstance(method, Tuning)

@@ -108,6 +108,12 @@ def test_what_a_killed_training_goes_on_from_is_as_large_as_was_told(tiny, words
     assert told == pytest.approx(found, rel=0.02)
 
 
+def test_the_mean_of_a_single_update_is_a_copy_too(tiny, words):
+    plain, mean = (forecast(quick(ESD(average=a), words), tiny, [CHURCH]) for a in (0.0, 1e-6))
+    own = sum(tiny.parameters()[k].numel() * 4 for k in tiny.group("xattn"))
+    assert mean.memory.trained - plain.memory.trained == own
+
+
 def test_a_trial_that_fails_leaves_the_model_as_it_was(tiny, words, monkeypatch):
     monkeypatch.setattr(loop_module, "one_update", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -144,6 +144,11 @@ class Concept:
         """The name and its synonyms."""
         return (self.name, *self.synonyms)
 
+    @property
+    def shown(self) -> Pair:
+        """What a picture of it is drawn by, and one of its anchor: of a style, a thing in it."""
+        return self.pairs(2)[1] if self.kind == "style" else self.pairs()[0]
+
     def prompts(self, n: int) -> list[str]:
         """``n`` prompts that ask for it: the templates of its kind, in order, over again."""
         templates = TEMPLATES[self.kind]

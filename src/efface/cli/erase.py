@@ -258,7 +258,8 @@ def tell_anchors(
     if method.anchor != AUTO:
         return
     for c in concepts[:TOLD]:
-        print(f"{escaped(c.name)} is to become: {escaped(c.anchor)}", file=sys.stderr)
+        found = escaped(c.anchor) or "nothing else (no other style is known)"
+        print(f"{escaped(c.name)} is to become: {found}", file=sys.stderr)
     if len(concepts) > TOLD:
         print(f"… ({len(concepts):,} concepts; efface inspect says all)", file=sys.stderr)
     how = "another: --anchor WORD, or 'name -> anchor'"

@@ -15,6 +15,7 @@ from efface.evaluation.sensitivity import closed_form, prediction
 from efface.models import DiffusionModel
 from efface.reporting.grid import PICTURE, Preview, before_after
 from efface.vocabularies import load as load_vocabulary
+from efface.vocabularies import told
 
 
 def tell_preview(model: DiffusionModel, concepts: Sequence[Concept]) -> None:
@@ -40,7 +41,8 @@ def pictured(
         hurt = most_moved(model, edit, concepts, source, preview)
         runfolder.keep(out, {**had, "moved_most": hurt})
     if not path.exists():
-        before_after(model, edit, [c.name for c in concepts], list(hurt), path, preview)
+        asked = [c.shown.prompt for c in told(model, concepts)]
+        before_after(model, edit, asked, list(hurt), path, preview)
     return {"moved_most": hurt, "picture": str(path)}
 
 

@@ -113,9 +113,12 @@ def becomes(
     path: Path,
     seeds: Sequence[int] = (0, 1),
 ) -> Path:
-    """A grid: a column a concept and seed, the concept above its anchor, by the unedited model."""
+    """A grid: a column a concept and seed, the concept above its anchor, by the unedited model.
+
+    A style and its anchor are shown by a thing in them.
+    """
     columns = [(c, s) for c in concepts for s in seeds]
-    texts = [[c.name for c, _ in columns], [c.anchor for c, _ in columns]]
+    texts = [[c.shown.prompt for c, _ in columns], [c.shown.instead for c, _ in columns]]
     rows = [
         list(draw(model, None, [Wanted(n, s, n) for n, (_, s) in pairs], progress=False))
         for pairs in (list(zip(some, columns, strict=True)) for some in texts)
