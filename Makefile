@@ -60,7 +60,7 @@ dist: $(INSTALLED)
 	$(BIN)/twine check --strict dist/*
 	EFFACE_DIST=dist $(BIN)/pytest -m slow tests/test_dist.py
 
-# How many small faults the tests find: half an hour; goes on where bench/mutants.json stops.
+# How many small faults the tests find: a quarter of an hour; goes on where bench/mutants.json stops.
 mutants: $(INSTALLED)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[mutants]'
 	nice $(BIN)/python bench/mutants.py --control
