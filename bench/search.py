@@ -48,7 +48,10 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "benchmark.md"
 SPLIT, ERASED, PRESERVED = "4", 20, 1
 """Pictures of each erased and of each preserved concept."""
-OPEN = ("dp", "oce", "minimax", "uce-open", "race", "stereo", "advunlearn")
+OPEN = (
+    *("dp", "oce", "minimax", "uce-open", "race", "stereo", "advunlearn"),
+    *("esd-prompts", "ap-prompts"),
+)
 """Searched for with some of the names that a method may be shown kept from it, and scored on them:
 those that the benchmark holds out are no more for settings than for methods."""
 HARD, EVERY, FEW, SEVERAL = "emoji-objects-2", 6, 10, 4
@@ -115,7 +118,17 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "uce-open": {
         "searched": UCE(vocabulary="names", ridge=0.1, erase_scale=100.0),
         "searched, rows all": UCE(vocabulary="names", ridge=0.1, erase_scale=100.0, rows="all"),
+        **{
+            f"searched, diversify {n}": UCE(
+                vocabulary="names", ridge=0.1, erase_scale=100.0, diversify=n
+            )
+            for n in (5, 16)
+        },
     },
+    "esd-prompts": {
+        f"diversify {n}": replace(ESD.presets()["searched"], diversify=n) for n in (0, 5, 16)
+    },
+    "ap-prompts": {f"diversify {n}": AP(diversify=n) for n in (0, 5, 16)},
     "dp": {
         "no vocabulary": DP(),
         **{f"energy {e:g}": DP(vocabulary="names", energy=e) for e in (0.9, 0.97, 0.99, 0.98)},
