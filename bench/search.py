@@ -54,6 +54,8 @@ OPEN = (
 )
 """Searched for with some of the names that a method may be shown kept from it, and scored on them:
 those that the benchmark holds out are no more for settings than for methods."""
+STYLES, STYLE = ("ap-styles",), "twemoji style"
+"""Searched for on a style that `emoji-styles` does not erase, with its prompts and pictures."""
 HARD, EVERY, FEW, SEVERAL = "emoji-objects-2", 6, 10, 4
 """Their protocol; every so-manyth name is kept from them; pictures of each erased, of each kept."""
 
@@ -78,6 +80,12 @@ BETWEEN = (
     "kept from them; PSR and the worst tenth are of those, four pictures each, ESR of ten each."
 )
 """What stands before the table of :data:`OPEN`."""
+STYLED = (
+    f"The anchor of a style, and how many prompts it is erased in (0: its bare name): `{STYLE}`, which "
+    "`emoji-styles` does not erase, with that benchmark's pictures. (A thing was the anchor while "
+    "anchors were searched for among things.)"
+)
+"""What stands before the table of :data:`STYLES`."""
 
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "ap": {
@@ -127,6 +135,17 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     },
     "esd-prompts": {
         f"diversify {n}": replace(ESD.presets()["searched"], diversify=n) for n in (0, 5, 16)
+    },
+    "ap-styles": {
+        f"anchor {a or 'null prompt'}, styled {n}": AP(anchor=a, styled=n)
+        for a, n in (
+            ("egg", 0),
+            ("", 0),
+            *((f"{x} style", 0) for x in ("flat", "fluent", "noto")),
+            ("", 16),
+            ("flat style", 16),
+            ("flat style", 46),
+        )
     },
     "ap-prompts": {f"diversify {n}": AP(diversify=n) for n in (0, 5, 16)},
     "dp": {
@@ -201,22 +220,29 @@ def kept_apart(method: Any, protocol: Protocol, known: tuple[str, ...]) -> tuple
 
 def search(name: str) -> None:
     """Try the settings of a method that are not in its file."""
-    model, protocol = load("emoji"), load_protocol(HARD if name in OPEN else OBJECTS)
-    judge, erased = judge_for(model, protocol), protocol.erased(SPLIT)
+    model = load("emoji")
+    protocol = load_protocol(
+        HARD if name in OPEN else "emoji-styles" if name in STYLES else OBJECTS
+    )
+    judge = judge_for(model, protocol)
+    erased = (STYLE,) if name in STYLES else protocol.erased(SPLIT)
     others = list(protocol.others(erased, judge.concept_names))
-    drawn = (FEW, SEVERAL) if name in OPEN else (ERASED, PRESERVED)
+    drawn = [range(n) for n in ((FEW, SEVERAL) if name in OPEN else (ERASED, PRESERVED))]
+    if name in STYLES:
+        drawn = [protocol.seeds(kind, 0) for kind in ("erased", "preserved")]
+    kind = protocol.kind
     for label, method in CANDIDATES[name].items():
         if label in tried(name):
             continue
         if name in OPEN:
             method, others = kept_apart(method, protocol, judge.concept_names)
-        edit = method.erase(model, [Concept(c) for c in erased], Run())
+        edit = method.erase(model, [Concept(c, kind=kind) for c in erased], Run())
         with tempfile.TemporaryDirectory() as folder:
             gone, kept = (
                 evaluate(
-                    model, edit, Path(folder), pictures(protocol, names, range(n)), judge, protocol
+                    model, edit, Path(folder), pictures(protocol, names, seeds), judge, protocol
                 )
-                for names, n in zip((erased, others), drawn, strict=True)
+                for names, seeds in zip((erased, others), drawn, strict=True)
             )
         scores = {f"ESR-{k}": esr(gone, erased, k) for k in (1, 5)}
         scores |= {f"PSR-{k}": psr(kept, others, k) for k in (1, 5)}
@@ -238,7 +264,8 @@ def search(name: str) -> None:
 
 def table() -> str:
     """All settings that were tried, in Markdown: the methods of :data:`OPEN` apart."""
-    return f"{part([n for n in CANDIDATES if n not in OPEN])}\n\n{BETWEEN}\n\n{part(OPEN)}"
+    first = part([n for n in CANDIDATES if n not in (*OPEN, *STYLES)])
+    return "\n\n".join((first, BETWEEN, part(OPEN), STYLED, part(STYLES)))
 
 
 def part(names: Sequence[str]) -> str:
