@@ -81,9 +81,9 @@ BETWEEN = (
 )
 """What stands before the table of :data:`OPEN`."""
 STYLED = (
-    f"The anchor of a style, and how many prompts it is erased in (0: its bare name): `{STYLE}`, which "
-    "`emoji-styles` does not erase, with that benchmark's pictures. (A thing was the anchor while "
-    "anchors were searched for among things.)"
+    f"The anchor of a style, and in how many prompts it is erased (0: its bare name): `{STYLE}`, "
+    "which `emoji-styles` does not erase, with that benchmark's pictures. A thing was the anchor "
+    "while anchors were searched for among things."
 )
 """What stands before the table of :data:`STYLES`."""
 
@@ -221,9 +221,8 @@ def kept_apart(method: Any, protocol: Protocol, known: tuple[str, ...]) -> tuple
 def search(name: str) -> None:
     """Try the settings of a method that are not in its file."""
     model = load("emoji")
-    protocol = load_protocol(
-        HARD if name in OPEN else "emoji-styles" if name in STYLES else OBJECTS
-    )
+    other = "emoji-styles" if name in STYLES else OBJECTS
+    protocol = load_protocol(HARD if name in OPEN else other)
     judge = judge_for(model, protocol)
     erased = (STYLE,) if name in STYLES else protocol.erased(SPLIT)
     others = list(protocol.others(erased, judge.concept_names))
