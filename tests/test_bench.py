@@ -161,6 +161,12 @@ def test_peers_can_have_anchors_that_are_searched_for_among_what_they_may_see(
 ):
     names = list(lineup())
     assert names[names.index("esd") + 1] == "esd@auto"
+    assert label("esd@auto@prompts") == "ESD, anchors searched for, in 16 prompts"
+    several = {n.removesuffix("@prompts") for n in names if n.endswith("@prompts")}
+    assert several == {n for n in names if "@prompts" not in n} - {UNEDITED}
+    for n in ("uce", "ap"):
+        one, two = (Cell(protocol, "2", m, 1).config() for m in (n, f"{n}@prompts"))
+        assert two == dataclasses.replace(one, diversify=16)
     assert label("esd@auto") == "ESD, anchors searched for"
     assert not {"ap@auto", "age@auto", f"{UNEDITED}@auto"} & set(names)
     assert not any("@" in n for n in plain())

@@ -16,7 +16,7 @@ from efface.cli.terminal import Json, makeable, parsed, show
 from efface.errors import UserError, pick
 from efface.evaluation.attack_bench import AT, BENCHES, AttackCell
 from efface.evaluation.attacks import Attack
-from efface.evaluation.bench import Cell, Opened, label, lineup, plain
+from efface.evaluation.bench import Cell, Opened, entry, label, plain
 from efface.evaluation.cells import Lost, ready, run_all
 from efface.evaluation.protocols import PROTOCOLS, load
 from efface.evaluation.tasks import Crew
@@ -34,7 +34,7 @@ class Options:
     """A shipped protocol, a JSON file, or emoji-attacks: attacks on emoji-objects-2's edits."""
     method: tuple[str, ...] = ()
     """One of the line-up (again for more); with @auto (esd@auto) its concepts become what AP
-    searches for. Default: all without it."""
+    searches for, with @prompts each is erased in 16 prompts. Default: all without either."""
     split: tuple[str, ...] = ()
     """One of the protocol's splits (again for more). Default: the first."""
     seeds: Annotated[int, Range(1, 1000)] = 3
@@ -69,7 +69,7 @@ def command(args: list[str]) -> int:
             f"efface score RUN --protocol {protocol.name} --prompts FILE."
         )
     for m in methods:
-        pick(lineup(), m, "method of the benchmark")
+        entry(m)
     splits = o.split or tuple(protocol.splits)[:1]
     for s in splits:
         protocol.erased(s)

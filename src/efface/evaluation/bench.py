@@ -44,8 +44,9 @@ UNEDITED = "unedited"
 """What every method is compared to."""
 
 
-STEERED = "@auto"
-"""What the name of a line ends in that is the one before it with anchors that are searched for."""
+STEERED, SEVERAL, PROMPTS = "@auto", "@prompts", 16
+"""What the name of a line ends in that is another one with anchors that are searched for, and with
+so many prompts for each erased name (arXiv:2603.18767)."""
 
 
 def lineup() -> dict[str, Entry | None]:
@@ -53,7 +54,7 @@ def lineup() -> dict[str, Entry | None]:
 
     All fine-tuned ones get the same number of weight updates. What goes to the null prompt by
     itself can be had with AP's searched anchors as well, since they are no property of AP:
-    ``esd@auto``.
+    ``esd@auto``. And everything in several prompts: ``esd@prompts``, ``esd@auto@prompts``.
     """
     found: dict[str, Entry | None] = {UNEDITED: None}
     for kind in METHODS.values():
@@ -62,12 +63,27 @@ def lineup() -> dict[str, Entry | None]:
             if not entry.method.anchor and not kind.seeks:
                 method = replace(entry.method, anchor=AUTO)
                 found[name + STEERED] = Entry(f"{entry.label}, anchors searched for", method)
+    for name, one in list(found.items()):
+        if one is not None and getattr(one.method, "diversify", None) == 0:
+            method = replace(one.method, diversify=PROMPTS)  # type: ignore[call-arg]
+            found[name + SEVERAL] = Entry(f"{one.label}, in {PROMPTS} prompts", method)
     return found
 
 
 def plain() -> tuple[str, ...]:
     """The lines as their methods enter them."""
-    return tuple(n for n in lineup() if not n.endswith(STEERED))
+    return tuple(n for n in lineup() if not n.endswith((STEERED, SEVERAL)))
+
+
+def entry(name: str) -> Entry | None:
+    """A line of the benchmark; None: the unedited model.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    found = lineup()
+    plainly = {n: found[n] for n in plain()}
+    return found[name] if name in found else pick(plainly, name, "method of the benchmark")
 
 
 def label(name: str) -> str:
@@ -105,8 +121,8 @@ class Cell:
         """
         protocol = load_protocol(self.protocol)
         n = len(protocol.erased(self.split))
-        entry = pick(lineup(), self.method, "method of the benchmark")
-        method = shown(entry.method, protocol, self.split, known) if entry else None
+        one = entry(self.method)
+        method = shown(one.method, protocol, self.split, known) if one else None
         if not isinstance(method, Tuning):
             return method
         updates = max(self.updates // n, 1) if method.apart else self.updates
