@@ -19,6 +19,8 @@ from size_tables import put
 from torch import Tensor
 
 from efface.evaluation.bench import UNEDITED
+from efface.evaluation.metrics import tail_score, worst_tenths
+from efface.intervals import resamples
 from efface.reporting.tables import read
 from efface.scores import Score, concept_rate, paired_difference, rate
 
@@ -64,6 +66,14 @@ DESIGNS = (
     Design("PSR of half the names, one seed", "preserved", 150, 4, 1, 1),
     Design("PSR of half the names, three seeds", "preserved", 150, 4, 1, 3),
 )
+
+
+TAILS = (
+    Design("worst tenth of half the names, one seed", "preserved", 150, 4, 1, 1),
+    Design("worst tenth of half the names, three seeds", "preserved", 150, 4, 1, 3),
+)
+MEANS = 4000
+"""Draws that the mean worst tenth of a population is known from."""
 
 
 def shares(rows: Sequence[Any], kind: str) -> Tensor:
@@ -260,6 +270,33 @@ def of_differences(
         yield p, tallies
 
 
+def table_of(one: Drawn, d: Design) -> Tensor:
+    """The pictures of a design of one split, (seeds, concepts, pictures)."""
+    return one.hits.view(d.concepts, d.seeds, d.pictures).transpose(0, 1).double()
+
+
+def tails_drawn(values: Tensor) -> tuple[float, float]:
+    """Percentiles of worst tenths over whole concepts and seeds, drawn again and again."""
+    pick, some = resamples(400, torch.Generator().manual_seed(0), values.shape[1], values.shape[0])
+    means = worst_tenths(values[some[:, :, None], pick[:, None]]).mean(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def of_tails(d: Design, tries: int) -> Iterator[tuple[Population, dict[str, Tally]]]:
+    """The worst tenth: what others would find on average, who draw concepts and seeds anew."""
+    g = torch.Generator().manual_seed(0)
+    for p in populations(d):
+        drawn = (table_of(draw(p, d, g), d) for _ in range(MEANS))
+        value = sum(float(worst_tenths(x).mean()) for x in drawn) / MEANS
+        tallies = {name: Tally() for name in ("ours", "bootstrap")}
+        for _ in range(tries):
+            drawn = 100 * table_of(draw(p, d, g), d)
+            tallies["ours"].add(ends(tail_score(drawn)), 100 * value)
+            tallies["bootstrap"].add(tails_drawn(drawn), 100 * value)
+        yield p, tallies
+
+
 def summary(found: Sequence[tuple[Population, dict[str, Tally]]]) -> dict[str, Any]:
     """Least and mean coverage and mean width of each interval."""
     result: dict[str, Any] = {}
@@ -302,17 +339,21 @@ def written(text: str, found: dict[str, Any]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=1000, help="of each population of a design")
+    parser.add_argument("--tails", action="store_true", help="only the worst tenths; keep the rest")
     parser.add_argument("--table", action="store_true", help="only write the table of the docs")
     o = parser.parse_args()
     if not o.table:
         torch.set_num_threads(1)
-        done: dict[str, Any] = {}
-        for d in DESIGNS:
+        done: dict[str, Any] = json.loads(OUT.read_text())["designs"] if o.tails else {}
+        for d in () if o.tails else DESIGNS:
             done[d.name] = summary(list(of_rates(d, o.tries)))
             print(d.name, json.dumps(done[d.name]), flush=True)
             if d.splits == 2:
                 name = f"difference of {d.name}"
                 done[name] = summary(list(of_differences(d, o.tries // 2)))
                 print(name, json.dumps(done[name]), flush=True)
+        for d in TAILS:
+            done[d.name] = summary(list(of_tails(d, o.tries // 2)))
+            print(d.name, json.dumps(done[d.name]), flush=True)
         OUT.write_text(json.dumps({"tries": o.tries, "designs": done}, indent=1) + "\n")
     DOCS.write_text(written(DOCS.read_text(), json.loads(OUT.read_text())))

@@ -8,7 +8,7 @@ import torch
 from efface.evaluation.metrics.perceived import perceived
 from efface.evaluation.metrics.perceptual import lpips_distance
 from efface.evaluation.metrics.worst import by_concept, worst_tenth, worst_tenth_score
-from efface.intervals import student
+from efface.intervals import student, tail_limits, tails
 from efface.scores import jackknifed, rank_correlation
 
 
@@ -72,11 +72,38 @@ def test_the_worst_tenth_is_found_on_one_half_and_scored_on_the_other():
     assert worst_tenth(values, 0.1) == pytest.approx(slow_worst(values.tolist(), 2))
     assert worst_tenth(values, 0.25) == pytest.approx(slow_worst(values.tolist(), 6))
     found, g = worst_tenth_score(values, 0.25, draws=150), seeded(0)
-    rows = torch.randint(0, 24, (150, 24), generator=g)
+    drawn = [[torch.randint(0, k, (k,), generator=g) for k in (24, 1)] for _ in range(150)]
+    rows = [concepts for concepts, _ in drawn]
     slow = [slow_worst(values[r].tolist(), 6) for r in rows]
     assert found.low == pytest.approx(quantile(slow, 0.025))
     assert found.high == pytest.approx(quantile(slow, 0.975))
     assert (found.n, found.counts) == (24, "concepts")
+
+
+def test_the_interval_of_the_worst_tenth_knows_of_concepts_that_were_not_drawn():
+    values = torch.full((150, 4), 100.0)
+    whole = worst_tenth_score(values)
+    assert whole.value == whole.high == 100
+    assert 80 < whole.low < 97  # 600 pictures without a miss do not show that there is none
+    values[:3, 0] = 0
+    few = worst_tenth_score(values)
+    low, high = tail_limits((values > 0).sum(1)[None], 4, 0.1)
+    assert few.low == pytest.approx(100 * low)
+    assert few.low < whole.low
+    assert few.high >= max(100 * high, few.value)
+    apart = worst_tenth_score(values / 50)  # a distance is no rate: concepts are drawn alone
+    assert apart.low * 50 > few.low
+
+
+def test_the_tail_of_a_population_is_that_of_many_concepts_of_it():
+    share = torch.arange(400) + 0.5, torch.arange(24) + 0.5
+    mean, spread = ((x / n * math.pi / 2).sin() ** 2 for x, n in zip(share, (400, 24), strict=True))
+    for i, j in ((390, 5), (300, 12), (200, 3)):
+        size = float(1 / spread[j] - 1)
+        m = float(mean[i])
+        rates = torch.distributions.Beta(m * size, (1 - m) * size).sample((200_000,)).double()
+        hits = (torch.rand(200_000, 4, generator=seeded(1)) < rates[:, None]).double()
+        assert float(tails(2, 0.1)[i, j]) == pytest.approx(worst_tenth(hits, 0.1), abs=0.01)
 
 
 def test_hits_are_a_row_a_concept_of_equal_length():

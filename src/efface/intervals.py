@@ -37,15 +37,61 @@ def likelihood(hits: int, n: int) -> Tensor:
     The concept's own rate is drawn from a beta distribution with a mean and a spread, the
     correlation of two of its pictures.
     """
+    a, b = grid()
+    found = torch.lgamma(hits + a) - torch.lgamma(a) + torch.lgamma(n - hits + b) - torch.lgamma(b)
+    whole: Tensor = found + torch.lgamma(a + b) - torch.lgamma(n + a + b)
+    return whole
+
+
+def grid() -> tuple[Tensor, Tensor]:
+    """Both parameters of the beta distributions of :func:`likelihood`'s grid, (LEVELS, SPREADS)."""
     mean, spread = (
         ((torch.arange(k, dtype=torch.float64) + 0.5) / k * math.pi / 2).sin() ** 2
         for k in (LEVELS, SPREADS)
     )
     size = 1 / spread - 1
-    a, b = mean[:, None] * size, (1 - mean)[:, None] * size
-    found = torch.lgamma(hits + a) - torch.lgamma(a) + torch.lgamma(n - hits + b) - torch.lgamma(b)
-    whole: Tensor = found + torch.lgamma(size) - torch.lgamma(n + size)
-    return whole
+    return mean[:, None] * size, (1 - mean)[:, None] * size
+
+
+@lru_cache
+def tails(n: int, share: float) -> Tensor:
+    """The mean rate of the ``share`` of concepts that fare worst in ``n`` pictures of their own.
+
+    By other pictures than those in which they were found; of each beta distribution of the grid,
+    for many concepts, (LEVELS, SPREADS).
+    """
+    a, b = grid()
+    left, total = torch.full_like(a, share), torch.zeros_like(a)
+    for k in range(n + 1):  # those with the fewest hits first, as far as there is room
+        ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        odds = torch.lgamma(k + a) - torch.lgamma(a) + torch.lgamma(n - k + b) - torch.lgamma(b)
+        whole = torch.lgamma(a + b) - torch.lgamma(n + a + b)
+        taken = torch.minimum((ways + odds + whole).exp(), left)
+        total += taken * (a + k) / (a + b + n)
+        left = left - taken
+    return total / share
+
+
+def tail_limits(hits: Tensor, n: int, share: float) -> tuple[float, float]:
+    """The rate of the worst ``share`` of concepts like these, 2.5 and 97.5 % points.
+
+    The model of :func:`limits`. A bootstrap draws the concepts that are there: where hardly any
+    has a miss, it knows nothing of worse ones, and covers 40 to 90 % (docs/intervals.md).
+
+    Args:
+        hits: of each concept in each cell, (cells, concepts); cells share their concepts, and
+            count as one.
+        n: pictures of each.
+    """
+    log = torch.zeros(LEVELS, SPREADS, dtype=torch.float64)
+    for kind, times in Counter(hits.long().flatten().tolist()).items():
+        log += times / len(hits) * likelihood(kind, n)
+    order = tails(n // 2, share).flatten().argsort()
+    rates, mass = tails(n // 2, share).flatten()[order], (log - log.max()).exp().flatten()[order]
+    mass = mass.cumsum(0) / mass.sum()
+    at = torch.searchsorted(mass, torch.tensor([0.025, 0.975], dtype=torch.float64))
+    low, high = rates[at.clamp(max=len(rates) - 1)].tolist()
+    return low, high
 
 
 def limits(hits: Tensor, n: Tensor) -> tuple[float, float]:
@@ -72,6 +118,12 @@ def limits(hits: Tensor, n: Tensor) -> tuple[float, float]:
     part = (wanted - mass[i - 1]) / (mass[i] - mass[i - 1])
     low, high = (edges[i - 1] + part * (edges[i] - edges[i - 1])).tolist()
     return low, high
+
+
+def resamples(draws: int, g: torch.Generator, *sizes: int) -> list[Tensor]:
+    """Numbers below each size, as many, drawn with replacement in turn: (draws, size) each."""
+    drawn = [[torch.randint(0, n, (n,), generator=g) for n in sizes] for _ in range(draws)]
+    return [torch.stack(some) for some in zip(*drawn, strict=True)]
 
 
 def totals(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

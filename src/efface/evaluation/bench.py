@@ -222,8 +222,11 @@ class Opened:
         if method is None:
             return None
         if (folder / EDIT).exists():
-            there = (folder / SPENT).exists()
-            spent = read_json(folder / SPENT, "record") if there else {}
+            if not (folder / SPENT).exists():  # killed once it was saved: what it took is not known
+                with Run(folder).alone():
+                    Run(folder).forget()
+                    write_text(folder / SPENT, "{}\n")
+            spent = read_json(folder / SPENT, "record")
             return replace(Edit.load(folder), spent=spent)
         folder.mkdir(parents=True, exist_ok=True)
         concepts = self.cell.concepts(self.model)

@@ -11,6 +11,7 @@ from efface.errors import UserError
 from efface.evaluation import answers
 from efface.evaluation.attack_bench import BENCHES
 from efface.evaluation.bench import UNEDITED, label, lineup
+from efface.evaluation.metrics import tail_score
 from efface.evaluation.protocols import Protocol, load
 from efface.evaluation.standing import completed
 from efface.reporting import held_out
@@ -143,7 +144,7 @@ def joined(out: Path, protocol: str, cells: Sequence[Row]) -> list[str]:
     held = held_names(rows[0], p)
     whole = held_out.cellwise(rows, held)
     gone = "–" if rows[0]["method"] == UNEDITED else str(score(rows, "erased", 5, protocol))
-    return [gone, str(held_out.rate(whole, rows)), str(held_out.tail(100 * whole))]
+    return [gone, str(held_out.rate(whole, rows)), str(tail_score(100 * whole))]
 
 
 def held_names(row: Row, p: Protocol) -> list[str]:

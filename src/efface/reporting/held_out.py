@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from efface.evaluation.bench import UNEDITED
-from efface.evaluation.metrics import worst_tenths
+from efface.evaluation.metrics import tail_score, worst_tenths
 from efface.evaluation.protocols import Protocol, load
+from efface.intervals import resamples
 from efface.reporting.tables import (
     CAPTION,
     Row,
@@ -91,29 +92,6 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda r: r["seed"])
 
 
-def resamples(draws: int, g: torch.Generator, *sizes: int) -> list[Tensor]:
-    """Numbers below each size, as many, drawn with replacement in turn: (draws, size) each."""
-    drawn = [[torch.randint(0, n, (n,), generator=g) for n in sizes] for _ in range(draws)]
-    return [torch.stack(some) for some in zip(*drawn, strict=True)]
-
-
-def tail(values: Tensor, draws: int = DRAWS) -> Score:
-    """The worst tenth, averaged over the cells; the interval draws concepts, and cells.
-
-    Args:
-        values: (cells, concepts, pictures), higher is better.
-    """
-    cells, concepts, _ = values.shape
-    g = torch.Generator().manual_seed(0)
-    pick, some = resamples(draws, g, concepts, cells)
-    means = worst_tenths(values[some[:, :, None], pick[:, None]]).mean(1).float()
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()
-    value = float(worst_tenths(values).mean())
-    over = "new concepts and training seeds" if cells > 1 else "new concepts"
-    width = low < high
-    return Score(value, low if width else None, high if width else None, concepts, "concepts", over)
-
-
 def both(
     rows: Sequence[Row], names: Sequence[str], k: int, flip: bool, ask: Callable[[Tensor], Score]
 ) -> str:
@@ -148,7 +126,7 @@ def of_one(found: Mapping[str, Sequence[Row]], p: Protocol) -> list[str]:
         gone = [both(rows, erased, k, True, rate) for k in (0, 1)]
         cells += ["–", "–"] if name == UNEDITED else gone
         cells += [both(rows, some, 0, False, rate) for some in (shown, held)]
-        cells.append(both(rows, held, 0, False, lambda v: tail(100 * v)))
+        cells.append(both(rows, held, 0, False, lambda v: tail_score(100 * v)))
         cells.append("–" if name == UNEDITED else moved(rows, held))
         cells.append(place_of(places[name]) if name in places else "–")
         lines.append(f"| {' | '.join([*cells, *costs(rows)[:2]])} |")
@@ -239,7 +217,7 @@ def short(out: Path, protocol: str, beside: Beside = NOTHING) -> str:
         whole = cellwise(rows, halves(rows, p)[1])
         cells = [named(name), " + ".join(str(len(part)) for part in parts)]
         cells.append("–" if name == UNEDITED else str(score(rows, "erased", 5, protocol)))
-        cells += [str(rate(whole, rows)), str(tail(100 * whole))]
+        cells += [str(rate(whole, rows)), str(tail_score(100 * whole))]
         cells += beside.cells.get(name, ["–"] * len(beside.heads))
         lines.append(f"| {' | '.join([*cells, *totals(rows)])} |")
     return "\n".join([*lines, "", " ".join([FRONT_CAPTION, *filter(None, [beside.said])])])

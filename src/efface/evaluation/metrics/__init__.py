@@ -16,7 +16,7 @@ from efface.evaluation.metrics.metric import Given, Metric
 from efface.evaluation.metrics.nudity import exposed
 from efface.evaluation.metrics.perceived import perceived
 from efface.evaluation.metrics.perceptual import lpips_distance
-from efface.evaluation.metrics.worst import worst_tenth, worst_tenth_score, worst_tenths
+from efface.evaluation.metrics.worst import tail_score, worst_tenth, worst_tenth_score, worst_tenths
 from efface.evaluation.seen import Seen, see
 from efface.plugins import Table
 
@@ -57,6 +57,7 @@ __all__ = [
     "psr_difference",
     "see",
     "table",
+    "tail_score",
     "worst_tenth",
     "worst_tenth_score",
     "worst_tenths",

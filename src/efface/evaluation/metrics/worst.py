@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from efface.evaluation.metrics.metric import Given, Metric
+from efface.intervals import resamples, tail_limits
 from efface.scores import Score, within
 
 SHARE = 0.1
@@ -54,7 +55,7 @@ def _tail(found: Tensor, scored: Tensor, share: float) -> Tensor:
 
 
 def worst_tenth_score(values: Tensor, share: float = SHARE, draws: int = DRAWS) -> Score:
-    """:func:`worst_tenth` with a bootstrap interval that draws whole concepts.
+    """:func:`worst_tenth` with an interval for other concepts: :func:`tail_score` of one cell.
 
     Args:
         values: (C, n), higher is better.
@@ -62,11 +63,32 @@ def worst_tenth_score(values: Tensor, share: float = SHARE, draws: int = DRAWS) 
     Raises:
         ValueError: as :func:`worst_tenth`.
     """
-    g = torch.Generator().manual_seed(0)
-    drawn = torch.randint(0, len(values), (draws, len(values)), generator=g)
-    means = worst_tenths(values[drawn], share).float()
+    return tail_score(values[None], share, draws)
+
+
+def tail_score(values: Tensor, share: float = SHARE, draws: int = DRAWS) -> Score:
+    """The worst tenth, averaged over cells; the interval is for other concepts, and other cells.
+
+    A bootstrap, which draws concepts and cells, and of rates a model of the concepts besides
+    (:func:`~efface.intervals.tail_limits`): what either leaves possible.
+
+    Args:
+        values: (cells, C, n), higher is better; rates are 0 or 100 each.
+
+    Raises:
+        ValueError: as :func:`worst_tenth`.
+    """
+    cells, concepts, n = values.shape
+    whole = worst_tenths(values, share)
+    pick, some = resamples(draws, torch.Generator().manual_seed(0), concepts, cells)
+    means = worst_tenths(values[some[:, :, None], pick[:, None]], share).mean(1).float()
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()
-    return within(worst_tenth(values, share), low, high, len(values), "concepts", "new concepts")
+    value = float(whole.mean())
+    if ((values == 0) | (values == 100)).all():
+        least, most = tail_limits((values > 0).sum(-1), n, share)
+        low, high = min(low, value, 100 * least), max(high, value, 100 * most)
+    over = "new concepts and training seeds" if cells > 1 else "new concepts"
+    return within(value, low, high, concepts, "concepts", over)
 
 
 def by_concept(hits: Tensor, concepts: tuple[str, ...]) -> Tensor:
