@@ -104,7 +104,7 @@ def test_what_cannot_be_is_refused_at_load(file, change, message):
         (b'{"guidance": -Infinity}', "guidance is -inf"),
         (b'{"steps": 1e400}', "steps is inf; a whole number"),
         (b"[1]", "is [1]; an object"),
-        (b'{\n"steps": 3,\n}', "broken JSON in line 3"),
+        (b'{\n"steps": 3\n"seed": 4}', "broken JSON in line 3"),
         (b'{\n"about": "\xff"}', "in line 2"),
         (b"", "broken JSON in line 1"),
     ],
