@@ -276,6 +276,15 @@ def test_intervals_cover_concepts_with_the_spread_of_the_results(coverage, name)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("i", [0, 1])
+def test_the_worst_tenths_interval_covers_and_a_bootstrap_does_not(coverage, monkeypatch, i):
+    monkeypatch.setattr(coverage, "MEANS", 400)
+    found = list(coverage.of_tails(coverage.TAILS[i], 10))
+    assert held(found, "ours") >= 93
+    assert held(found, "bootstrap") < held(found, "ours") - 4
+
+
+@pytest.mark.slow
 def test_a_bootstrap_of_five_concepts_is_found_out(coverage):
     design = coverage.DESIGNS[0]
     asks = {"bootstrap": coverage.bootstrap}
@@ -297,7 +306,7 @@ def test_the_docs_show_the_committed_coverage_which_is_no_less_than_93(coverage)
     page = coverage.DOCS.read_text()
     assert coverage.written(page, found) == page
     assert found["tries"] >= 1000
-    assert {d.name for d in coverage.DESIGNS} < set(found["designs"])
+    assert {d.name for d in (*coverage.DESIGNS, *coverage.TAILS)} < set(found["designs"])
     for rows in found["designs"].values():  # 1000 tries know it to within a point or so
         assert round(rows["ours"]["least"]) >= 93
         assert rows["ours"]["mean"] >= 94
