@@ -237,7 +237,12 @@ OURS: dict[str, tuple[tuple[str, str], ...]] = {
     "training/search/exact": (("harm.topk(", "(-harm).topk("),),
     "training/search/gumbel": (("torch.autograd.grad(-harm", "torch.autograd.grad(harm"),),
     "training/erasure": (("return self.weight * (student", "return (student"),),
-    "intervals": (("[0.025, 0.975]", "[0.05, 0.95]"), ("0.95 * mass[-1])", "0.90 * mass[-1])")),
+    "intervals": (
+        ("wanted = torch.tensor([0.025, 0.975]", "wanted = torch.tensor([0.05, 0.95]"),
+        ("mass, torch.tensor([0.025, 0.975]", "mass, torch.tensor([0.05, 0.95]"),
+        ("0.95 * mass[-1])", "0.90 * mass[-1])"),
+        ("times / len(hits) * likelihood", "times * likelihood"),
+    ),
     "scores": (
         ("torch.tensor([0.025, 0.975]", "torch.tensor([0.05, 0.95]"),
         ("Z = 1.959964", "Z = 1.644854"),

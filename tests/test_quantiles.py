@@ -8,7 +8,7 @@ import torch
 from efface.evaluation.metrics.perceived import perceived
 from efface.evaluation.metrics.perceptual import lpips_distance
 from efface.evaluation.metrics.worst import by_concept, worst_tenth, worst_tenth_score
-from efface.intervals import student, tail_limits, tails
+from efface.intervals import likelihood, student, tail_limits, tails
 from efface.scores import jackknifed, rank_correlation
 
 
@@ -93,6 +93,16 @@ def test_the_interval_of_the_worst_tenth_knows_of_concepts_that_were_not_drawn()
     assert few.high >= max(100 * high, few.value)
     apart = worst_tenth_score(values / 50)  # a distance is no rate: concepts are drawn alone
     assert apart.low * 50 > few.low
+
+
+def test_the_ends_of_a_tail_are_quantiles_of_what_one_cell_leaves_possible():
+    hits = torch.tensor([[4, 4, 3, 2, 4, 0], [4, 3, 4, 2, 4, 1]])
+    log = sum(likelihood(int(h), 4) for h in hits.flatten()) / 2  # two cells of the same concepts
+    mass = (log - log.max()).exp().flatten()
+    rates = tails(2, 0.1).flatten()
+    low, high = tail_limits(hits, 4, 0.1)
+    assert float(mass[rates < low].sum() / mass.sum()) == pytest.approx(0.025, abs=2e-3)
+    assert float(mass[rates > high].sum() / mass.sum()) == pytest.approx(0.025, abs=2e-3)
 
 
 def test_the_tail_of_a_population_is_that_of_many_concepts_of_it():
