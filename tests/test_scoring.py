@@ -133,6 +133,18 @@ def test_what_cannot_be_scored_is_said_before_a_picture_is_made(tiny, clothes, e
 # -- files of answers ----------------------------------------------------------------------------
 
 
+def test_an_edit_of_styles_of_the_shipped_model_is_scored_by_styles(emoji, clothes):
+    def question(model, *kinds):
+        concepts = [Concept(f"a {k}", kind=k).to_json() for k in kinds]
+        return ask(model, edit=Edit({}, {"concepts": concepts}))
+
+    assert question(emoji, "style", "style").protocol.name == "emoji-styles"
+    assert question(emoji, "style").own
+    for kinds in (("object",), ("style", "object"), ()):
+        assert question(emoji, *kinds).protocol == ask(emoji).protocol
+    assert question(clothes, "style").protocol == ask(clothes).protocol
+
+
 def test_every_question_has_its_own_file(clothes, tmp_path):
     (tmp_path / "p.csv").write_text("prompt,evaluation_seed\na,1\n")
     (tmp_path / "q.csv").write_text("prompt,evaluation_seed\nb,1\n")

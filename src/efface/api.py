@@ -100,6 +100,7 @@ def score(
     question = ask(
         opened,
         protocol,
+        edit,
         pictures=pictures,
         concepts=only,
         prompts=None if prompts is None else Path(prompts),

@@ -79,7 +79,7 @@ def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     """What the page says of a run, by the protocol of its own model; scores what is missing."""
     model = opened(o.opening, edit)
     erased = [c["name"] for c in edit.meta["concepts"]]
-    question = ask(model, pictures=o.pictures)
+    question = ask(model, edit=edit, pictures=o.pictures)
     protocol, again = question.protocol, commands(folder, o.pictures)
     files = sorted(folder.glob("scores-*.json"))
     others = {p: read(Answer, p, "scores") for p in files}  # before anything is drawn

@@ -65,6 +65,7 @@ def command(args: list[str]) -> int:
     question = ask(
         model,
         o.protocol,
+        edit,
         pictures=o.pictures,
         concepts=o.concept,
         steps=o.steps,

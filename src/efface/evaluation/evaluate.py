@@ -17,8 +17,8 @@ from efface.models import MODELS, DiffusionModel
 from efface.models.identity import identity
 from efface.storage import cache_folder
 
-OBJECTS = "emoji-objects"
-"""The shipped model's own protocol."""
+OBJECTS, STYLES = "emoji-objects", "emoji-styles"
+"""The shipped model's own protocol, and where nothing but styles is erased."""
 
 
 def brought_protocol(model: DiffusionModel) -> Protocol | None:
@@ -33,8 +33,11 @@ def brought_protocol(model: DiffusionModel) -> Protocol | None:
     return load(OBJECTS) if model.name in MODELS else None
 
 
-def own_protocol(model: DiffusionModel) -> Protocol:
+def own_protocol(model: DiffusionModel, edit: Edit | None = None) -> Protocol:
     """The model's own protocol, see :func:`brought_protocol`.
+
+    Args:
+        edit: what is scored; the shipped model has a protocol of its own for styles.
 
     Raises:
         UserError: it has none.
@@ -46,7 +49,8 @@ def own_protocol(model: DiffusionModel) -> Protocol:
             "no judge ships for it. Bring one, or name a protocol for its scores: efface score "
             "--protocol NAME."
         )
-    return found
+    kinds = {c.get("kind") for c in edit.meta.get("concepts", ())} if edit is not None else set()
+    return load(STYLES) if kinds == {"style"} and found.name == OBJECTS else found
 
 
 def of_ones_own(model: DiffusionModel) -> dict[str, str]:

@@ -83,18 +83,24 @@ class Question:
             raise UserError(f"no metric of the protocol {self.protocol.name!r} needs a CLIP.")
 
 
-def ask(model: DiffusionModel, protocol: str | Path | Protocol = "", **narrower: Any) -> Question:
+def ask(
+    model: DiffusionModel,
+    protocol: str | Path | Protocol = "",
+    edit: Edit | None = None,
+    **narrower: Any,
+) -> Question:
     """A question about a model.
 
     Args:
         protocol: a shipped one's name, a file, or a Protocol; "": the model's own.
+        edit: what is scored, where the model's own protocol depends on it.
         narrower: other fields of :class:`Question`.
 
     Raises:
         UserError: no such protocol, or the model has none of its own.
     """
     if not protocol:
-        return Question(own_protocol(model), True, **narrower)
+        return Question(own_protocol(model, edit), True, **narrower)
     told = protocol if isinstance(protocol, Protocol) else load_protocol(str(protocol))
     own = brought_protocol(model)
     return Question(told, own is not None and own.digest == told.digest, **narrower)
