@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from efface.concepts import Concept
 from efface.edits.edit import Edit
 from efface.errors import UserError
+from efface.evaluation.attacks import ATTACKS
 from efface.methods import METHODS
 from efface.methods.ap import AP
 from efface.methods.esd import ESD
@@ -418,6 +419,7 @@ def test_settings_of_a_training_out_of_range_are_refused(change, message):
 def numbers():
     """Every numeric field of every method, and of the parts that it is made of."""
     parts = {Exact, Forecast, Gumbel, Online, Random, Bank, Rollout, Pictures, Recall}
+    parts |= {a for a in ATTACKS.values() if a.__module__.startswith("efface.")}
     for cls in (*METHODS.values(), *sorted(parts, key=lambda c: c.__name__)):
         for field in dataclasses.fields(cls):
             if type(field.default) in (int, float):
@@ -431,6 +433,21 @@ def test_every_number_has_a_range_and_is_held_to_it(cls, name, value):
         pytest.skip("may be negative")
     with pytest.raises(UserError, match=f"got {value} for {name}; .* is needed"):
         cls(**{name: value})
+
+
+@pytest.mark.parametrize(("cls", "name"), list(numbers()))
+def test_every_number_is_held_to_the_top_of_its_range(cls, name):
+    low, high, above = ranges(cls)[name]
+    whole = type(getattr(cls(), name)) is int
+    if high == float("inf"):
+        assert not whole  # a count without end would run for ever
+        return
+    over = int(high) + 1 if whole else high * (1 + 1e-9) + 1e-9
+    with pytest.raises(UserError, match=f"got .* for {name}; .* is needed"):
+        cls(**{name: over})
+    if above:
+        with pytest.raises(UserError, match=f"got .* for {name}; more than .* is needed"):
+            cls(**{name: low})
 
 
 @pytest.mark.parametrize(
