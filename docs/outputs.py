@@ -1,8 +1,8 @@
 """Write what commands print into the docs, as it really is: ``python docs/outputs.py``.
 
 A line ``<!-- $ efface … -->`` in a page names a command; the block below it is what it prints. The
-commands of a page run in its order, in one empty folder, so that each can use what one before
-wrote. What differs between two runs or machines (times, memory, digests) is
+commands of a page run in its order, in one folder with nothing but a copy of the shipped model
+(``folder``), so that each can use what one before wrote. What differs between two runs or machines (times, memory, digests) is
 written as one and the same thing.
 """
 
@@ -12,6 +12,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,6 +24,7 @@ MARK = re.compile(r"<!-- \$ (.+?) -->\n(?:```text\n.*?\n```\n)?", re.DOTALL)
 PLAIN = [
     (r"\b\d[\d.,]* (s|min|h|[kMG]?B)\b", "…"),
     (r"\b[0-9a-f]{16}\b", "0123456789abcdef"),
+    (r"\b\d{4}-\d\d-\d\dT[\d:]+\+00:00", "2026-01-01T00:00:00+00:00"),
 ]
 """What differs, and what is written instead."""
 
@@ -72,10 +74,13 @@ def anew(page: Path) -> str:
     """A page written anew, its commands run in an empty folder."""
     import torch
 
+    from efface.storage import ASSETS
+
     torch.set_num_threads(1)  # sums do not depend on how many cores there are
     text, here = page.read_text(encoding="utf8"), Path.cwd()
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"COLUMNS": "80", "EFFACE_CACHE": str(Path(home) / "cache")}
+        shutil.copytree(ASSETS / "emoji", Path(home) / "folder")
         os.chdir(home)
         try:
             return written(text)
