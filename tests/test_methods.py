@@ -425,7 +425,7 @@ def owners():
         yield pytest.param(cls, names, id=cls.__name__)
 
 
-@pytest.mark.parametrize(("cls", "names"), owners())
+@pytest.mark.parametrize(("cls", "names"), list(owners()))
 def test_every_number_has_a_range_and_is_held_to_it(cls, names):
     for name in names:
         low, high, above = ranges(cls)[name]
