@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -39,12 +39,15 @@ def layout() -> dict[str, Any]:
 def wire(frame: Frame, parts: dict[str, Any]) -> None:
     """Tie the step to the desk."""
 
-    def take(form: str, key: str, strength: Any) -> str:
-        return markup.line(frame.desk.take(key, form, strength), "note")
+    def taking(form: str) -> Callable[[str, Any], str]:  # no partial: Gradio reads its types
+        def take(key: str, strength: Any) -> str:
+            return markup.line(frame.desk.take(key, form, strength), "note")
+
+        return take
 
     for name, button in parts["made"].items():
         button.click(
-            said(partial(take, name), 1),
+            said(taking(name), 1),
             [frame.key, parts["strength"]],
             [frame.line, parts["note"]],
             concurrency_id="model",
