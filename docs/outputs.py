@@ -2,8 +2,8 @@
 
 A line ``<!-- $ efface … -->`` in a page names a command; the block below it is what it prints. The
 commands of a page run in its order, in one folder with nothing but a copy of the shipped model
-(``folder``), so that each can use what one before wrote. What differs between two runs or machines (times, memory, digests) is
-written as one and the same thing.
+(``folder``), so that each can use what one before wrote. What differs between two runs or machines
+(times, memory, digests) is written as one and the same thing.
 """
 
 from __future__ import annotations
