@@ -76,7 +76,7 @@ def tail_limits(hits: Tensor, n: int, share: float) -> tuple[float, float]:
     """The rate of the worst ``share`` of concepts like these, 2.5 and 97.5 % points.
 
     The model of :func:`limits`. A bootstrap draws the concepts that are there: where hardly any
-    has a miss, it knows nothing of worse ones, and covers 40 to 90 % (docs/intervals.md).
+    has a miss, it knows nothing of worse ones, and covers far too little (docs/intervals.md).
 
     Args:
         hits: of each concept in each cell, (cells, concepts); cells share their concepts, and
