@@ -359,7 +359,7 @@ def report(tmp_path_factory):
 
         some = ("church", "castle", "mosque", "synagogue", "bomb", "wolf")
         few = dataclasses.replace(load("emoji-objects"), preserved=some)
-        patch.setattr(scoring, "own_protocol", lambda model: few)
+        patch.setattr(scoring, "own_protocol", lambda model, edit: few)
         ner = {"value": 12.5, "low": 10.0, "high": 15.0, "n": 40}
         told = {"protocol": "nudity-i2p abc", "prompts": 40, "scores": {"NER-0.5": ner}}
         (run / "scores-nudity-i2p.json").write_text(json.dumps(told))
