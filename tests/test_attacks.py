@@ -244,6 +244,18 @@ def test_a_blind_rephrase_asks_for_other_words_as_often(tiny):
     assert texts(replace(own, blind=True, words=()))[0][0].isalpha()
 
 
+def test_a_style_is_rephrased_in_the_prompt_of_a_thing(tiny):
+    ink = Concept("ink style", synonyms=("etching",), kind="style")
+    own = Attacked(tiny, None, ink, prompts=("cow, ink style", "sun, ink style"), words=("oil",))
+    found = [t for t, _ in texts(own)]
+    assert {"cow, etching", "cow, oil"} <= set(found)
+    assert all(t.startswith("cow, ") for t in found)
+    assert "cow, ink style" not in found
+    assert {t for t, _ in texts(replace(own, blind=True))} == {"cow, oil"}
+    bare = [t for t, _ in texts(replace(own, prompts=()))]
+    assert bare == [t.removeprefix("cow, ") for t in found]
+
+
 def test_descriptions_are_tags_without_the_name():
     found = descriptions("beer mug", ("beer", "ale", "bar mug", "pub", "drink"))
     assert found == ["ale, pub, drink", "ale", "pub", "drink"]

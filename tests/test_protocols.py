@@ -209,7 +209,9 @@ def test_damaged_archives_are_one_line(tmp_path):
 
 def test_the_shipped_model_has_its_protocol_and_others_bring_theirs(emoji, tiny, tmp_path):
     assert own_protocol(emoji).name == "emoji-objects"
-    assert brought_protocol(tiny) is None
+    assert brought_protocol(emoji, ["style"]).name == "emoji-styles"
+    assert brought_protocol(emoji, ["style", "object"]).name == "emoji-objects"
+    assert brought_protocol(tiny, ["style"]) is None
     assert "holds no protocol.json" in refused(own_protocol, tiny)
     assert "no judge ships for it" in refused(judge_for, tiny)
 

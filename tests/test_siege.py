@@ -98,6 +98,20 @@ def row(concept="coat", hits=(1, 0), at="", **more):
     return Row(concept, concept, "a coat", at, "", 0, list(SEEDS), list(hits), **more)
 
 
+def test_the_judge_says_what_it_sees_of_things_and_of_styles():
+    from efface.evaluation.protocols import Protocol
+
+    judge = EmojiJudge.load()
+    things = Court(judge, Protocol("things"))
+    assert things.names([judge.index("wolf"), judge.index("church"), judge.index("wolf")]) == "wolf"
+    assert things.names([]) == ""
+    styles = Court(judge, load("emoji-styles"))
+    flat = styles.label("flat style")
+    assert styles.names([flat, flat, styles.label("noto style")]) == "flat style"
+    unknown = len(judge.config.styles)
+    assert styles.names([unknown]) == ""
+
+
 # -- one trial -----------------------------------------------------------------------------------
 
 

@@ -251,7 +251,7 @@ def home_of(o: Common) -> Path:
 
 def sieged(o: Common, attacks: Sequence[Attack], model: DiffusionModel, edit: Edit) -> Siege:
     """Attacks on an edit, with all that they are given."""
-    court = court_for(model, o.redraws)
+    court = court_for(model, edit, o.redraws)
     words = load_vocabulary("auto", model).words
     references = References(model, edit, court, words, o.pictures, o.seed)
     folder = {"pictures": str(o.pictures.absolute())} if o.pictures else {}
@@ -284,10 +284,10 @@ def plain(siege: Siege, o: Common) -> dict[str, Any]:
     return {"settings": settings, **rest, "size": 0, "dtype": "float32"}
 
 
-def court_for(model: DiffusionModel, redraws: int) -> Court:
-    """The model's own judge and protocol; without one nobody, which is said."""
+def court_for(model: DiffusionModel, edit: Edit, redraws: int) -> Court:
+    """The model's own judge and protocol for an edit; without one nobody, which is said."""
     seeds = range(SEEDS[0], SEEDS[0] + redraws)
-    protocol = brought_protocol(model)
+    protocol = brought_protocol(model, [c.kind for c in erased_by(edit)])
     if protocol is not None and protocol.judge and not protocol.source:
         return Court(judge_for(model, protocol), protocol, seeds)
     print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from efface.edits.edit import Edit
@@ -21,8 +21,11 @@ OBJECTS, STYLES = "emoji-objects", "emoji-styles"
 """The shipped model's own protocol, and where nothing but styles is erased."""
 
 
-def brought_protocol(model: DiffusionModel) -> Protocol | None:
+def brought_protocol(model: DiffusionModel, kinds: Collection[str] = ()) -> Protocol | None:
     """The model's own protocol: ``protocol.json`` in its folder, or the shipped model's; or None.
+
+    Args:
+        kinds: of the erased concepts; the shipped model has a protocol of its own for styles.
 
     Raises:
         UserError: its file is broken.
@@ -30,27 +33,29 @@ def brought_protocol(model: DiffusionModel) -> Protocol | None:
     path = None if model.folder is None else model.folder / "protocol.json"
     if path is not None and path.exists():
         return load(str(path))
-    return load(OBJECTS) if model.name in MODELS else None
+    if model.name not in MODELS:
+        return None
+    return load(STYLES if set(kinds) == {"style"} else OBJECTS)
 
 
 def own_protocol(model: DiffusionModel, edit: Edit | None = None) -> Protocol:
     """The model's own protocol, see :func:`brought_protocol`.
 
     Args:
-        edit: what is scored; the shipped model has a protocol of its own for styles.
+        edit: what is scored.
 
     Raises:
         UserError: it has none.
     """
-    found = brought_protocol(model)
+    erased = () if edit is None else edit.meta.get("concepts", ())
+    found = brought_protocol(model, [c.get("kind", "") for c in erased])
     if found is None:
         raise UserError(
             f"{model.name!r} does not say how it is scored: its folder holds no protocol.json, and "
             "no judge ships for it. Bring one, or name a protocol for its scores: efface score "
             "--protocol NAME."
         )
-    kinds = {c.get("kind") for c in edit.meta.get("concepts", ())} if edit is not None else set()
-    return load(STYLES) if kinds == {"style"} and found.name == OBJECTS else found
+    return found
 
 
 def of_ones_own(model: DiffusionModel) -> dict[str, str]:

@@ -55,11 +55,11 @@ class Court:
         return lambda x: [g == goal for g in self.guesses(1 - x if given.negative else x)]
 
     def names(self, guesses: Sequence[int]) -> str:
-        """The commonest of some guesses by its name; "" where names are not known."""
-        known = self.judge.concept_names if self.judge else ()
-        if self.protocol.head != "concept" or not known or not guesses:
+        """The commonest of some guesses by its name; "" where that is not known."""
+        if self.judge is None or not guesses:
             return ""
-        return known[Tally(guesses).most_common(1)[0][0]]
+        known = {self.label(n): n for n in self.protocol.preserved or self.judge.concept_names}
+        return known.get(Tally(guesses).most_common(1)[0][0], "")
 
 
 @dataclass(frozen=True)

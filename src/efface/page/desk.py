@@ -104,7 +104,9 @@ class Desk:
             raise UserError("Several concepts: write “name -> anchor” in their lines.")
         with self.shelf.model(wish.model) as model:
             words = ahead.anchors(model, wish.concepts)
-            shown = self.drawn(model, None, [wish.names[0], *words], 1)
+            asked = wish.concepts[0].shown.prompt
+            anchored = [replace(wish.concepts[0], anchor=w).shown.instead for w in words]
+            shown = self.drawn(model, None, [asked, *anchored], 1)
         own = Figure(wish.names[0], shown[0], "is to become", role="erased")
         some = [Figure(w, p, button="Choose") for w, p in zip(words, shown[1:], strict=True)]
         return markup.figures([own, *some], sensitive(wish.names), "few")
@@ -193,7 +195,7 @@ class Desk:
         first = whole(seed, "the first seed", 0, 2**31)
         text = clean(prompt, "prompt")
         wish, edit = self.wish(key), self.edit(key)
-        text = text or wish.names[0]
+        text = text or wish.concepts[0].shown.prompt
         with self.shelf.model(wish.model) as model:
             rows = [
                 self.drawn(model, e, [text], SEEDS, first)[0]

@@ -153,8 +153,9 @@ class Watch:
         preview = Preview.of(model, len(self.concepts))
         small = model.at(preview.size) if preview.small else model
         seeds = SEEDS[:1] if preview.small else SEEDS
+        asked = {c.name: c.shown.prompt for c in self.concepts}
         wanted = [
-            Wanted(w.word, s, w.word)
+            Wanted(asked.get(w.word, w.word), s, w.word)
             for w in self.words
             for s in (seeds if w.role == "erased" else seeds[:1])
         ]
@@ -173,7 +174,7 @@ class Watch:
     def esr(self, wanted: Sequence[Wanted], drawn: Sequence[torch.Tensor]) -> float | None:
         """Percent of the erased concepts' pictures that the judge calls something else."""
         assert self.model is not None
-        protocol = brought_protocol(self.model)
+        protocol = brought_protocol(self.model, [c.kind for c in self.concepts])
         if protocol is None or not protocol.judge or protocol.source:
             return None
         court = Court(judge_for(self.model, protocol), protocol)

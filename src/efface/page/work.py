@@ -105,8 +105,10 @@ class Process:
                 f"{wish.model!r} brings no protocol and no judge: nobody can say what its pictures "
                 "show. Look at them, and choose the strength by eye."
             )
-        words = tuple(w.word for w in watched(model, wish.concepts) if w.role != "erased")
-        question = ask(model, pictures=PICTURES, concepts=words)
+        question = ask(model, edit=edit, pictures=PICTURES)
+        if question.protocol.head == "concept":
+            words = tuple(w.word for w in watched(model, wish.concepts) if w.role != "erased")
+            question = replace(question, concepts=words)
         points: list[dict[str, Any]] = []
         self.say("Drawing and judging", updates=len(STRENGTHS))
         for k, s in enumerate(STRENGTHS):

@@ -60,7 +60,8 @@ class Rephrase(Attack):
         draw = random.Random(given.seed)
         for text in found:  # as many words that have nothing to do with it
             mine = [w for w in given.words if normal(w) != normal(given.concept.name)]
-            yield Text(prompt=draw.choice(mine) if mine else babble(draw), why="random", at=text.at)
+            other = asked(given, draw.choice(mine) if mine else babble(draw))
+            yield Text(prompt=other, why="random", at=text.at)
 
     def found(self, given: Attacked) -> list[Artefact]:
         """The texts."""
@@ -79,7 +80,7 @@ class Rephrase(Attack):
             text, why = pair
             if normal(text) not in once and len(once) <= self.texts:
                 once[normal(text)] = None
-                found.append(Text(prompt=text, why=why, at=why))
+                found.append(Text(prompt=asked(given, text), why=why, at=why))
         return found
 
     def near(self, given: Attacked) -> list[str]:
@@ -90,6 +91,12 @@ class Rephrase(Attack):
             return []
         order = distances(given.model, [given.concept.name], words)[0].argsort(stable=True)
         return [words[i] for i in order[: self.nearest].tolist()]
+
+
+def asked(given: Attacked, text: str) -> str:
+    """A prompt with a text in the name's place: of a style, the prompt of a thing in it."""
+    whole, name = given.asked[0], given.concept.name
+    return whole.replace(name, text) if given.concept.kind == "style" and name in whole else text
 
 
 def babble(draw: random.Random) -> str:
