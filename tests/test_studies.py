@@ -30,6 +30,7 @@ from efface.studies import (
     STUDIES,
     Lab,
     anchors,
+    cost,
     coverage,
     covered,
     grid,
@@ -283,6 +284,46 @@ def test_a_model_that_brings_its_words_judge_and_protocol_is_studied(
     assert (settings["steps"], settings["guidance"]) == (2, 2.0)
     assert "Split 2: bag, hat erased" in other_data.words(found)
     assert "</svg>" in other_data.figure(found)
+
+
+@pytest.mark.slow
+def test_quality_is_told_beside_what_it_took(clothes_folder, tmp_path, cache):
+    folder = shutil.copytree(clothes_folder, tmp_path / "model")
+    told = json.loads((folder / "protocol.json").read_text())
+    with pytest.raises(UserError, match="holds no name out"):
+        cost.run(Lab(tmp_path / "lab", str(folder), progress=False))
+    (folder / "protocol.json").write_text(json.dumps({**told, "held_out": ["bag", "hat", "boot"]}))
+    lab = Lab(tmp_path / "lab", str(folder), progress=False)
+    trained = {"esd": (1, 2), "ap": (1,)}
+    found = json.loads(json.dumps(cost.run(lab, trained, seeds=2, gone=1)))
+    assert (found["erased"], found["others"]) == (["coat"], ["bag", "hat", "boot"])
+    rows = ["", "esd: 1", "esd: 2", "ap: 1"]
+    assert [(r["label"], r["seed"]) for r in found["rows"]] == [
+        (n, s) for s in (0, 1) for n in rows
+    ]
+    for r in found["rows"]:
+        assert (len(r["gone"][0]), len(r["kept"][0])) == (1, 3 * 2)
+    words_of = [e["config"].get("vocabulary", "") for e in found["edits"]]
+    assert any(words_of)
+    assert not any("bag" in w or "hat" in w or "boot" in w for w in words_of)
+    assert [e["config"]["updates"] for e in found["edits"]] == [1, 2, 1] * 2
+    assert cost.lines(found) == {"esd": rows[1:3], "ap": rows[3:]}
+    assert cost.spent(found, "esd: 1") < cost.spent(found, "esd: 2")
+    kept = torch.tensor([r["kept"][0] for r in found["rows"] if r["label"] == "esd: 2"])
+    own = cost.scores(found, "esd: 2")
+    assert own["PSR-1"].value == pytest.approx(100 * kept.double().mean().item())
+    each = kept.view(2, 3, 2).double()  # seeds, names, pictures
+    worst = [[100 * c[c[:, i].argmin(), 1 - i] for i in (0, 1)] for c in each]
+    if all(c[:, i].unique().numel() > 1 for c in each for i in (0, 1)):
+        assert own["worst tenth"].value == pytest.approx(torch.tensor(worst).mean().item())
+    assert own["worst tenth"].n == 3
+    said = cost.words(found)
+    assert f"| ESD | 2 | {cost.spent(found, 'esd: 2'):,.0f} | {own['ESR-1']} |" in said
+    assert "coat erased at once, 2 seeds" in said
+    assert "</svg>" in cost.figure(found)
+    counted = lab.model.counter.copy()
+    assert json.loads(json.dumps(cost.run(lab, trained, seeds=2, gone=1))) == found
+    assert lab.model.counter == counted
 
 
 @pytest.mark.slow

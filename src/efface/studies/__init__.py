@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from efface.studies import (
     abstract,
     anchors,
+    cost,
     coverage,
     order,
     other_data,
@@ -58,6 +59,7 @@ STUDIES: Mapping[str, Study] = {
     "order": _study(order),
     "other-data": _study(other_data),
     "tradeoff": _study(tradeoff),
+    "cost": _study(cost),
     "several": _study(several),
     "coverage": _study(coverage),
     "transfer": _study(transfer),

@@ -36,6 +36,7 @@ def run(
     erased: Sequence[str] = ERASED,
     gone: int = 20,
     kept: int = 1,
+    others: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Erase, and judge pictures, for every choice and seed.
 
@@ -43,9 +44,10 @@ def run(
         choices: of a seed.
         gone: pictures of each erased concept and seed.
         kept: pictures of each other concept and seed.
+        others: those; none: all that the judge knows.
     """
     rows, edits = [], []
-    others = [n for n in lab.names if n not in erased]
+    others = list(others) or [n for n in lab.names if n not in erased]
     for seed in range(seeds):
         for c in choices(seed):
             edit = None
