@@ -216,6 +216,16 @@ def test_esr_and_psr_are_measured_along_the_strength(places, wish, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_report_has_scores_at_half_of_the_strength_as_well(places, wish):
+    worked(places, wish, every=0)
+    job = worked(places, wish, "report")
+    assert job.state().phase == "done", job.state()
+    said = (places.run(wish.home) / "report.html").read_text()
+    assert "By strength" in said
+    assert all(f"<tr><td>{s}</td>" in said for s in ("0", "0.5", "1"))
+
+
+@pytest.mark.slow
 def test_attacks_have_verdicts_and_show_what_was_found_only_when_asked(places, wish):
     worked(places, wish, every=0)
     job = worked(places, wish, "attack", attacks=["completion"], budget="small", keep=True)

@@ -143,7 +143,7 @@ class Process:
         self.say("Drawing what the report shows")
         home = f"./{self.job.wish.home}"
         whole = Path(home, "scores.json").exists()  # then its pictures are there
-        report.command([home, *([] if whole else ["--pictures", "1"]), "--no-curve"])
+        report.command([home, *([] if whole else ["--pictures", "1"])])
 
     def ready(self) -> None:
         """Refuse what needs a finished run where there is none.
