@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from coverage_attacks import LAYOUTS, QUESTIONS, of_attacks
 from size_tables import put
 from torch import Tensor
 
@@ -297,7 +300,20 @@ def of_tails(d: Design, tries: int) -> Iterator[tuple[Population, dict[str, Tall
         yield p, tallies
 
 
-def summary(found: Sequence[tuple[Population, dict[str, Tally]]]) -> dict[str, Any]:
+def tallied(
+    some: Iterator[tuple[Any, list[tuple[tuple[float, float], float]]]],
+) -> list[tuple[Any, dict[str, Tally]]]:
+    """Populations of attacks, each with the tally of its tries."""
+    found = []
+    for source, tries in some:
+        tally = Tally()
+        for at, value in tries:
+            tally.add(at, value)
+        found.append((source, {"ours": tally}))
+    return found
+
+
+def summary(found: Sequence[tuple[Any, dict[str, Tally]]]) -> dict[str, Any]:
     """Least and mean coverage and mean width of each interval."""
     result: dict[str, Any] = {}
     for name in found[0][1]:
@@ -307,9 +323,14 @@ def summary(found: Sequence[tuple[Population, dict[str, Tally]]]) -> dict[str, A
             "least": round(least[1][name].coverage, 1),
             "where": least[0].name,
             "mean": round(sum(t.coverage for t in some) / len(some), 1),
-            "width": round(sum(t.wide / t.n for t in some) / len(some), 1),
+            "width": finite(sum(t.wide / t.n for t in some) / len(some)),
         }
     return result
+
+
+def finite(width: float) -> float | None:
+    """A width; None: some interval has no end."""
+    return round(width, 1) if math.isfinite(width) else None
 
 
 def table(found: dict[str, Any]) -> str:
@@ -326,7 +347,7 @@ def table(found: dict[str, Any]) -> str:
         for name in sorted(rows, key=list(said).index):
             r, (question, interval) = rows[name], said[name]
             cells = [design, question, interval, f"{r['least']:.1f} ({r['where']})"]
-            cells += [f"{r[k]:.1f}" for k in ("mean", "width")]
+            cells += ["–" if r[k] is None else f"{r[k]:.1f}" for k in ("mean", "width")]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -340,20 +361,26 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=1000, help="of each population of a design")
     parser.add_argument("--tails", action="store_true", help="only the worst tenths; keep the rest")
+    parser.add_argument("--attacks", action="store_true", help="only attacks; keep the rest")
     parser.add_argument("--table", action="store_true", help="only write the table of the docs")
     o = parser.parse_args()
     if not o.table:
         torch.set_num_threads(1)
-        done: dict[str, Any] = json.loads(OUT.read_text())["designs"] if o.tails else {}
-        for d in () if o.tails else DESIGNS:
+        part = o.tails or o.attacks
+        done: dict[str, Any] = json.loads(OUT.read_text())["designs"] if part else {}
+        for d in () if part else DESIGNS:
             done[d.name] = summary(list(of_rates(d, o.tries)))
             print(d.name, json.dumps(done[d.name]), flush=True)
             if d.splits == 2:
                 name = f"difference of {d.name}"
                 done[name] = summary(list(of_differences(d, o.tries // 2)))
                 print(name, json.dumps(done[name]), flush=True)
-        for d in TAILS:
+        for d in () if o.attacks else TAILS:
             done[d.name] = summary(list(of_tails(d, o.tries // 2)))
             print(d.name, json.dumps(done[d.name]), flush=True)
+        for q, layout in () if o.tails else product(QUESTIONS, LAYOUTS):
+            name = f"{q.name}; {layout}"
+            done[name] = summary(tallied(of_attacks(q, layout, o.tries // 5)))
+            print(name, json.dumps(done[name]), flush=True)
         OUT.write_text(json.dumps({"tries": o.tries, "designs": done}, indent=1) + "\n")
     DOCS.write_text(written(DOCS.read_text(), json.loads(OUT.read_text())))

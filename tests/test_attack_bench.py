@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -22,7 +23,7 @@ from efface.evaluation.siege import Siege
 from efface.models import load as load_model
 from efface.reporting import besieged
 from efface.reporting.besieged import aside, brief, joined, markdown, read
-from efface.reporting.columns import Column, Trial, curve, rank, rate, resampled, trials
+from efface.reporting.columns import Column, Trial, curve, middle, rank, rate, trials
 from efface.scores import concept_rate
 
 SMALL = (
@@ -251,7 +252,7 @@ def test_seeds_that_attack_other_concepts_are_counted_with_them():
     assert rate()(alike, 100).n == 1
 
 
-def test_a_half_point_is_of_the_mean_curve_and_its_interval_draws_concepts():
+def test_a_half_point_is_of_the_mean_curve_and_its_interval_of_its_ends():
     def points(concept, heights):
         return [
             trial(concept, [1] * h + [0] * (10 - h), at=str(k))
@@ -261,12 +262,21 @@ def test_a_half_point_is_of_the_mean_curve_and_its_interval_draws_concepts():
     some = [*points("a", (0, 2, 10)), *points("b", (0, 6, 10)), *points("c", (0, 4, 10))]
     found = curve("half point")(some, 100)
     assert found.value == pytest.approx(10 + 10 * (50 - 40) / 60)
-    assert found.low < found.value < found.high
+    ends = []
+    for heights in ((0, 0, 0), (2, 6, 4), (10, 10, 10)):
+        hits = torch.tensor([i < h for h in heights for i in range(10)])
+        ends.append(concept_rate(hits, torch.arange(3).repeat_interleave(10)).ends)
+    low, high = zip(*ends, strict=True)
+    assert low[1] < 50 < high[1]  # so that one end is between the first two points
+    assert found.high == pytest.approx(10 + 10 * (50 - low[1]) / (low[2] - low[1]))
+    assert found.low == pytest.approx(10 * (50 - high[0]) / (high[1] - high[0]))
+    areas = [(5 * c[0] + 10 * c[1] + 5 * c[2]) / 20 for c in (low, high)]
+    assert curve("area")(some, 100).ends == pytest.approx(areas)
     assert curve("area")(some, 100).value == pytest.approx((5 * 40 + 5 * 140) / 20)
     flat = [*points("a", (0, 0, 0)), *points("b", (0, 9, 10))]
     column = Column("", ("completion",), curve("half point"))
     cells = [{"split": "1", "seed": 0, "attacks": {"completion": {"rows": [x.row for x in flat]}}}]
-    assert besieged.text(column, cells, "edited", 100) == "20.0 [5.6, > 20]"
+    assert besieged.text(column, cells, "edited", 100) == "20.0 [0.0, > 20]"
     assert besieged.text(column, cells, "random", 100) == "–"
     assert curve("area")(points("a", (0, 1, 2))[:1], 100) is None
 
@@ -277,13 +287,16 @@ def test_ranks_have_a_median():
     assert rank([], 100) is None
 
 
-def test_a_draw_is_of_one_concept_fewer():
-    table = torch.arange(5, dtype=torch.float64)[:, None]
-    found = resampled(table, float)
-    assert found.value == 2
-    spread = ((found.high - found.low) / 2 / 1.96) ** 2
-    assert spread == pytest.approx(2.5 / 5, rel=0.25)
-    assert resampled(table[:1], float).low is None
+def test_a_medians_interval_is_of_ordered_values_by_the_sign_test():
+    assert (middle([7, 1, 3]).value, middle([7, 1, 3]).ends) == (3, (1, 7))
+    assert middle([4.0]).low is None
+    for k in range(2, 40):
+        found = middle(list(range(k, 0, -1)))
+        r = int(found.low)
+        assert (found.value, found.high) == ((k + 1) // 2, k + 1 - r)
+        outside = [2 * sum(math.comb(k, i) for i in range(n)) / 2**k for n in (r, r + 1)]
+        assert outside[0] <= 0.05 or (r == 1 and k < 6)
+        assert outside[1] > 0.05
 
 
 # -- tables --------------------------------------------------------------------------------------

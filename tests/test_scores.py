@@ -285,6 +285,21 @@ def test_the_worst_tenths_interval_covers_and_a_bootstrap_does_not(coverage, mon
 
 
 @pytest.mark.slow
+def test_intervals_of_attacks_cover_and_those_of_one_concepts_pictures_do_not(coverage):
+    for q in coverage.QUESTIONS:
+        for layout in coverage.LAYOUTS:
+            found = coverage.tallied(coverage.of_attacks(q, layout, 20))
+            assert len(found) >= 4
+            assert held(found, "ours") >= 92, (q.name, layout)
+    inversion = next(q for q in coverage.QUESTIONS if q.attack == "inversion")
+    alone = inversion._replace(
+        ask=lambda some, _: rate(torch.tensor([h for x in some for h in x.row["hits"]]))
+    )
+    found = coverage.tallied(coverage.of_attacks(alone, "both splits", 20))
+    assert held(found, "ours") < 80
+
+
+@pytest.mark.slow
 def test_a_bootstrap_of_five_concepts_is_found_out(coverage):
     design = coverage.DESIGNS[0]
     asks = {"bootstrap": coverage.bootstrap}
