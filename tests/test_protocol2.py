@@ -139,7 +139,7 @@ def test_the_short_table_is_of_the_cells_of_all_splits(tmp_path):
     ]
     assert lines[5] == ""
     held = set(load(PROTOCOL).held_out)
-    gone, psr, forward = [], [], []
+    gone, psr, forward, seconds = [], [], [], ([], [])
     for split in (1, 2):
         row = json.loads((kept / f"{PROTOCOL}-{split}-esd-0.json").read_text())
         five = [h for c in row["erased"] for h in row["hits"][c][1]]
@@ -147,12 +147,23 @@ def test_the_short_table_is_of_the_cells_of_all_splits(tmp_path):
         gone.append(100 - 100 * sum(five) / len(five))
         psr.append(100 * sum(first) / len(first))
         forward.append(row["cost"]["forward"] / 1000)
+        five = [h for c in row["erased"] for h in row["witness"][c][1]]
+        first = [h for c, (one, _) in row["witness"].items() if c in held for h in one]
+        seconds[0].append(100 - 100 * sum(five) / len(five))
+        seconds[1].append(100 * sum(first) / len(first))
     said = lines[3].split(" | ")
     for shown, cells in zip(said[2:4], (gone, psr), strict=True):
         value, _, ends = shown.partition(" [")
         assert value == f"{sum(cells) / 2:.1f}"
-        low, high = map(float, ends.strip("]").split(", "))
+        low, high = map(float, ends.partition("]")[0].split(", "))
         assert low < float(value) < high
+    for shown, cells in zip(said[2:4], seconds, strict=True):
+        other = sum(cells) / 2
+        assert abs(other - float(shown.partition(" [")[0])) > 2  # of ESD, where both are shown
+        assert shown.endswith(f"({other:.1f})")
+    uce = lines[4].split(" | ")  # whose second judge is near for one of them
+    assert "(" in uce[3]
+    assert "(" not in uce[4]
     assert said[1] == "1 + 1"
     assert f" | {sum(forward) / 2:.1f} + " in lines[3]
     assert len(FRONT) <= 8
