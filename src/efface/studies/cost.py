@@ -36,6 +36,7 @@ def run(
     seeds: int = 3,
     gone: int = 8,
     kept: int = 2,
+    some: int = 75,
 ) -> dict[str, Any]:
     """Erase a split by lines of the benchmark with so many updates, each a training of its own.
 
@@ -43,6 +44,7 @@ def run(
         trained: numbers of updates, by line.
         gone: pictures of each erased concept and seed.
         kept: pictures of each held-out concept and seed, two or more.
+        some: about so many of the held-out concepts, evenly chosen, or all where there are fewer.
 
     Raises:
         UserError: no such split, or no name is held out.
@@ -54,6 +56,7 @@ def run(
     held = [n for n in protocol.held_out if n not in erased]
     if not held:
         raise UserError(f"the protocol {protocol.name!r} holds no name out: nothing can be judged.")
+    held = held[:: max(len(held) // some, 1)]
 
     def choices(seed: int) -> list[grid.Choice]:
         cells = [Cell(where, split, name, seed, n) for name, some in trained.items() for n in some]
