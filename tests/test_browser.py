@@ -205,7 +205,8 @@ def test_the_whole_way_by_the_keyboard(chromium, address, width):
     tab.write("Updates between pictures (0: none)", "5" if SHOTS else "2")
     tab.press("Settings")
     tab.press("Look ahead")
-    tab.see("Likely to be hurt")
+    tab.page.get_by_role("heading", name="Likely to be hurt").wait_for()
+    tab.see("Memory")  # comes last
     tab.sound()
     tab.shot("remove")
     tab.press("Train")
