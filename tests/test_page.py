@@ -539,6 +539,18 @@ def test_of_a_run_that_the_command_made_its_picture_is_shown(finished):
     assert files.taken(desk, key, PICTURE) == home / PICTURE
 
 
+def test_a_run_that_was_stopped_here_and_ended_by_the_command_is_trained(finished):
+    desk, key = finished
+    job = desk.job(key, "erase")
+    job.folder.mkdir(parents=True)
+    job.keep(State("stopped", job.stopped, 2, 4))
+    shown = views.run(desk, key)
+    assert "Trained" in shown
+    assert "goes on" not in shown
+    desk.places.run(desk.wish(key).home).joinpath("edit.safetensors").unlink()
+    assert "Stopped; it goes on from here" in views.run(desk, key)
+
+
 def test_damaged_results_of_attacks_do_not_hide_the_others(finished):
     desk, key = finished
     home = desk.places.run(desk.wish(key).home)

@@ -54,11 +54,8 @@ def run(desk: Desk, key: str) -> str:
         ", ".join(wish.names), f"{wish.method.label} · {desk.places.told(job.run)}"
     )
     if state.phase == "new":
-        said = (
-            "It was made by the command." if desk.finished(key) else "It was begun by the command."
-        )
-        state = State("done" if desk.finished(key) else "stopped", said)
-    if state.phase == "done":
+        state = State("stopped", "It was begun by the command.")
+    if state.phase == "done" or (state.phase == "stopped" and desk.finished(key)):
         seconds = told_seconds(job.run)
         took = f" in {span(seconds)}" if seconds else ""
         state = State("done", f"Trained{took}. {became(seen)}".strip(), 1, 1)
