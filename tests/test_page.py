@@ -547,6 +547,12 @@ def test_a_run_that_was_stopped_here_and_ended_by_the_command_is_trained(finishe
     shown = views.run(desk, key)
     assert "Trained" in shown
     assert "goes on" not in shown
+    edit = desk.places.run(desk.wish(key).home) / "edit.safetensors"
+    job.keep(State("failed", "No space left.", 2, 4))
+    assert "No space left" in views.run(desk, key)  # after the edit was written, as far as is known
+    os.utime(edit, (later := job.told.stat().st_mtime + 5, later))
+    assert "Trained" in views.run(desk, key)
+    job.keep(State("stopped", job.stopped, 2, 4))
     desk.places.run(desk.wish(key).home).joinpath("edit.safetensors").unlink()
     assert "Stopped; it goes on from here" in views.run(desk, key)
 

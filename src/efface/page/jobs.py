@@ -148,9 +148,14 @@ class Job:
         """What it says when it was asked to stop."""
         return STOPPED.get(self.kind, "Stopped")
 
+    @property
+    def told(self) -> Path:
+        """Where it is written how far it is."""
+        return self.folder / STATE
+
     def keep(self, state: State) -> None:
         """Write how far it is."""
-        write_text(self.folder / STATE, json.dumps(asdict(state)) + "\n")
+        write_text(self.told, json.dumps(asdict(state)) + "\n")
 
     def state(self) -> State:
         """How far it is; one whose process was killed is ``stopped``.
@@ -158,17 +163,16 @@ class Job:
         Raises:
             UserError: the file is damaged.
         """
-        path = self.folder / STATE
-        if not path.exists():
+        if not self.told.exists():
             return State()
-        found = read(State, path, "state of a job")
+        found = read(State, self.told, "state of a job")
         if not found.busy or holder(self.folder):
             return found
         child = self._children.get(self.folder)
         lives = child.poll() is None if child else bool(found.pid) and alive(found.pid)
         if found.phase == "starting" and lives:
             return found
-        again = read(State, path, "state of a job")  # it may have ended meanwhile
+        again = read(State, self.told, "state of a job")  # it may have ended meanwhile
         if not again.busy:
             return again
         return State("stopped", self.last_words(), again.update, again.updates)

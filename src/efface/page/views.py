@@ -19,6 +19,7 @@ from efface.page.work import ATTACKS
 from efface.reporting.grid import PICTURE
 from efface.scores import Score
 from efface.settings import read_json, typed
+from efface.training import EDIT
 
 SHOWN = 24
 """Pictures of artefacts at most."""
@@ -55,7 +56,7 @@ def run(desk: Desk, key: str) -> str:
     )
     if state.phase == "new":
         state = State("stopped", "It was begun by the command.")
-    if state.phase == "done" or (state.phase == "stopped" and desk.finished(key)):
+    if state.phase == "done" or (ended_elsewhere(job, state) and desk.finished(key)):
         seconds = told_seconds(job.run)
         took = f" in {span(seconds)}" if seconds else ""
         state = State("done", f"Trained{took}. {became(seen)}".strip(), 1, 1)
@@ -65,6 +66,12 @@ def run(desk: Desk, key: str) -> str:
         before = Figure("before and after", [address(TAKE, key, PICTURE)])
         shown = markup.figures([before], veiled, "strips")
     return head + markup.bar(state) + shown
+
+
+def ended_elsewhere(job: Job, state: State) -> bool:
+    """Whether the command may have ended what stopped, or failed, on the page."""
+    edit, told = (p.stat().st_mtime if p.exists() else 0 for p in (job.run / EDIT, job.told))
+    return state.phase == "stopped" or (state.phase == "failed" and edit > told)
 
 
 def told_seconds(home: Path) -> float | None:
