@@ -126,6 +126,19 @@ def test_a_run_shows_pictures_and_curves_on_fixed_seeds(places, wish):
     assert "“coat” became “boot”." in html
 
 
+@pytest.mark.slow
+def test_the_end_of_a_run_that_the_command_ended_is_looked_at(places, wish):
+    half = worked(places, wish, every=2, stop_at=3)
+    assert [p["update"] for p in half.watched()["points"]] == [0, 2]
+    by_command(wish, half.run)
+    again = worked(places, wish, every=2)
+    assert again.state().phase == "done", again.state()
+    seen = again.watched()
+    assert [p["update"] for p in seen["points"]] == [0, 2, 4]
+    assert seen["points"][-1]["worst"] > 0
+    assert all((again.folder / f).is_file() for f in seen["points"][-1]["pictures"]["coat"])
+
+
 def test_words_that_are_looked_at_are_erased_near_and_far(clothes_folder):
     found = watched(load(clothes_folder), [COAT])
     roles = [w.role for w in found]

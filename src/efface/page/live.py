@@ -139,9 +139,7 @@ class Watch:
         return None
 
     def ended(self, edit: Edit) -> None:
-        """Look a last time."""
-        if self.model is None:
-            return
+        """Look a last time, after :meth:`begun`."""
         self.points = [p for p in self.points if p.update < max(self.updates, 1)]
         self.look(max(self.updates, 1), edit)
 

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from efface.cli.erase import Erase, run_erase
-from efface.cli.opening import Opening
+from efface.cli.opening import Opening, opened
 from efface.cli.runfolder import RECORD, record
 from efface.edits.edit import Edit
 from efface.errors import LESS, UserError, out_of_memory
@@ -84,11 +84,15 @@ class Process:
             wish.updates,
         )
         out = Path(wish.home)
-        o = Erase(out=out, opening=opening_of(out, wish.model))
+        opening = opening_of(out, wish.model)
+        o = Erase(out=out, opening=opening)
         run_erase(wish.method, replace(o, concepts_file=self.concepts()), wish.command(), watch)
         self.gentle = False
         self.say("Looking at the result", update=wish.updates, left=None)
-        watch.ended(Edit.load(out))
+        edit = Edit.load(out)
+        if watch.model is None:  # nothing was left to train: the command ended it
+            watch.begun(opened(opening, edit), wish.concepts)
+        watch.ended(edit)
 
     def concepts(self) -> Path:
         """The concepts as a file, which can say all of them."""
