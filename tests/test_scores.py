@@ -322,6 +322,10 @@ def test_the_docs_show_the_committed_coverage_which_is_no_less_than_93(coverage)
     assert coverage.written(page, found) == page
     assert found["tries"] >= 1000
     assert {d.name for d in (*coverage.DESIGNS, *coverage.TAILS)} < set(found["designs"])
-    for rows in found["designs"].values():  # 1000 tries know it to within a point or so
-        assert round(rows["ours"]["least"]) >= 93
+    attacked = {f"{q.name}; {layout}" for q in coverage.QUESTIONS for layout in coverage.LAYOUTS}
+    assert attacked < set(found["designs"])
+    for name, rows in found["designs"].items():
+        # 1000 tries know it to within a point or so, the fifth of them for attacks to within two;
+        # two attacked concepts know too little of how much others differ
+        assert round(rows["ours"]["least"]) >= (86 if name in attacked else 93)
         assert rows["ours"]["mean"] >= 94
