@@ -20,8 +20,8 @@ means](intervals.md)). What holds for 312 drawn concepts need not hold for a lar
 
 AP stands in `anchors`, `vocabulary-size`, `vocabulary-kind`, `order`, `other-data` and `tradeoff`
 for its earlier default, now the preset `away` ([methods](methods.md)), in `search` for the null
-prompt as anchor with η = 1, in `several` for today's default, and in the other studies for that
-but for the anchors' trajectories in its bank, which came later.
+prompt as anchor with η = 1, in `cost` and `several` for today's default, and in the other studies
+for that but for the anchors' trajectories in its bank, which came later.
 """
 
 

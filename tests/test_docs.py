@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from conftest import script
 
 import efface
 from efface.cli.main import ABOUT
+from efface.evaluation.attacks import ATTACKS
 from efface.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +96,14 @@ def test_the_commands_of_the_readme_exist():
 def test_the_pages_hold_the_tables_of_the_results(page):
     table, text = script(ROOT / "bench" / "table.py"), (ROOT / page).read_text(encoding="utf8")
     assert table.written(text, ROOT / page) == text
+
+
+def test_what_attacks_take_is_less_than_a_quarter_of_an_hour_and_said():
+    bench = script(ROOT / "bench" / "attack.py", "attack_bench")
+    found = json.loads(bench.OUT.read_text())
+    assert bench.written(bench.DOCS.read_text(), found) == bench.DOCS.read_text()
+    assert found["seconds"] <= 15 * 60
+    assert set(ATTACKS) <= set(found["attacks"])
 
 
 def test_the_picture_of_the_architecture_is_that_of_the_imports(architecture):

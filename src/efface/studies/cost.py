@@ -26,6 +26,8 @@ UPDATES: Mapping[str, Sequence[int]] = {
 """Of each line of the benchmark; an update of the authors' form of AP takes many times another's
 evaluations."""
 COLOURS = (OTHER, "#2b7a4b", QUIET, OURS, "#b8860b")
+TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+"""Of the figure, thousand evaluations."""
 SHOWN = ("ESR-5", "PSR-1", "worst tenth")
 
 
@@ -97,6 +99,8 @@ def figure(found: Mapping[str, Any]) -> str:
     """Each score against the evaluations, a curve a method; dotted: the unedited model."""
     drawing, axes = panels(12, 3.8, len(SHOWN))
     plain = scores(found, "")
+    costs = [spent(found, r) / 1000 for rows in lines(found).values() for r in rows]
+    ticks = [n for n in TICKS if min(costs) <= n <= max(costs)]
     for (name, rows), colour in zip(lines(found).items(), COLOURS, strict=False):
         x, own = [spent(found, r) for r in rows], [scores(found, r) for r in rows]
         for ax, score in zip(axes, SHOWN, strict=True):
@@ -107,8 +111,10 @@ def figure(found: Mapping[str, Any]) -> str:
         if score != "ESR-5":
             ax.axhline(plain[score].value, color=QUIET, ls=":", lw=1)
         held = "" if score == "ESR-5" else ", held-out names"
-        ax.set(xscale="log", xlabel="evaluations of a training", title=f"{score}{held}, %")
-    axes[-1].legend(frameon=False)
+        ax.set(xscale="log", xlabel="thousand evaluations", title=f"{score}{held}, %")
+        ax.set_xticks([1000 * n for n in ticks], list(map(str, ticks)))
+        ax.minorticks_off()
+    axes[1].legend(loc="center right", bbox_to_anchor=(1, 0.42), frameon=False)
     return svg(drawing)
 
 
