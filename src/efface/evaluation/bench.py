@@ -52,9 +52,10 @@ so many prompts for each erased name (arXiv:2603.18767)."""
 def lineup() -> dict[str, Entry | None]:
     """What is compared, by its name in tables: the unedited model, then what each method enters.
 
-    All fine-tuned ones get the same number of weight updates. What goes to the null prompt by
-    itself can be had with AP's searched anchors as well, since they are no property of AP:
-    ``esd@auto``. And everything in several prompts: ``esd@prompts``, ``esd@auto@prompts``.
+    All fine-tuned ones get the same number of weight updates, or their entry says how many times
+    as many. What goes to the null prompt by itself can be had with AP's searched anchors as well,
+    since they are no property of AP: ``esd@auto``. And everything in several prompts:
+    ``esd@prompts``, ``esd@auto@prompts``.
     """
     found: dict[str, Entry | None] = {UNEDITED: None}
     for kind in METHODS.values():
@@ -62,11 +63,13 @@ def lineup() -> dict[str, Entry | None]:
             found[name] = entry
             if not entry.method.anchor and not kind.seeks:
                 method = replace(entry.method, anchor=AUTO)
-                found[name + STEERED] = Entry(f"{entry.label}, anchors searched for", method)
+                said = f"{entry.label}, anchors searched for"
+                found[name + STEERED] = entry._replace(label=said, method=method)
     for name, one in list(found.items()):
         if one is not None and getattr(one.method, "diversify", None) == 0:
             method = replace(one.method, diversify=PROMPTS)  # type: ignore[call-arg]
-            found[name + SEVERAL] = Entry(f"{one.label}, in {PROMPTS} prompts", method)
+            said = f"{one.label}, in {PROMPTS} prompts"
+            found[name + SEVERAL] = one._replace(label=said, method=method)
     return found
 
 
@@ -125,7 +128,8 @@ class Cell:
         method = shown(one.method, protocol, self.split, known) if one else None
         if not isinstance(method, Tuning):
             return method
-        updates = max(self.updates // n, 1) if method.apart else self.updates
+        updates = round(self.updates * one.times) if one else self.updates
+        updates = max(updates // n if method.apart else updates, 1)
         return replace(method, updates=updates, seed=self.seed)
 
     def __str__(self) -> str:

@@ -228,13 +228,20 @@ class AP(Method, Tuning):
 
     @classmethod
     def lineup(cls) -> Mapping[str, Entry]:
-        """Beside ours the control without a search, the earlier default, and the two forms."""
+        """Beside ours the control without a search, the earlier default, and the two forms.
+
+        The authors' form comes with all of its 1,000 updates as well, and with about as many
+        evaluations as ours.
+        """
         known = cls.presets()
+        said, official = "AP, as the authors' code", known["official-short"]
         return {
             "ap-random": Entry("AP, random words instead of the search", cls(search=Random())),
             "ap": Entry(cls.label, known["ours"]),
             "ap-exact": Entry("AP, every candidate scored", known["exact"]),
             "ap-away": Entry("AP, away from the null prompt", known["away"]),
             "ap-paper": Entry("AP, the paper's formulas", known["paper-short"]),
-            "ap-official": Entry("AP, as the authors' code", known["official-short"]),
+            "ap-official": Entry(said, official),
+            "ap-official-full": Entry(f"{said}, all its updates", official, 2.5),
+            "ap-official-equal": Entry(f"{said}, at ours' evaluations", official, 0.12),
         }

@@ -274,6 +274,8 @@ class Entry(NamedTuple):
 
     label: str
     method: Method
+    times: float = 1.0
+    """Its updates, as a multiple of what all have."""
 
 
 def erase(
