@@ -3,9 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-MAIN := unedited esd uce ap ap-random ap-official age
-REST := ap-exact ap-away esd-null ap-paper ca lora speed spm mace dp oce minimax twofold rece race stereo advunlearn
-HARD := unedited ap esd twofold
+MAIN := unedited esd uce ap ap-random age speed spm mace ca twofold
+REST := ap-exact ap-away ap-official ap-official-equal esd-null ap-paper lora dp oce minimax twofold-firm rece race stereo advunlearn
+LONG := ap-official-full
+STEERED := esd@auto uce@auto speed@auto spm@auto mace@auto ca@auto
+HARD := ap esd uce twofold
 SPLITS := --split 1 --split 2
 STAGES := data vae clip unet judge quality second
 
@@ -60,7 +62,7 @@ dist: $(INSTALLED)
 	$(BIN)/twine check --strict dist/*
 	EFFACE_DIST=dist $(BIN)/pytest -m slow tests/test_dist.py
 
-# How many small faults the tests find: a quarter of an hour; goes on where bench/mutants.json stops.
+# How many small faults the tests find: about half an hour; goes on where bench/mutants.json stops.
 mutants: $(INSTALLED)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[mutants]'
 	nice $(BIN)/python bench/mutants.py --control
@@ -68,7 +70,7 @@ mutants: $(INSTALLED)
 # Hours; a cell that is in bench/results already is not run again.
 bench: $(INSTALLED)
 	$(BIN)/efface bench emoji-objects-2 $(SPLITS) --seeds 3 $(addprefix --method ,$(MAIN))
-	$(BIN)/efface bench emoji-objects-2 $(SPLITS) --seeds 1 $(addprefix --method ,$(REST))
+	$(BIN)/efface bench emoji-objects-2 $(SPLITS) --seeds 1 $(addprefix --method ,$(REST) $(STEERED) $(LONG))
 	$(BIN)/efface bench emoji-attacks $(SPLITS) --seeds 3 $(addprefix --method ,$(HARD))
 	$(BIN)/efface bench emoji-attacks $(SPLITS) --seeds 1 $(addprefix --method ,$(filter-out $(HARD),$(MAIN) $(REST)))
 	$(BIN)/python bench/table.py

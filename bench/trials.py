@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, ClassVar
 
 import anchors
+import torch
 from size_tables import put
+from torch import Tensor
 
 from efface.concepts import Concept
 from efface.evaluation.attack_bench import AttackCell
@@ -31,14 +33,17 @@ from efface.evaluation.protocols import load as load_protocol
 from efface.evaluation.tasks import Crew
 from efface.methods.ap import AP
 from efface.methods.twofold import Twofold
-from efface.models import DiffusionModel
+from efface.models import Conditioning, DiffusionModel, stack
 from efface.seeds import generator
-from efface.training import Bank, Method
+from efface.training import Bank, Job, Method
 from efface.training.anchors import candidates, compare, half_made, searched
+from efface.training.batches import encode, odds
 from efface.training.closed_form import text_vectors
+from efface.training.latents import Banked
 from efface.training.minimax import seen_by
 from efface.training.recall import Recall
 from efface.training.search import Random
+from efface.vocabulary import Vocabulary
 
 HERE = Path(__file__).parent
 PROTOCOL = HERE / "trials-protocol.json"
@@ -48,6 +53,77 @@ OUT, WORK = HERE / "trials", HERE.parent / "runs" / "trials"
 
 OWN = Bank(trajectories=2)
 """The concept's own trajectories, and no others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed(Bank):
+    """A bank whose trajectories lead to several anchors: the concept dissolves into them."""
+
+    kind: ClassVar[str] = "mixed"
+    several: int = 2
+    """Anchors of each concept: the one that is searched for, and the next ones."""
+
+    def open(self, job: Job) -> Banked:
+        """As many trajectories of each anchor."""
+        share = Bank(
+            trajectories=self.trajectories // self.several, anchored=self.anchored // self.several
+        )
+        parts = [
+            Banked(job.model, concepts, share, job.generator(f"bank {i}"), job.run.progress)
+            for i, concepts in enumerate(ranked(job, self.several))
+        ]
+        whole = parts[0]
+        for field in ("z", "e_anchor", "e_concept", "row", "push"):
+            setattr(whole, field, torch.cat([getattr(part, field) for part in parts]))
+        whole.odds = odds(whole.encoded.of[whole.row])
+        return whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Mixed):
+    """A bank that leads to the mean of the text states of several anchors (as arXiv:2501.18950)."""
+
+    kind: ClassVar[str] = "blend"
+
+    def open(self, job: Job) -> Banked:
+        """Trajectories of the mean."""
+        rows = [encode(job.model, concepts).anchor for concepts in ranked(job, self.several)]
+        whole = stack(rows).each(lambda x: x.view(len(rows), -1, *x.shape[1:]).mean(0))
+        return Blended(job, self, whole)
+
+
+class Blended(Banked):
+    """Latents on the way to anchors that are no word."""
+
+    def __init__(self, job: Job, config: Bank, anchor: Conditioning) -> None:
+        self.anchor = anchor
+        super().__init__(job.model, job.concepts, config, job.generator("bank"), job.run.progress)
+
+    def _fill(self, rows: Tensor, g: torch.Generator) -> None:
+        self.encoded = self.encoded._replace(anchor=self.anchor)
+        super()._fill(rows, g)
+
+
+def ranked(job: Job, several: int) -> list[tuple[Concept, ...]]:
+    """The concepts with their anchors, with those that would be next, and so on."""
+    method: Any = job.method
+    found = [job.concepts]
+    words = candidates(job.model, job.concepts[0], job.concepts, method.vocabulary)
+    for _ in range(several - 1):
+        taken = [{row[i].anchor for row in found} for i in range(len(job.concepts))]
+        found.append(
+            tuple(
+                searched(job.model, c, less(words, some), method.seed)
+                for c, some in zip(job.concepts, taken, strict=True)
+            )
+        )
+    job.about["mixed"] = [[c.anchor for c in row] for row in found]
+    return found
+
+
+def less(words: Vocabulary, taken: Collection[str]) -> Vocabulary:
+    """A vocabulary without some words."""
+    return replace(words, words=tuple(w for w in words.words if w not in taken), seen=None)
 
 
 def ap(eta: float = 1.0, **options: Any) -> AP:
@@ -122,6 +198,15 @@ TRIALS: Mapping[str, tuple[Method, str, int]] = {
         for rank, e in ((3, 1.0), (3, 1.5), (10, 1.0), (10, 1.5))
     },
     "likelier": (AP(), SEARCHED, 0),
+    **{
+        f"mixed-{n}": (
+            AP(latents=Mixed(trajectories=2 * k, anchored=2 * k, several=n)),
+            SEARCHED,
+            0,
+        )
+        for n, k in ((2, 1), (4, 2))
+    },
+    "blend-4": (AP(latents=Blend(trajectories=2, anchored=2, several=4)), SEARCHED, 0),
     "twofold": (twofold(), NEAREST, 0),
     "twofold-against0.3": (twofold(0.3), NEAREST, 0),
     "twofold-against0.1": (twofold(0.1), NEAREST, 0),
@@ -308,6 +393,9 @@ def said(method: Any) -> str:
     if isinstance(method.latents, Bank) and method.latents.anchored:
         own, other = method.latents.trajectories, method.latents.anchored
         more.append(f"{own} of the concept's trajectories and {other} of the anchor's")
+    if isinstance(method.latents, Mixed):
+        of = "the mean of " if isinstance(method.latents, Blend) else ""
+        more.append(f"{of}{method.latents.several} anchors of each concept")
     if method.average:
         more.append(f"mean of the last {100 * method.average:.0f} %")
     return ", ".join(more)
