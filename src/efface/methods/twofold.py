@@ -126,7 +126,7 @@ class Twofold(Method, Tuning):
 
     @classmethod
     def presets(cls) -> Mapping[str, Twofold]:
-        """``firm``: pushes beyond the anchor under a find as well: holds more, harms more."""
+        """``firm``: pushes beyond the anchor under a find as well, and harms more."""
         return {"firm": cls(recall=Recall(eta=1.5))}
 
     @classmethod

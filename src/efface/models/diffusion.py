@@ -280,7 +280,10 @@ class DiffusionModel(Components):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, C, H, W) as pictures (B, 3, 8H, 8W) in [0, 1], fp32, on the CPU."""
+        """Latents (B, C, H, W) as pictures (B, 3, sH, sW) in [0, 1], fp32, on the CPU.
+
+        s is 8, of FLUX.2 Klein 16.
+        """
         vae = self.vae
         if overflows(vae):  # a pipeline's, which is left as it is
             vae = copy.deepcopy(vae).float()
@@ -290,7 +293,10 @@ class DiffusionModel(Components):
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, 8H, 8W) in [0, 1] as latents (B, C, H, W): the posterior's mode."""
+        """Pictures (B, 3, sH, sW) in [0, 1] as latents (B, C, H, W): the posterior's mode.
+
+        s as in :meth:`decode`.
+        """
         vae = self.vae
         if overflows(vae):
             vae = copy.deepcopy(vae).float()
