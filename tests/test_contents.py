@@ -415,3 +415,16 @@ def test_a_model_inside_with_edits_of_its_own_is_not_edited_again(tiny, folder, 
     out = merge(source, moved(tiny, seed=1), tmp_path / "beside")
     assert not (out / "out").exists()
     assert ("out/merged/", "left out") in checked(out)
+
+
+def test_the_folders_above_what_is_written_are_made(tiny, folder, tmp_path):
+    source = load(str(folder), device="cpu")
+    merge_single(source, moved(tiny), tmp_path / "a" / "b" / "one.safetensors")
+    merge(source, moved(tiny), tmp_path / "c" / "d" / "model")
+    assert (tmp_path / "a" / "b" / "one.safetensors").is_file()
+    moved(tiny).save_lora(tmp_path / "e" / "lora.safetensors", model=tiny)
+    assert (tmp_path / "e" / "lora.safetensors").is_file()
+    merged, own = str(tmp_path / "c" / "d" / "model"), str(folder)
+    assert main(["diff", own, merged, "--out", str(tmp_path / "f" / "edit.safetensors")]) == 0
+    assert (tmp_path / "f" / "edit.safetensors").is_file()
+    assert (tmp_path / "c" / "d" / "model" / UNET).is_file()
