@@ -73,6 +73,8 @@ def foreign(folder):
         "unet/model.onnx",
         "onnx/unet/weights.pb",
         "elsewhere/tf_model.h5",
+        "vae-and-unet.ckpt",
+        "text_encoder/unet.bin",
     ]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -387,3 +389,42 @@ def test_a_denoiser_whose_ending_is_in_capitals_is_not_overlooked(folder):
     shutil.copy(folder / UNET, folder / "elsewhere" / "again.SAFETENSORS")
     found = contents(folder)
     assert found.alike == ["elsewhere/again.SAFETENSORS"]
+
+
+def test_a_run_in_a_models_folder_keeps_its_edit_as_it_is(tiny, folder):
+    edit, run = moved(tiny), folder / "runs" / "church"
+    edit.save(run)
+    before = (run / "edit.safetensors").read_bytes()
+    apply(folder, edit)
+    assert (run / "edit.safetensors").read_bytes() == before
+    assert ("runs/church/edit.safetensors", "not a denoiser") in checked(folder)
+    moved(tiny, seed=1).save(folder / "runs" / "later")  # a run after it is no change of the model
+    assert not remove(folder).erasures
+    full = moved(tiny, group="full")
+    full.save(folder / "unet" / "whole.safetensors")  # diffusers opens what lies there
+    assert contents(folder).alike == ["unet/whole.safetensors"]
+
+
+def test_a_model_inside_with_edits_of_its_own_is_not_edited_again(tiny, folder, tmp_path):
+    source = load(str(folder), device="cpu")
+    inner = merge(source, moved(tiny), folder / "out" / "merged")
+    before = {p: p.read_bytes() for p in inner.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=r"'out/merged/' in .* a model with edits of its own"):
+        apply(folder, moved(tiny, seed=1))
+    assert {p: p.read_bytes() for p in inner.rglob("*") if p.is_file()} == before
+    out = merge(source, moved(tiny, seed=1), tmp_path / "beside")
+    assert not (out / "out").exists()
+    assert ("out/merged/", "left out") in checked(out)
+
+
+def test_the_folders_above_what_is_written_are_made(tiny, folder, tmp_path):
+    source = load(str(folder), device="cpu")
+    merge_single(source, moved(tiny), tmp_path / "a" / "b" / "one.safetensors")
+    merge(source, moved(tiny), tmp_path / "c" / "d" / "model")
+    assert (tmp_path / "a" / "b" / "one.safetensors").is_file()
+    moved(tiny).save_lora(tmp_path / "e" / "lora.safetensors", model=tiny)
+    assert (tmp_path / "e" / "lora.safetensors").is_file()
+    merged, own = str(tmp_path / "c" / "d" / "model"), str(folder)
+    assert main(["diff", own, merged, "--out", str(tmp_path / "f" / "edit.safetensors")]) == 0
+    assert (tmp_path / "f" / "edit.safetensors").is_file()
+    assert (tmp_path / "c" / "d" / "model" / UNET).is_file()

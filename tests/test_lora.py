@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import families
 import pytest
@@ -79,7 +80,10 @@ def test_the_error_of_a_rank_is_what_the_singular_values_leave(tiny, words):
 def test_what_a_lora_cannot_hold_counts_as_lost(tiny):
     biases = {k: w for k, w in shaken(tiny, by=1.0).items() if w.ndim == 1}
     assert biases
-    assert factorise(tiny, Edit(biases, {"base": tiny.base}), 4).error == 1
+    lora = factorise(tiny, Edit(biases, {"base": tiny.base}), 4)
+    assert (lora.error, lora.never) == (1, 1)
+    both = factorise(tiny, Edit(shaken(tiny), {"base": tiny.base}), 1)
+    assert 0 < both.never < both.error < 1
 
 
 def test_a_learned_token_is_no_layer_and_counts_as_lost():
@@ -111,8 +115,10 @@ def test_the_command_refuses_a_poor_approximation(tiny_folder, words, tmp_path, 
     assert main([*erase, *small, "--latents.trajectories", "1", "--no-picture"]) == 0
     capsys.readouterr()
     out = tmp_path / "a.safetensors"
-    assert main(["lora", str(run), str(out), "--rank", "1"]) == 2
-    assert "leaves out" in capsys.readouterr().err
+    assert main(["lora", str(run), str(out), "--rank", "1", "--allow-error", "0.2"]) == 2
+    assert re.search(r"leaves out .*: give a higher --rank, or --al", capsys.readouterr().err)
+    assert main(["lora", str(run), str(out), "--rank", "1000", "--allow-error", "0.001"]) == 2
+    assert re.search(r"no rank holds its biases.*; use efface merge", capsys.readouterr().err)
     assert not out.exists()
     assert main(["lora", str(run), str(out), "--rank", "1", "--allow-error", "1"]) == 0
     assert out.exists()

@@ -14,7 +14,7 @@ from efface.edits import edit as edit_module
 from efface.edits.edit import Edit
 from efface.edits.in_place import apply
 from efface.edits.merge import merge, merge_single
-from efface.edits.rounding import MEASURED, Stored, lost
+from efface.edits.rounding import MEASURED, Stored, lost, tell
 from efface.models import load
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -123,3 +123,9 @@ def test_rounding_is_measured_once_where_the_weights_are_and_holds_on_to_no_mode
     gc.collect()
     assert denoiser() is None
     assert len(MEASURED) < n
+
+
+@pytest.mark.parametrize(("kind", "wider"), [("bfloat16", "fp32 or fp16"), ("float16", "fp32")])
+def test_no_precision_is_recommended_that_the_weights_have_already(kind, wider):
+    with pytest.warns(UserWarning, match=rf"stored in {kind}, .* in {wider}, or use it as a LoRA"):
+        tell(0.5, "it", getattr(torch, kind))

@@ -230,8 +230,9 @@ def test_the_commands_use_the_models_own_and_keep_every_answer(folder, tmp_path,
     assert main(["report", str(run), "--strength", "0.25"]) == 0  # the others' are there
     assert made.items() <= {p: p.stat().st_mtime_ns for p in run.rglob("*.png")}.items()
     assert "<tr><td>0.25</td>" in (run / "report.html").read_text()
-    assert main(["report", str(run), "--no-curve"]) == 0
-    assert "By strength" not in (run / "report.html").read_text()
+    elsewhere = run.parent / "new" / "deep" / "page.html"
+    assert main(["report", str(run), "--no-curve", "--out", str(elsewhere)]) == 0
+    assert "By strength" not in elsewhere.read_text()
     capsys.readouterr()
     assert main(["score", str(run), "--strength", "0.5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["edited"] == half["edited"]

@@ -12,6 +12,7 @@ from efface.cli.opening import located
 from efface.cli.terminal import Json, Place, new, parsed, show
 from efface.edits.combine import diff
 from efface.models import load
+from efface.storage import make_folder
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def command(args: list[str]) -> int:
         new(o.out)
     found, edit = diff(*(load(located(name), device="cpu") for name in (o.one, o.two)))
     if o.out is not None:
+        make_folder(o.out.absolute().parent)
         edit.save(o.out)
     if o.json:
         print(json.dumps([asdict(d) for d in found], indent=1))

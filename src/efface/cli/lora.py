@@ -17,7 +17,6 @@ from efface.edits.edit import Edit
 from efface.edits.lora import FORMS, factorise, save
 from efface.errors import UserError, pick
 from efface.settings import Range
-from efface.storage import make_folder
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,17 @@ def command(args: list[str]) -> int:
     edit = edit.scaled(o.strength, model)
     found = factorise(model, edit, o.rank)
     if found.error > o.allow_error:
+        instead = "give a higher --rank"
+        if found.never > o.allow_error:
+            instead = (
+                f"no rank holds its biases, norms and tokens ({found.never:.1%}); use efface "
+                "merge or efface apply"
+            )
         raise UserError(
-            f"a LoRA of rank {o.rank} leaves out {found.error:.1%} of the edit's change: "
-            f"give a higher --rank, or --allow-error {math.ceil(100 * found.error) / 100:g} to "
-            "write it all the same."
+            f"a LoRA of rank {o.rank} leaves out {found.error:.1%} of the edit's change: {instead}"
+            f", or --allow-error {math.ceil(100 * found.error) / 100:g} to write it all the same."
         )
     stored(edit, None)
-    make_folder(out.absolute().parent)
     save(model, found, out, o.form)
     told = {"lora": str(out), "rank": o.rank, "left_out": round(found.error, 6)}
     print(json.dumps(told)) if o.json else show(

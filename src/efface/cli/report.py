@@ -27,7 +27,7 @@ from efface.reporting.attacked import attacked
 from efface.reporting.page import page, run_part
 from efface.scores import Score
 from efface.settings import Range, from_json
-from efface.storage import write_text
+from efface.storage import make_folder, write_text
 from efface.vocabularies import load as load_vocabulary
 
 
@@ -70,6 +70,7 @@ def command(args: list[str]) -> int:
         raise UserError(f"{str(out)!r} is a folder; name the file of the page.")
     makeable(out.absolute().parent)
     parts = [part(folder, edit, o) for folder, edit in zip(o.runs, edits, strict=True)]
+    make_folder(out.absolute().parent)
     write_text(out, page(parts))
     print(json.dumps({"report": str(out)}) if o.json else out)
     return 0

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from efface.edits.edit import FORMAT
 from efface.errors import UserError
 from efface.models import family_of, weight_files
 from efface.models.files.configs import read_json
 from efface.models.files.stored import STORED
-from efface.models.files.tensors import Entry, header
+from efface.models.files.tensors import Entry, Header, header
 from efface.storage import LOCK, PART
 
 LEDGER = "erasures.json"
@@ -52,9 +53,10 @@ class Contents:
     alike: list[str] = field(default_factory=list)
     """The denoiser once more, by the same names and shapes: other precisions, other shards."""
     foreign: list[str] = field(default_factory=list)
-    """The denoiser in a form that cannot be edited, or what cannot be looked into."""
+    """The denoiser in a form that cannot be edited, what cannot be looked into, and folders inside
+    that have a ledger of their own."""
     other: list[str] = field(default_factory=list)
-    """Weights of something else."""
+    """Weights of something else, and edits of runs that lie in the folder."""
     plain: list[str] = field(default_factory=list)
     """Texts and pictures."""
     hidden: list[str] = field(default_factory=list)
@@ -66,7 +68,7 @@ def contents(folder: Path) -> Contents:
     """Look through a diffusers folder.
 
     Only safetensors are looked into, by their tensors' names and shapes. Whatever else is no text
-    and does not lie with another component counts as the denoiser.
+    and does not lie with another component, or names the denoiser, counts as the denoiser.
 
     Raises:
         UserError: no such folder, or no weights of its denoiser.
@@ -79,11 +81,11 @@ def contents(folder: Path) -> Contents:
     index = read_json(folder / "model_index.json", "this is no diffusers model folder")
     rest = tuple(k for k, v in index.items() if isinstance(v, list) and k != part)
     found = Contents(part)
-    for path in sorted(files_of(folder, found.hidden)):
+    for path in sorted(files_of(folder, found.hidden, found.foreign)):
         name = path.relative_to(folder).as_posix()
         if path in own:
             found.own.append(name)
-        elif path.suffix.lower() == ".safetensors" and (inside := tensors_of(path)) is not None:
+        elif path.suffix.lower() == ".safetensors" and (inside := looked(path)) is not None:
             {"alike": found.alike, "foreign": found.foreign, "other": found.other}[
                 kind(inside, shapes, name.startswith(f"{part}/"))
             ].append(name)
@@ -91,18 +93,19 @@ def contents(folder: Path) -> Contents:
             found.plain.append(name)
         elif path.name.startswith(".") or path.name in STRAY:
             found.hidden.append(name)
-        elif any(p.startswith(rest) for p in name.split("/")):
+        elif part not in name and any(p.startswith(rest) for p in name.split("/")):
             found.other.append(name)
         else:
             found.foreign.append(name)
     return found
 
 
-def files_of(folder: Path, hidden: list[str]) -> Iterator[Path]:
+def files_of(folder: Path, hidden: list[str], accounted: list[str]) -> Iterator[Path]:
     """The files of a model folder, without our own records; links that lead round are not followed.
 
     Args:
         hidden: takes the hidden folders on the way.
+        accounted: takes the models on the way that account for edits of their own.
 
     Raises:
         UserError: a link to nothing, or something that is no file.
@@ -114,8 +117,10 @@ def files_of(folder: Path, hidden: list[str]) -> Iterator[Path]:
             folders.clear()
             continue
         dots = [f for f in folders if f.startswith(".")]
-        hidden += [f"{(here / f).relative_to(folder).as_posix()}/" for f in dots]
-        folders[:] = [f for f in folders if f not in dots and not (top and f == KEPT)]
+        models = [f for f in folders if f not in dots and (here / f / LEDGER).exists()]
+        for some, taken in ((dots, hidden), (models, accounted)):
+            taken += [f"{(here / f).relative_to(folder).as_posix()}/" for f in sorted(some)]
+        folders[:] = [f for f in folders if f not in dots + models and not (top and f == KEPT)]
         for name in files:
             if name == LOCK or PART.fullmatch(name) or (top and name == LEDGER):
                 continue
@@ -127,22 +132,25 @@ def files_of(folder: Path, hidden: list[str]) -> Iterator[Path]:
             yield here / name
 
 
-def tensors_of(path: Path) -> Mapping[str, Entry] | None:
+def looked(path: Path) -> Header | None:
     """What a safetensors file holds; None where it cannot be read."""
     try:
-        return header(path).tensors
+        return header(path)
     except UserError:
         return None
 
 
-def kind(inside: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]], home: bool) -> str:
+def kind(found: Header, shapes: Mapping[str, tuple[int, ...]], home: bool) -> str:
     """Which list of :class:`Contents` a safetensors file belongs to.
 
     Args:
         shapes: the denoiser's, by name.
         home: it lies in the denoiser's folder.
     """
+    inside = found.tensors
     if inside and all(ADAPTER.search(k) for k in inside):
+        return "other"
+    if found.meta.get("format") == FORMAT and not home:  # a run's, which apply must not change
         return "other"
     same = sum(shapes.get(k) == e.shape for k, e in inside.items())
     if inside and same == len(inside) and all(e.dtype in STORED for e in inside.values()):

@@ -357,7 +357,7 @@ class Edit:
 
         base = self.home(model)
         found = factorise(base, self, rank)
-        save_lora(base, found, Path(path), form)
+        save_lora(base, found, Path(path).expanduser(), form)
         return found.error
 
 

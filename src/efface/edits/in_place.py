@@ -164,8 +164,9 @@ def applicable(
     if here.foreign:
         raise UserError(
             f"{', '.join(map(repr, here.foreign))} in {str(folder)!r} would go on drawing what is "
-            "erased: the denoiser in a form that cannot be edited, or a file that cannot be looked "
-            "into. Take it out of the folder, or use efface merge, which leaves it out."
+            "erased: the denoiser in a form that cannot be edited, a file that cannot be looked "
+            "into, or a model with edits of its own. Take it out of the folder, or use efface "
+            "merge, which leaves it out."
         )
 
 

@@ -16,6 +16,7 @@ from efface.errors import UserError, pick
 from efface.models import DiffusionModel
 from efface.models.files.tensors import save as save_tensors
 from efface.settings import Range, need
+from efface.storage import make_folder
 
 
 class Lora(NamedTuple):
@@ -25,6 +26,8 @@ class Lora(NamedTuple):
     """``unet.MODULE.lora_A.weight`` (r, in) and ``lora_B.weight`` (out, r); or ``transformer.``"""
     error: float
     """|change - LoRA| / |change| over all changed weights; 0 to 1."""
+    never: float
+    """The part of it that is no layer's matrix, which no rank holds: biases, norms, tokens."""
     about: Mapping[str, object]
     """What the edit remembers of how it was made."""
 
@@ -41,12 +44,12 @@ def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
     """
     need(rank, "rank", Range(1, 10_000))
     edit.check(model)
-    own, halves, lost, whole = model.parameters(), {}, 0.0, 0.0
+    own, halves, lost, never, whole = model.parameters(), {}, 0.0, 0.0, 0.0
     for name in edit.weights:
         change = edit.change(name, own[name]).double()
         whole += float(change.square().sum())
         if not holds(model, name):
-            lost += float(change.square().sum())
+            never += float(change.square().sum())
             continue
         u, s, vh = torch.linalg.svd(change.flatten(1), full_matrices=False)
         r = max(min(rank, int((s > 1e-6 * s[0]).sum())), 1)
@@ -60,7 +63,8 @@ def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
         down, up = (x.contiguous() for x in (pad(down, (0, 0, 0, more)), pad(up, (0, more))))
         tensors[f"{module}.lora_A.weight"] = down.view(most, *shape[1:])
         tensors[f"{module}.lora_B.weight"] = up.view(*up.shape, *(1,) * (len(shape) - 2))
-    return Lora(tensors, (lost / whole) ** 0.5 if whole else 0.0, edit.meta)
+    error, outside = ((x / whole) ** 0.5 if whole else 0.0 for x in (lost + never, never))
+    return Lora(tensors, error, outside, edit.meta)
 
 
 def holds(model: DiffusionModel, name: str) -> bool:
@@ -117,4 +121,5 @@ def save(model: DiffusionModel, lora: Lora, path: Path, form: str = "peft") -> N
     if path.exists():
         raise UserError(f"{str(path)!r} exists already; name a file that does not.")
     about = {"format": "pt", "efface": json.dumps(dict(lora.about))}
+    make_folder(path.absolute().parent)
     save_tensors(path, tensors, about)

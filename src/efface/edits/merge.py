@@ -18,7 +18,7 @@ from efface.edits.rounding import Stored, lost, tell
 from efface.errors import UserError
 from efface.models import DiffusionModel, configs, stored_dtype, variant
 from efface.models.files.tensors import dump, save
-from efface.storage import write_folder
+from efface.storage import make_folder, write_folder
 
 
 def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
@@ -28,7 +28,8 @@ def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
 
     Args:
         model: the base, opened from a folder.
-        out: a safetensors file that does not exist yet; stored in the base model's precision.
+        out: a safetensors file that does not exist yet, its folder made where it is missing; stored
+            in the base model's precision.
 
     Raises:
         UserError: ``out`` exists, cannot be written, the edit is not of this model, or the stored
@@ -50,6 +51,7 @@ def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
         "efface": json.dumps(dict(edit.meta)),
         "configs": json.dumps(configs(model.folder)),
     }
+    make_folder(out.absolute().parent)
     save(out, tensors, about)
     return out
 
@@ -68,7 +70,8 @@ def merge(
 
     Args:
         model: the base, opened from a folder, from the hub, or shipped.
-        out: a folder that does not exist yet; one that this very merge has written stays.
+        out: a folder that does not exist yet, those above it made where they are missing; one that
+            this very merge has written stays.
         card: gives the text of its README.md, from what became of each file that can hold weights.
         scores: what was measured of the edit, for the ledger.
 
@@ -103,6 +106,7 @@ def merge(
             text = card({k: f.state for k, f in found.files.items()})
             (part / "README.md").write_text(text, encoding="utf8")
 
+    make_folder(out.absolute().parent)
     write_folder(out, fill)
     told(model, edit, dtype, out)
     return out

@@ -69,9 +69,10 @@ def tell(share: float, where: str, dtype: torch.dtype) -> None:
     """
     if share <= TOO_MUCH:
         return
+    wider = "fp32" if dtype == torch.float16 else "fp32 or fp16"
     warnings.warn(
         f"{where} is stored in {str(dtype)[6:]}, whose rounding takes {share:.0%} of this edit's "
         "change: look whether the concepts are still erased (efface score), put the edit into the "
-        "model in fp32 or fp16, or use it as a LoRA (efface lora).",
+        f"model in {wider}, or use it as a LoRA (efface lora).",
         stacklevel=3,
     )
