@@ -16,6 +16,7 @@ from PIL import Image
 from efface.cli.main import ABOUT, main
 from efface.edits.edit import Edit
 from efface.methods import METHODS
+from efface.scores import Score
 from efface.wordlists import shipped
 
 JSON, NO_PICTURE = ("--json",), ("--no-picture",)
@@ -572,6 +573,32 @@ def test_a_file_that_is_none_of_a_run_is_no_edit(here, run):
 
 def test_scores_need_a_judge_of_that_model(run, finished):
     assert "no judge ships for" in complaint(run, "score", finished)
+    asked = ("report", finished, "--strength", 0.3)
+    assert "no judge ships for" in complaint(run, *asked)  # a curve of what?
+
+
+def test_a_report_without_a_judge_shows_what_there_is(run, finished):
+    about = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps({**about, "moved_most": {"<b>fox": 0.125}}))
+    ner = Score(12.5, 10.0, 15.0, 40).to_json()
+    told = {"protocol": "nudity-i2p abc", "prompts": 40, "scores": {"NER-0.5": ner}}
+    (finished / "scores-nudity-i2p.json").write_text(json.dumps(told))
+    code, out, _ = run("report", finished, "--pictures", 2)
+    assert (code, out.strip()) == (0, str(finished / "report.html"))
+    page = (finished / "report.html").read_text()
+    assert "No judge names what this model draws" in page
+    assert "moved by 12.5%" in page
+    assert "<b>fox" not in page
+    assert "NER-0.5" in page
+    assert "PSR-k" not in page
+    assert "Concept by concept" not in page
+    shown = re.findall(r'alt="(?:church|&lt;b&gt;fox), (?:before|after)" src="data:([^"]+)', page)
+    assert len(shown) == 8
+    assert len(set(shown)) == 8  # the edit changes every one
+    drawn = {p: p.stat().st_mtime_ns for p in finished.glob("samples*/*.png")}
+    assert len(drawn) == 4
+    assert run("report", finished, "--pictures", 2)[0] == 0
+    assert {p: p.stat().st_mtime_ns for p in finished.glob("samples*/*.png")} == drawn
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(run, monkeypatch):

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
@@ -20,15 +20,25 @@ from efface.edits.edit import STRENGTHS, Edit
 from efface.errors import UserError
 from efface.evaluation.answers import Answer, Sensitivity, read
 from efface.evaluation.bound import forecast
-from efface.evaluation.evaluate import samples_folder, unedited_folder
+from efface.evaluation.evaluate import (
+    brought_protocol,
+    own_protocol,
+    sampler_of,
+    samples_folder,
+    unedited_folder,
+)
+from efface.evaluation.protocols import Protocol
+from efface.evaluation.samples import Wanted, generate
 from efface.evaluation.scoring import PICTURES, Question, Scores, ask, scored, strength_folder
 from efface.models import DiffusionModel
 from efface.reporting.attacked import attacked
-from efface.reporting.page import page, run_part
+from efface.reporting.grid import Preview
+from efface.reporting.page import SHOWN, page, run_part, unjudged
 from efface.scores import Score
 from efface.settings import Range, from_json
 from efface.storage import make_folder, write_text
 from efface.vocabularies import load as load_vocabulary
+from efface.vocabularies import told
 
 
 @dataclass(frozen=True)
@@ -79,21 +89,65 @@ def command(args: list[str]) -> int:
 def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     """What the page says of a run, by the protocol of its own model; scores what is missing."""
     model = opened(o.opening, edit)
-    erased = [c["name"] for c in edit.meta["concepts"]]
-    question = ask(model, edit=edit, pictures=o.pictures)
-    protocol, again = question.protocol, commands(folder, o.pictures)
+    title = f"{edit.meta['method']}: {few([c['name'] for c in edit.meta['concepts']])}"
+    again = commands(folder, o.pictures)
     files = sorted(folder.glob("scores-*.json"))
     others = {p: read(Answer, p, "scores") for p in files}  # before anything is drawn
     sense = sensed(folder, edit)
     siege = attacked(folder, edit.digest)
+    if brought_protocol(model) is None:
+        if o.strength:
+            own_protocol(model, edit)
+        known = [t for t in others.values() if "scores" in t]
+        ahead = "" if any(told.get("forecast") for told, _ in sense) else foretold(model, edit)
+        pictures = looked_at(model, edit, folder, o.pictures)
+        return unjudged(title, edit, *pictures, again, known, sense, siege, ahead)
+    question = ask(model, edit=edit, pictures=o.pictures)
+    protocol = question.protocol
     answer = scored(model, edit, question, folder)
     kept, found = keep(answer, question, folder, o.opening), answer.to_json()
     points = curve(model, edit, question, folder, answer, o) if o.curve else {}
     folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
-    title = f"{edit.meta['method']}: {few(erased)}"
     more = [t for p, t in others.items() if p != kept and "scores" in t]  # of prompts from a file
     ahead = "" if any(told.get("forecast") for told, _ in sense) else foretold(model, edit)
     return run_part(title, edit, found, folders, protocol, again, more, sense, points, siege, ahead)
+
+
+class Looked(NamedTuple):
+    """Pictures for the eye, where no judge scores."""
+
+    blocks: dict[str, dict[str, str]]
+    """Prompts by title, with what is said of each."""
+    seeds: int
+    folders: tuple[Path, Path]
+    """Of the unedited pictures, and of the edited ones."""
+    sampler: str
+
+
+def looked_at(model: DiffusionModel, edit: Edit, folder: Path, pictures: int) -> Looked:
+    """Draw what is missing of the erased concepts, the kept words, and what the edit moved most.
+
+    Fewer and smaller ones where a picture takes long.
+    """
+    concepts = told(model, [from_json(Concept, c) for c in edit.meta["concepts"]])
+    p = Preview.of(model, len(concepts))
+    seeds = min(SHOWN, pictures, p.seeds if p.small else SHOWN)
+    drawn, steps = (model.at(p.size) if p.small else model), p.steps
+    moved = record(folder).get("moved_most", {}) if (folder / RECORD).exists() else {}
+    kept = [w for w in edit.meta["config"].get("keep", ()) if w]
+    blocks = {
+        "Erased": {c.shown.prompt: "" for c in concepts[: p.erased]},
+        "To be kept": dict.fromkeys(kept[: p.hurt], ""),
+        "Moved most": {w: f"moved by {x:.1%}" for w, x in list(moved.items())[: p.hurt]},
+    }
+    prompts = dict.fromkeys(w for some in blocks.values() for w in some)
+    wanted = [Wanted(w, s, w) for w in prompts for s in range(seeds)]
+    told_by = Protocol("pictures", steps=steps)
+    folders = unedited_folder(drawn, told_by), samples_folder(folder, drawn, told_by)
+    for home, one in zip(folders, (None, edit), strict=True):
+        generate(drawn, wanted, home, one, steps)
+    side = " of {} × {} pixels".format(*drawn.picture_size)
+    return Looked(blocks, seeds, folders, sampler_of(drawn, told_by) + side)
 
 
 def foretold(model: DiffusionModel, edit: Edit) -> str:

@@ -106,32 +106,23 @@ def run_part(
     worst = [n for n in moved if n not in near][:6]
     fine = [n for n in reversed(order) if n not in near and n not in worst][:6]
 
-    def figure(name: str) -> dict[str, Any]:
+    def shown(name: str) -> dict[str, Any]:
         wanted = [
             Wanted(p, s, name)
             for p in protocol.prompts(name)
             for s in range(min(SHOWN, found["pictures"]))
         ][:SHOWN]
-        before, after = ([encoded(f / w.file) for w in wanted] for f in folders)
         was, now = (percent(concepts[name][k][0]) for k in ("unedited", "edited"))
-        return {
-            "name": name,
-            "note": f"{was:.0f} → {now:.0f} % named",
-            "blurred": sensitive([name]),
-            "before": before,
-            "after": after,
-        }
+        return figure(name, f"{was:.0f} → {now:.0f} % named", wanted, folders)
 
     blocks = [("Erased", erased[:SOME]), ("Neighbours, worst hurt first", hurt(concepts, near)[:6])]
     blocks += [("Worst hurt of all others", worst), ("Least touched", fine)]
-    cost = edit.meta["cost"]
-    took = f"{edit.spent['seconds']:.0f} s, " if "seconds" in edit.spent else ""
     return {
-        "title": title,
+        **whatever(title, edit, commands, others_found, sensitivity, attacks),
         "summary": [*summary(found, erased, others), *([ahead] if ahead else [])],
         "scores": scores(found),
         "blocks": [
-            {"title": t, "figures": [figure(n) for n in names]} for t, names in blocks if names
+            {"title": t, "figures": [shown(n) for n in names]} for t, names in blocks if names
         ],
         "bars": [
             {
@@ -143,6 +134,82 @@ def run_part(
             for n in (*erased, *moved[:40])
         ],
         "unchanged": len(others) - len(moved),
+        "strengths": strengths(curve) if curve else None,
+        "protocol": f"{protocol.name} {protocol.digest}, {found['pictures']} "
+        f"picture{'s' * (found['pictures'] != 1)} a concept, {found['sampler']}",
+        "judge": found["judge"],
+    }
+
+
+def unjudged(
+    title: str,
+    edit: Edit,
+    blocks: Mapping[str, Mapping[str, str]],
+    seeds: int,
+    folders: tuple[Path, Path],
+    sampler: str,
+    commands: Sequence[str],
+    others_found: Sequence[Mapping[str, Any]] = (),
+    sensitivity: Sequence[tuple[Mapping[str, Any], Path]] = (),
+    attacks: Sequence[Mapping[str, Any]] = (),
+    ahead: str = "",
+) -> dict[str, Any]:
+    """What the page says of a run whose model no judge scores: pictures, and what else is known.
+
+    Args:
+        blocks: prompts by the title that they stand under, each with what is said of it.
+        seeds: pictures of each.
+        sampler: how they are drawn, in words.
+        folders, commands, others_found, sensitivity, attacks, ahead: as of :func:`run_part`.
+    """
+    erased = few([c["name"] for c in edit.meta["concepts"]])
+    said = (
+        f"Erased: {erased}. No judge names what this model draws, so there is no ESR and no PSR: "
+        "look at the pictures, the same seeds before and after. A folder that brings a protocol "
+        "and a judge is scored."
+    )
+    return {
+        **whatever(title, edit, commands, others_found, sensitivity, attacks),
+        "summary": [said, *([ahead] if ahead else [])],
+        "scores": {},
+        "blocks": [
+            {
+                "title": t,
+                "figures": [
+                    figure(p, note, [Wanted(p, s, p) for s in range(seeds)], folders)
+                    for p, note in prompts.items()
+                ],
+            }
+            for t, prompts in blocks.items()
+            if prompts
+        ],
+        "protocol": f"none, {seeds} picture{'s' * (seeds != 1)} a prompt, {sampler}",
+        "judge": "none",
+    }
+
+
+def figure(
+    name: str, note: str, wanted: Sequence[Wanted], folders: tuple[Path, Path]
+) -> dict[str, Any]:
+    """Pictures of a concept, before and after."""
+    before, after = ([encoded(f / w.file) for w in wanted] for f in folders)
+    blurred = sensitive([name])
+    return {"name": name, "note": note, "blurred": blurred, "before": before, "after": after}
+
+
+def whatever(
+    title: str,
+    edit: Edit,
+    commands: Sequence[str],
+    others_found: Sequence[Mapping[str, Any]],
+    sensitivity: Sequence[tuple[Mapping[str, Any], Path]],
+    attacks: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What the page says of every run, see :func:`run_part`."""
+    cost = edit.meta["cost"]
+    took = f"{edit.spent['seconds']:.0f} s, " if "seconds" in edit.spent else ""
+    return {
+        "title": title,
         "cost": f"{took}{cost['forward']:,} forward and {cost['backward']:,} "
         f"backward evaluations of the network; "
         f"{sum(w.numel() for w in edit.weights.values()):,} weights changed.",
@@ -150,13 +217,9 @@ def run_part(
         "extra": [extra(x) for x in others_found],
         "attacks": list(attacks),
         "sensitivity": [{"said": sensed(s), "figure": encoded(path)} for s, path in sensitivity],
-        "strengths": strengths(curve) if curve else None,
-        "protocol": f"{protocol.name} {protocol.digest}, {found['pictures']} "
-        f"picture{'s' * (found['pictures'] != 1)} a concept, {found['sampler']}",
         "model": edit.meta["model"],
         "base": edit.meta["base"],
         "digest": edit.digest,
-        "judge": found["judge"],
     }
 
 
