@@ -40,7 +40,7 @@ from efface.methods.stereo import STEREO
 from efface.methods.uce import UCE
 from efface.models import load
 from efface.scores import Score
-from efface.training import Bank, Run
+from efface.training import Run
 from efface.training.search import Exact, Random
 from efface.vocabularies import INLINE
 
@@ -145,15 +145,6 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
             ("", 16),
             ("flat style", 16),
             ("flat style", 46),
-        )
-    }
-    | {
-        f"anchor flat style, styled {n}, {how}": AP(anchor="flat style", styled=n, **more)
-        for n, how, more in (
-            (46, "eta 3", {"eta": 3.0}),
-            (46, "800 updates", {"updates": 800}),
-            (46, "no trajectories of the anchor", {"latents": Bank(trajectories=2)}),
-            (46, "batch 4", {"batch": 4}),
         )
     },
     "ap-prompts": {f"diversify {n}": AP(diversify=n) for n in (0, 5, 16)},

@@ -109,7 +109,7 @@ def test_the_result_comes_before_the_picture_and_outlives_its_kill(
         assert main([*args, "--out", "run"]) == 130
     out, err = capsys.readouterr()
     assert "run/edit.safetensors" in out
-    assert "efface score run" in out
+    assert "efface report run" in out  # no judge scores it
     assert "moved most" not in out
     assert err.startswith("the edit is saved and told first; then 3 pictures of 8 pixels are drawn")
     stamp = (tmp_path / "run" / "edit.safetensors").stat().st_mtime_ns

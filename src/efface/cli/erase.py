@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from efface.cli.watching import Live, both, watcher
 from efface.concepts import Concept, check, few, parse, read
 from efface.edits.edit import Edit
 from efface.errors import UserError, escaped, pick
+from efface.evaluation.evaluate import brought_protocol
 from efface.methods import METHODS
 from efface.models import DiffusionModel
 from efface.names import COMMAS, by_commas, meant, quoted
@@ -225,7 +227,7 @@ def run_erase(method: Any, o: Erase, command: Sequence[str], live: Live | None =
     if rank == 0:  # the first process tells
         found = result(edit, out)
         if not o.json:
-            tell(found, edit, concepts)
+            tell(found, edit, concepts, model)
         if o.picture:  # the result does not wait for it
             found |= pictured(model, method, edit, concepts, out)
             if not o.json:
@@ -279,9 +281,13 @@ def result(edit: Edit, out: Path) -> dict[str, Any]:
     }
 
 
-def tell(found: dict[str, Any], edit: Edit, concepts: Sequence[Concept]) -> None:
-    """Print what came out."""
-    cost = found["cost"]
+def tell(
+    found: dict[str, Any], edit: Edit, concepts: Sequence[Concept], model: DiffusionModel
+) -> None:
+    """Print what came out, and what looks at it: scores, or a report where no judge scores."""
+    cost, after = found["cost"], "scores"
+    with suppress(UserError):  # a broken protocol: efface score says so
+        after = "scores" if brought_protocol(model) else "report"
     show(
         [
             ["edit", found["edit"]],
@@ -290,7 +296,7 @@ def tell(found: dict[str, Any], edit: Edit, concepts: Sequence[Concept]) -> None
             ["network evaluations", f"{cost['forward']:,} forward, {cost['backward']:,} backward"],
             *preserved(edit),
             *([["known of it", edit.meta["said"]]] if "said" in edit.meta else []),
-            ["scores", f"efface score {shlex.quote(str(found['run']))}"],
+            [after, f"efface {after.removesuffix('s')} {shlex.quote(str(found['run']))}"],
         ],
         ["erased", few([c.name for c in concepts])],
     )
