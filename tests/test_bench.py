@@ -155,6 +155,7 @@ def test_the_line_up_has_the_same_updates_for_all(method):
         apart = line in ("spm", "mace")  # five adapters share them
         times = {"ap-official-full": 2.5, "ap-official-equal": 0.12}.get(line, 1)
         assert config.updates == (8 if apart else round(40 * times))
+        assert Cell("emoji-objects", "1", method, 2, 40).made == round(40 * times)
         assert config.seed == 2
 
 

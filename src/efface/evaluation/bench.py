@@ -116,6 +116,12 @@ class Cell:
         """Its file name."""
         return f"{Path(self.protocol).stem}-{self.split}-{self.method}-{self.seed}.json"
 
+    @property
+    def made(self) -> int:
+        """Updates of its method's weights, of all concepts together."""
+        one = entry(self.method)
+        return round(self.updates * one.times) if one else self.updates
+
     def config(self, known: Sequence[str] | None = None) -> Method | None:
         """The method with its settings; None: unedited.
 
@@ -128,8 +134,7 @@ class Cell:
         method = shown(one.method, protocol, self.split, known) if one else None
         if not isinstance(method, Tuning):
             return method
-        updates = round(self.updates * one.times) if one else self.updates
-        updates = max(updates // n if method.apart else updates, 1)
+        updates = max(self.made // n if method.apart else self.made, 1)
         return replace(method, updates=updates, seed=self.seed)
 
     def __str__(self) -> str:
@@ -276,7 +281,7 @@ class Opened:
             "efface": VERSION,
             "torch": torch.__version__,
             "machine": machine_of(self.model.device),
-            "updates": self.cell.updates,
+            "updates": self.cell.made,
             "scores": {k: s.to_json() for k, s in scores.items()},
             "hits": {c: seen.of([c]).packed() for c in dict.fromkeys(seen.concepts)},
             **self.more(looked.seen, moved),

@@ -242,6 +242,6 @@ class AP(Method, Tuning):
             "ap-away": Entry("AP, away from the null prompt", known["away"]),
             "ap-paper": Entry("AP, the paper's formulas", known["paper-short"]),
             "ap-official": Entry(said, official),
-            "ap-official-full": Entry(f"{said}, all its updates", official, 2.5),
+            "ap-official-full": Entry(f"{said}, 1,000 updates", official, 2.5),
             "ap-official-equal": Entry(f"{said}, at ours' evaluations", official, 0.12),
         }

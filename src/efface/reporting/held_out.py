@@ -176,7 +176,7 @@ def ranking(
     }
 
 
-FRONT = ("unedited", "ap", "ap-random", "ap-official", "twofold", "age", "esd", "uce")
+FRONT = ("unedited", "ap", "ap-random", "ap-official-full", "spm", "age", "esd", "uce")
 """The lines of the short table."""
 
 FRONT_HEAD = (
@@ -247,7 +247,7 @@ FRONT_CAPTION = (
     "and, where there are several, training seeds. Seeds of the first and second split. "
     "Minutes: of the fastest cell on one thread; most had other work beside them. "
     "Evaluations: of the denoiser, forward + backward, in thousands. In round brackets what a "
-    "second judge says, where it is more than 2 points away."
+    "second judge says, where it is more than 2 points away. –: not measured."
 )
 
 
