@@ -89,7 +89,7 @@ def command(args: list[str]) -> int:
 def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     """What the page says of a run, by the protocol of its own model; scores what is missing."""
     model = opened(o.opening, edit)
-    title = f"{edit.meta['method']}: {few([c['name'] for c in edit.meta['concepts']])}"
+    title = f"{edit.meta.get('method', 'edit')}: {few([c['name'] for c in edit.meta['concepts']])}"
     again = commands(folder, o.pictures)
     files = sorted(folder.glob("scores-*.json"))
     others = {p: read(Answer, p, "scores") for p in files}  # before anything is drawn
@@ -134,7 +134,7 @@ def looked_at(model: DiffusionModel, edit: Edit, folder: Path, pictures: int) ->
     seeds = min(SHOWN, pictures, p.seeds if p.small else SHOWN)
     drawn, steps = (model.at(p.size) if p.small else model), p.steps
     moved = record(folder).get("moved_most", {}) if (folder / RECORD).exists() else {}
-    kept = [w for w in edit.meta["config"].get("keep", ()) if w]
+    kept = [w for w in edit.meta.get("config", {}).get("keep", ()) if w]
     blocks = {
         "Erased": {c.shown.prompt: "" for c in concepts[: p.erased]},
         "To be kept": dict.fromkeys(kept[: p.hurt], ""),
