@@ -252,7 +252,12 @@ def test_a_word_of_several_vectors_is_asked_for_whole(pipe):
 
 def test_a_lora_in_a_text_encoder_is_seen(pipe):
     peft = pytest.importorskip("peft")
-    pipe.text_encoder.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    try:
+        pipe.text_encoder.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    except ValueError as e:
+        if "version of PEFT" not in str(e):
+            raise
+        pytest.skip(str(e))  # the newest transformers may ask for one that is not out yet
     with pytest.raises(UserError, match="text_encoder has adapters loaded"):
         load(pipe)
 
