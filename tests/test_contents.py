@@ -74,6 +74,8 @@ def foreign(folder):
         "onnx/unet/weights.pb",
         "elsewhere/tf_model.h5",
         "vae-and-unet.ckpt",
+        "vaeBaked-v15.ckpt",
+        "text_encoder_and_all.bin",
         "text_encoder/unet.bin",
     ]
     for name in names:

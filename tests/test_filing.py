@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import CHURCH, DOG, QUIET, quick, same_weights, shaken
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from efface.cli.main import main
 from efface.cli.runfolder import scores_of
@@ -417,6 +417,23 @@ def test_the_difference_of_two_models_is_the_edit_between_them(tiny, folder, tmp
     assert main(["diff", tiny.name, str(folder), "--out", str(out)]) == 0
     assert "effective rank" in capsys.readouterr().out
     Edit.load(out).check(tiny)
+
+
+def test_what_else_differs_is_said_and_nothing_is_written_of_it(tiny, folder, tmp_path, capsys):
+    path = folder / "text_encoder" / "model.safetensors"
+    save_file({k: w + 1 for k, w in load_file(path).items()}, path, {"format": "pt"})
+    out = tmp_path / "between.safetensors"
+    assert main(["diff", tiny.name, str(folder)]) == 0
+    said = capsys.readouterr()
+    assert "effective rank" in said.out
+    assert "also differ in text_encoder, which no edit holds" in said.err
+    assert main(["diff", tiny.name, str(folder), "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "effective rank" in said.out
+    assert "the denoisers are the same" in said.err
+    assert not out.exists()
+    assert main(["diff", tiny.name, tiny.name]) == 0
+    assert "also differ" not in capsys.readouterr().err
 
 
 def load_changed(folder, edit):

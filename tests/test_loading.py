@@ -1,7 +1,9 @@
 """Models that are read as they say they are, and refused where their parts make no sense."""
 
 import json
+import os
 import shutil
+import warnings
 from collections import Counter
 from dataclasses import replace
 
@@ -16,7 +18,7 @@ from torch.nn.functional import one_hot
 
 from efface.concepts import Concept
 from efface.edits.edit import Edit
-from efface.edits.merge import merge_single
+from efface.edits.merge import check_guess, merge_single
 from efface.errors import UserError
 from efface.methods import METHODS
 from efface.methods.ap import AP
@@ -25,7 +27,7 @@ from efface.methods.speed import SPEED
 from efface.methods.spm import random_like
 from efface.models import Conditioning, load, mix
 from efface.models.diffusion import DiffusionModel
-from efface.models.files.single_file import lay
+from efface.models.files.single_file import MARK_OF_V, OPEN_CLIP, lay, place_of
 from efface.models.files.standard import STANDARD
 from efface.models.files.stored import stored_dtype
 from efface.training.batches import encode
@@ -534,6 +536,86 @@ def test_a_denoiser_in_half_precision_beside_full_parts_is_the_same_model_as_in_
     assert again.base == model.base
     assert stored_dtype(again.folder / "unet") == torch.float16
     assert stored_dtype(again.folder / "vae") == torch.float32
+
+
+@pytest.mark.slow
+def test_a_single_file_holds_each_part_in_its_own_precision(folder, tmp_path, cache):
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: w.bfloat16() for k, w in load_file(path).items()}, path, {"format": "pt"})
+    model = load(folder, device="cpu")
+    out = merge_single(model, unmoved(model), tmp_path / "x.safetensors")
+    kinds = {(k.split(".")[0], w.dtype) for k, w in load_file(out).items()}
+    assert kinds == {
+        ("model", torch.bfloat16),
+        ("first_stage_model", torch.float32),
+        ("cond_stage_model", torch.float32),
+    }
+    again = load(out, device="cpu")
+    assert again.base == model.base
+    one, two = (next(m.generate("a cat", steps=2, output_type="pt")) for m in (model, again))
+    assert torch.equal(one, two)
+
+
+def test_words_that_were_added_stay_behind_and_are_named(folder, tmp_path, cache):
+    pipe = D.StableDiffusionPipeline.from_pretrained(folder)
+    pipe.tokenizer.add_tokens(["<sks>"])
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
+    pipe.save_pretrained(tmp_path / "more")
+    model = load(tmp_path / "more", device="cpu")
+    with pytest.warns(UserWarning, match="so 1 added words stay behind: <sks>; keep them as emb"):
+        out = merge_single(model, unmoved(model), tmp_path / "x.safetensors")
+    table = next(w for k, w in load_file(out).items() if "token_embedding" in k)
+    assert len(table) == 49408
+    again = load(out, device="cpu")
+    for m in (model, again):
+        m.generate("a cat", steps=2, output_type="pt")
+    states = [m.embed(["a cat"]).states for m in (model, again)]
+    assert torch.equal(*states)
+
+
+def test_a_file_that_others_would_guess_wrong_is_told(tmp_path):
+    pipe = build("sd2")
+    pipe.save_pretrained(tmp_path / "sd2")
+    model = load(tmp_path / "sd2", device="cpu")
+    text = {f"{OPEN_CLIP}x": torch.zeros(1)}
+    v, epsilon = (torch.linspace(-1, 1, 9) * x for x in (1.0, 0.01))
+    with pytest.warns(UserWarning, match="predicts v_prediction, and by the weight that ComfyUI"):
+        check_guess(model, {MARK_OF_V: epsilon, **text}, tmp_path / "x.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_guess(model, {MARK_OF_V: v, **text}, tmp_path / "x.safetensors")
+        check_guess(model, {MARK_OF_V: epsilon}, tmp_path / "x.safetensors")  # no 2.x
+
+
+@pytest.mark.parametrize("end", [".sft", ".SAFETENSORS"])
+def test_a_single_file_may_have_another_ending(tiny_folder, tmp_path, cache, end):
+    model = load(tiny_folder, device="cpu")
+    path = merge_single(model, unmoved(model), tmp_path / "x.safetensors")
+    again = load(path.rename(tmp_path / f"x{end}"), device="cpu")
+    assert again.base == model.base
+    assert not list(again.folder.glob("*.safetensors"))
+
+
+def test_what_a_killed_conversion_left_is_no_hindrance(tiny_folder, tmp_path, cache):
+    model = load(tiny_folder, device="cpu")
+    path = merge_single(model, unmoved(model), tmp_path / "x.safetensors")
+    place = place_of(path)
+    own = place.with_name(f".{place.name}.{os.getpid()}.part")  # our number, by chance
+    dead = place.with_name(f".{place.name}.999999999.part")
+    for left in (own, dead):
+        left.mkdir(parents=True)
+    again = load(path, device="cpu")
+    assert [p.name for p in place.parent.iterdir()] == [place.name]
+    (again.folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert load(path, device="cpu").base == model.base
+
+
+@pytest.mark.parametrize("told", [{"quant_method": "bitsandbytes"}, {"quant_method": "gguf"}])
+def test_a_quantised_folder_is_named(folder, told):
+    reconfigure(folder / "unet" / "config.json", quantization_config=told)
+    said = rf"unet' is quantised \({told['quant_method']}\): such weights cannot be edited"
+    with pytest.raises(UserError, match=said):
+        load(folder, device="cpu")
 
 
 @pytest.mark.slow

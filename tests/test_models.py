@@ -321,6 +321,19 @@ def test_a_half_precision_variant_beside_the_weights_is_not_looked_at(tiny, fold
     assert load(folder, device="cpu").base == tiny.base
 
 
+def test_a_folder_that_changed_since_it_was_opened_is_not_taken_for_what_was_opened(folder):
+    path = folder / "unet" / WEIGHTS["unet"]
+    model, known = load(folder, device="cpu"), load(folder, device="cpu")
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    taken, before = load(pipe), known.base
+    save_file({k: w + 1 for k, w in load_file(path).items()}, path, {"format": "pt"})
+    for one in (model, taken):
+        with pytest.raises(UserError, match="were changed since the model was opened: open it ag"):
+            _ = one.base
+    assert known.base == before  # what its weights are
+    assert load(folder, device="cpu").base not in (before, None)
+
+
 def test_a_folder_that_holds_the_variant_alone_is_opened_and_merged(folder, tmp_path):
     for part, name in WEIGHTS.items():
         path = folder / part / name

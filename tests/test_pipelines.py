@@ -228,6 +228,33 @@ def test_a_pipeline_with_a_lora_is_refused_until_it_is_gone(pipe, tmp_path):
         random_edit(fused).check(model)
 
 
+def test_a_pipeline_with_fused_projections_is_refused_and_they_can_be_fused_later(pipe):
+    """Its forward pass reads copies, and an erasure would change nothing of what it draws."""
+    edit = random_edit(load(pipe))
+    x, t, states = (
+        torch.randn(1, 4, 8, 8),
+        torch.tensor([500]),
+        torch.randn(1, 77, pipe.text_encoder.config.hidden_size),
+    )
+    edit.merged_into(pipe)
+    with torch.no_grad():
+        expected = pipe.unet(x, t, states).sample
+        pipe.fuse_qkv_projections()
+        torch.testing.assert_close(pipe.unet(x, t, states).sample, expected)
+    for call in (load, edit.merged_into, lambda p: edit.applied(p).__enter__()):
+        with pytest.raises(UserError, match=r"fused projections.* after edit\.merged_into\(pipe"):
+            call(pipe)
+
+
+def test_a_pipeline_that_is_moved_within_the_block_stays_in_one_precision(pipe):
+    edit = random_edit(load(pipe))
+    own = {k: p.clone() for k, p in pipe.unet.named_parameters()}
+    with edit.applied(pipe):
+        pipe.to(torch.float16)
+    for k, p in pipe.unet.named_parameters():
+        assert torch.equal(p, own[k].half()), k
+
+
 def test_a_pipeline_with_gradient_checkpointing_gives_the_same_edit(pipe):
     method = ESD(updates=2, batch=2, group="full", lr=1e-3, latents=Bank(ddim_steps=3))
     plain = method.erase(pipe, [CHURCH], QUIET)

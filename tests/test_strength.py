@@ -139,6 +139,24 @@ def test_the_rounding_to_half_precision_is_no_part_of_the_change(tiny, tiny_fold
         torch.testing.assert_close(part.change(k, own), 0.5 * change, rtol=1e-4, atol=1e-7)
 
 
+def test_what_a_half_model_rounds_is_no_part_of_an_edit_of_the_full_one(
+    tiny, tiny_folder, tmp_path
+):
+    half, names = load(tiny_folder, device="cpu", dtype="bf16"), tiny.text_maps()[:2]
+    own = tiny.parameters()
+    g = torch.Generator().manual_seed(0)
+    small = {k: 0.005 * own[k].std() * torch.randn(own[k].shape, generator=g) for k in names}
+    meta = {"base": tiny.base, "dtype": "float32"}
+    edit = Edit({k: own[k].detach() + d for k, d in small.items()}, meta)
+    other = Edit({k: own[k].detach() - 2 * d for k, d in small.items()}, meta)
+    part, both = edit.scaled(0.5, half), combine(half, [edit, other])
+    for k, d in small.items():
+        torch.testing.assert_close(part.change(k, own[k]), 0.5 * d, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(both.change(k, own[k]), -d, rtol=1e-3, atol=1e-6)
+    lost = [factorise(m, edit, 4).error for m in (tiny, half)]
+    assert lost[0] == lost[1]
+
+
 @pytest.mark.parametrize("s", [float("nan"), float("inf"), -0.1, 10.1, 1e30, True, "0.5", None])
 def test_what_is_no_strength_is_refused_in_one_line(tiny, tmp_path, s):
     edit = moved(tiny)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -11,7 +12,9 @@ import tyro
 from efface.cli.opening import located
 from efface.cli.terminal import Json, Place, new, parsed, show
 from efface.edits.combine import diff
+from efface.errors import UserError
 from efface.models import load
+from efface.models.identity import apart
 from efface.storage import make_folder
 
 
@@ -34,18 +37,24 @@ def command(args: list[str]) -> int:
     o = parsed(Options, args, "efface diff")
     if o.out is not None:
         new(o.out)
-    found, edit = diff(*(load(located(name), device="cpu") for name in (o.one, o.two)))
-    if o.out is not None:
-        make_folder(o.out.absolute().parent)
-        edit.save(o.out)
+    one, two = (load(located(name), device="cpu") for name in (o.one, o.two))
+    found, edit = diff(one, two)
     if o.json:
         print(json.dumps([asdict(d) for d in found], indent=1))
-        return 0
-    show(
-        [
-            [d.group, f"{d.changed} of {d.tensors}", f"{d.relative:.2%}", f"{d.rank:.1f}"]
-            for d in found
-        ],
-        ["weight group", "tensors changed", "change", "effective rank"],
-    )
+    else:
+        show(
+            [
+                [d.group, f"{d.changed} of {d.tensors}", f"{d.relative:.2%}", f"{d.rank:.1f}"]
+                for d in found
+            ],
+            ["weight group", "tensors changed", "change", "effective rank"],
+        )
+    if others := apart(one, two):
+        told = f"efface: the models also differ in {', '.join(others)}, which no edit holds."
+        print(told, file=sys.stderr)
+    if o.out is not None:
+        if not edit.weights:
+            raise UserError("the denoisers are the same: there is no difference to write.")
+        make_folder(o.out.absolute().parent)
+        edit.save(o.out)
     return 0

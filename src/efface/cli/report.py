@@ -95,11 +95,11 @@ def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     others = {p: read(Answer, p, "scores") for p in files}  # before anything is drawn
     sense = sensed(folder, edit)
     siege = attacked(folder, edit.digest)
+    ahead = "" if any(told.get("forecast") for told, _ in sense) else foretold(model, edit)
     if brought_protocol(model) is None:
         if o.strength:
             own_protocol(model, edit)
         known = [t for t in others.values() if "scores" in t]
-        ahead = "" if any(told.get("forecast") for told, _ in sense) else foretold(model, edit)
         pictures = looked_at(model, edit, folder, o.pictures)
         return unjudged(title, edit, *pictures, again, known, sense, siege, ahead)
     question = ask(model, edit=edit, pictures=o.pictures)
@@ -109,7 +109,6 @@ def part(folder: Path, edit: Edit, o: Options) -> dict[str, Any]:
     points = curve(model, edit, question, folder, answer, o) if o.curve else {}
     folders = (unedited_folder(model, protocol), samples_folder(folder, model, protocol))
     more = [t for p, t in others.items() if p != kept and "scores" in t]  # of prompts from a file
-    ahead = "" if any(told.get("forecast") for told, _ in sense) else foretold(model, edit)
     return run_part(title, edit, found, folders, protocol, again, more, sense, points, siege, ahead)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from efface.concepts import Concept, check
-from efface.edits.edit import Edit
+from efface.edits.edit import Edit, base_values, precision_of
 from efface.errors import UserError
 from efface.models import DiffusionModel
 from efface.settings import from_json
@@ -32,8 +32,7 @@ class Overlap:
 
 def changes(model: DiffusionModel, edit: Edit) -> dict[str, Tensor]:
     """What an edit adds to each weight, fp32 on the CPU."""
-    own = model.parameters()
-    return {k: edit.change(k, own[k]) for k in edit.weights}
+    return {k: edit.change(k, own) for k, own in edit.based_on(model).items()}
 
 
 def called(edit: Edit) -> str:
@@ -77,12 +76,14 @@ def combine(model: DiffusionModel, edits: Sequence[Edit]) -> Edit:
     for edit in edits:
         edit.check(model)
     agree(edits, model.tokenizer)
-    own = model.parameters()
-    weights: dict[str, Tensor] = {}
+    finest = max((e.made_in for e in edits), key=lambda d: d.itemsize)
+    own = base_values(model, {k: None for e in edits for k in e.weights}, finest)
+    weights = {k: w.detach().cpu().float() for k, w in own.items()}
     for edit in edits:
-        for k, change in changes(model, edit).items():
-            weights[k] = weights.get(k, own[k].detach().cpu().float()) + change
-    return Edit(weights, about(model, edits, "sum"), tuple(g for e in edits for g in e.gates))
+        for k in edit.weights:
+            weights[k] = weights[k] + edit.change(k, own[k])
+    meta = {**about(model, edits, "sum"), "dtype": precision_of(own)}
+    return Edit(weights, meta, tuple(g for e in edits for g in e.gates))
 
 
 def agree(edits: Sequence[Edit], tokenizer: object = None) -> None:

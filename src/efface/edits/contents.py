@@ -93,7 +93,7 @@ def contents(folder: Path) -> Contents:
             found.plain.append(name)
         elif path.name.startswith(".") or path.name in STRAY:
             found.hidden.append(name)
-        elif part not in name and any(p.startswith(rest) for p in name.split("/")):
+        elif part not in name and "/" in name and name.startswith(rest):  # vae/, vae_decoder/
             found.other.append(name)
         else:
             found.foreign.append(name)

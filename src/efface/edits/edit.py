@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +20,8 @@ from efface.edits.gates import Gate
 from efface.edits.rounding import Stored, lost, tell, unmeasured
 from efface.edits.unfinished import EDIT, unfinished
 from efface.errors import UserError
-from efface.models import PICKLES, DiffusionModel, load, plain, refuse_pickle
-from efface.models.files.tensors import save
+from efface.models import PICKLES, DiffusionModel, load, plain, refuse_pickle, weight_files
+from efface.models.files.tensors import readers, save
 from efface.settings import Range, shown_plainly
 from efface.storage import make_folder
 
@@ -82,6 +82,10 @@ class Edit:
     def made_in(self) -> torch.dtype:
         """The precision of the base model that it was made on."""
         return getattr(torch, self.meta.get("dtype", "float32"))  # type: ignore[no-any-return]
+
+    def based_on(self, model: DiffusionModel) -> dict[str, Tensor]:
+        """The base's own values of what it changes, as :func:`base_values`."""
+        return base_values(model, self.weights, self.made_in)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all.
@@ -244,7 +248,8 @@ class Edit:
         """
         base = self.home(model)
         self.check(base)
-        return self.scaled_on(base.parameters(), strength, base.precision)
+        own = self.based_on(base)
+        return self.scaled_on(own, strength, precision_of(own))
 
     def scaled_on(self, own: Mapping[str, Tensor], strength: float, precision: str) -> Edit:
         """As :meth:`scaled`, on the base's own values.
@@ -304,7 +309,7 @@ class Edit:
             yield model
         finally:
             for k, data in before.items():
-                own[k].data = data
+                own[k].data = data.to(own[k].device, own[k].dtype)  # where the block moved it
             inside.pop()
 
     def merged_into(self, model: Any, strength: float = 1.0) -> Any:
@@ -359,6 +364,32 @@ class Edit:
         found = factorise(base, self, rank)
         save_lora(base, found, Path(path).expanduser(), form)
         return found.error
+
+
+def base_values(
+    model: DiffusionModel, names: Iterable[str], made_in: torch.dtype
+) -> dict[str, Tensor]:
+    """The base's own values, no coarser than what an edit was made on.
+
+    A model in half precision holds them rounded, and what the rounding took would count as change:
+    they are read from its folder then.
+
+    Args:
+        model: one that the edit fits (:meth:`Edit.check`).
+        made_in: :attr:`Edit.made_in`.
+    """
+    own, names = model.parameters(), list(names)
+    if model.folder is None or all(own[k].element_size() >= made_in.itemsize for k in names):
+        return {k: own[k] for k in names}  # without a folder these are the base, to the bit
+    model.hashed()  # refuses a folder that was changed since
+    files = weight_files(model.folder / model.family.denoiser)
+    found = {k: read for path in files for k, read in readers(path).items()}
+    return {k: found[k]() for k in names}
+
+
+def precision_of(weights: Mapping[str, Tensor]) -> str:
+    """The finest precision among weights: ``float32``."""
+    return str(max((w.dtype for w in weights.values()), key=lambda d: d.itemsize))[len("torch.") :]
 
 
 def noted(model: Any) -> list[str]:

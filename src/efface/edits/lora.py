@@ -44,9 +44,9 @@ def factorise(model: DiffusionModel, edit: Edit, rank: int) -> Lora:
     """
     need(rank, "rank", Range(1, 10_000))
     edit.check(model)
-    own, halves, lost, never, whole = model.parameters(), {}, 0.0, 0.0, 0.0
-    for name in edit.weights:
-        change = edit.change(name, own[name]).double()
+    halves, lost, never, whole = {}, 0.0, 0.0, 0.0
+    for name, own in edit.based_on(model).items():
+        change = edit.change(name, own).double()
         whole += float(change.square().sum())
         if not holds(model, name):
             never += float(change.square().sum())

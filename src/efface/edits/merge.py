@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
+from efface.concepts import few
 from efface.edits.contents import contents
 from efface.edits.edit import Edit
 from efface.edits.kept import fits
 from efface.edits.ledger import Ledger, checked, note_merged
 from efface.edits.rounding import Stored, lost, tell
 from efface.errors import UserError
-from efface.models import DiffusionModel, configs, stored_dtype, variant
+from efface.models import DiffusionModel, configs, stored_dtype, variant, weight_files
+from efface.models.files.folder import present
+from efface.models.files.single_file import CLIP_WORDS, MARK_OF_V, OPEN_CLIP, seems_v
+from efface.models.files.stored import STORED, precisions
 from efface.models.files.tensors import dump, save
 from efface.storage import make_folder, write_folder
 
@@ -28,8 +35,11 @@ def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
 
     Args:
         model: the base, opened from a folder.
-        out: a safetensors file that does not exist yet, its folder made where it is missing; stored
-            in the base model's precision.
+        out: a safetensors file that does not exist yet, its folder made where it is missing; each
+            component is stored in the precision that the base model's is.
+
+    Warns of what such a file cannot hold: words that were added to CLIP's vocabulary, and a Stable
+    Diffusion 2.x whose prediction ComfyUI would guess wrong.
 
     Raises:
         UserError: ``out`` exists, cannot be written, the edit is not of this model, or the stored
@@ -41,19 +51,89 @@ def merge_single(model: DiffusionModel, edit: Edit, out: Path) -> Path:
     if model.folder is None:
         raise UserError(f"{model.name!r} was not opened from a folder: nothing to merge into.")
     dtype = stored_dtype(model.folder / model.family.denoiser)
+    kinds = {
+        head: widest(model.folder / part)
+        for head, part in BESIDE.items()
+        if present(model.family.index, part)
+    }
+
+    def stored(name: str) -> torch.dtype:
+        return next((kind for head, kind in kinds.items() if name.startswith(head)), dtype)
+
     with edit.applied(model):
         found = model.family.original(model.parts)
-        tensors = {k: w.detach().to("cpu", dtype).contiguous().clone() for k, w in found.items()}
+        tensors = {
+            k: w.detach().to("cpu", stored(k)).contiguous().clone() for k, w in found.items()
+        }
     fits(tensors, out)
     told(model, edit, dtype, out)
     about = {
         "format": "pt",
         "efface": json.dumps(dict(edit.meta)),
-        "configs": json.dumps(configs(model.folder)),
+        "configs": json.dumps(without_added_words(model, tensors, configs(model.folder))),
     }
+    check_guess(model, tensors, out)
     make_folder(out.absolute().parent)
     save(out, tensors, about)
     return out
+
+
+BESIDE = {
+    "first_stage_model.": "vae",
+    "cond_stage_model.": "text_encoder",
+    "conditioner.embedders.0.": "text_encoder",
+    "conditioner.embedders.1.": "text_encoder_2",
+}
+"""What a single file of Stable Diffusion calls the components besides the denoiser."""
+
+
+def widest(folder: Path) -> torch.dtype:
+    """The finest precision that a component is stored in."""
+    kinds: set[str] = set()
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as f:
+            kinds |= precisions(f, f.keys())
+    return next((d for k, d in STORED.items() if k in kinds), torch.float32)
+
+
+def without_added_words(
+    model: DiffusionModel, tensors: dict[str, Tensor], told: dict[str, Any]
+) -> dict[str, Any]:
+    """Take out of a single file what was added to CLIP's vocabulary; gives the configs without.
+
+    A file has no tokenizer, and A1111 and ComfyUI open no other size than CLIP's.
+    """
+    more = [k for k, w in tensors.items() if "token_embedding" in k and len(w) > CLIP_WORDS]
+    if not more:
+        return told
+    for name in more:
+        tensors[name] = tensors[name][:CLIP_WORDS].clone()
+    known = model.tokenizer.get_vocab()
+    added = sorted((w for w, i in known.items() if i >= CLIP_WORDS), key=known.__getitem__)
+    words = f": {few(added)}" if added else ""
+    warnings.warn(
+        f"a single file holds CLIP's vocabulary alone, so {len(added)} added words stay behind"
+        f"{words}; keep them as embeddings, or merge into a folder.",
+        stacklevel=3,
+    )
+    return {
+        k: {**v, "vocab_size": CLIP_WORDS} if v.get("vocab_size", 0) > CLIP_WORDS else v
+        for k, v in told.items()
+    }
+
+
+def check_guess(model: DiffusionModel, tensors: Mapping[str, Tensor], out: Path) -> None:
+    """Warn where other programs would guess wrong what a Stable Diffusion 2.x predicts."""
+    if MARK_OF_V not in tensors or not any(k.startswith(OPEN_CLIP) for k in tensors):
+        return
+    says = model.scheduler.config.get("prediction_type", "epsilon")
+    if seems_v(tensors[MARK_OF_V]) != (says == "v_prediction"):
+        warnings.warn(
+            f"{str(out)!r} predicts {says}, and by the weight that ComfyUI looks at "
+            f"({MARK_OF_V}) it seems not to: set the prediction there (ModelSamplingDiscrete), or "
+            "by a .yaml beside the file in A1111.",
+            stacklevel=3,
+        )
 
 
 def merge(

@@ -35,6 +35,22 @@ def beside(model: DiffusionModel) -> str:
     return of_parts(model, [k for k in model.parts if k != model.family.denoiser])
 
 
+def apart(one: DiffusionModel, two: DiffusionModel) -> list[str]:
+    """The parts besides the denoiser in which two models differ, or that only one of them has."""
+    sides = [vars(m).setdefault("_seen", {}) for m in (one, two)]
+
+    def told(name: str) -> list[Any]:
+        return [
+            of_part(name, m.parts[name], seen) if name in m.parts else None
+            for m, seen in zip((one, two), sides, strict=True)
+        ]
+
+    names = sorted({*one.parts, *two.parts} - {one.family.denoiser, two.family.denoiser})
+    return [
+        n for n in names if len({json.dumps(x, sort_keys=True, default=str) for x in told(n)}) > 1
+    ]
+
+
 def of_parts(model: DiffusionModel, names: Iterable[str]) -> str:
     """Hash of some of a model's parts and of the pipeline's own settings."""
     seen: Seen = vars(model).setdefault("_seen", {})

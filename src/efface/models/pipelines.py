@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Collection, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from efface.models.families.family import Family
 from efface.models.files.configs import check_scheduler
 from efface.models.files.stored import (
     STORED,
-    hash_stored,
+    hash_later,
     hash_tensors,
     weight_files,
 )
@@ -98,13 +98,19 @@ def check_plain(module: nn.Module, name: str, denoiser: str) -> None:
     """Refuse a component whose weights are not simply there.
 
     Raises:
-        UserError: it is offloaded, has adapters in it, or is a quantised denoiser.
+        UserError: it is offloaded, has adapters in it, projections that are fused, or is a
+            quantised denoiser.
     """
     hooked = any(hasattr(m, "_hf_hook") or has_hooks(m) for m in module.modules())
     if hooked or any(p.is_meta for p in module.parameters()):
         raise UserError(
             f"the pipeline's {name} is offloaded, or cached by hooks of diffusers: open the "
             "pipeline without, or call pipe.remove_all_hooks() and pipe.to(device)."
+        )
+    if any(getattr(m, "fused_projections", False) for m in module.modules()):
+        raise UserError(
+            f"the pipeline's {name} has fused projections, copies of the weights that an erasure "
+            "changes: open the pipeline without, and fuse them after edit.merged_into(pipe)."
         )
     names = [n for n, _ in module.named_parameters()]
     if any("_orig_mod." in n for n in names):
@@ -186,7 +192,7 @@ def origin(pipe: Any, denoiser: nn.Module, name: str) -> Origin:
     folder = folder_of(path)
     files = weight_files(folder / name) if folder else []
     if folder and files and (folder / "model_index.json").exists() and holds(state, files):
-        found = Origin(folder, cache(partial(hash_stored, folder / name)))
+        found = Origin(folder, hash_later(folder / name))
     else:
         base = hash_tensors({k: partial(_as_is, w) for k, w in state.items()})
         found = Origin(None, partial(_as_is, base))

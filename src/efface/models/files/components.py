@@ -35,6 +35,22 @@ def component_class(folder: Path, what: Sequence[str]) -> Any:
     return cls
 
 
+def refuse_quantised(folder: Path) -> None:
+    """Refuse a denoiser that is stored quantised, by its config.
+
+    Raises:
+        UserError: it is; says by what.
+    """
+    told = read_json(folder / "config.json", f"the model has no {folder.name}")
+    if packed := told.get("quantization_config"):
+        how = packed.get("quant_method", "") if isinstance(packed, dict) else ""
+        raise UserError(
+            f"{str(folder)!r} is quantised{how and f' ({how})'}: such weights cannot be edited. "
+            "Give the folder that it was made of; quantise='nf4' (--quantise nf4) packs what an "
+            "erasure leaves alone."
+        )
+
+
 def open_component(folder: Path, what: Sequence[str], dtype: torch.dtype) -> nn.Module:
     """A network of diffusers or transformers, by its library's and its class's name."""
     library, cls = what[0], component_class(folder, what)
@@ -96,6 +112,9 @@ def open_part(cls: Any, folder: Path, **options: Any) -> nn.Module:
         found: tuple[nn.Module, dict[str, Any]] = cls.from_pretrained(
             folder, output_loading_info=True, **options
         )
+    except ImportError as e:  # of a quantised text encoder
+        reason = " ".join(str(e).split())
+        raise UserError(f"cannot open {str(folder)!r}: it needs {reason[:300]}") from None
     except (OSError, RuntimeError, safetensors.SafetensorError, StrictDataclassError, *ODD) as e:
         reason = " ".join(str(e).split())
         raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from efface.models.files.components import (
     check_finite,
     open_component,
     open_tokenizer,
+    refuse_quantised,
 )
 from efface.models.files.configs import check_index, open_scheduler, read_json
 from efface.models.files.sketch import sketch
-from efface.models.files.stored import hash_stored, stored_dtype
+from efface.models.files.stored import hash_later, stored_dtype, unchanged
 from efface.models.placement import overflows
 
 VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model")
@@ -71,9 +71,12 @@ def load(
         if not any((folder / part / f).exists() for f in VOCABULARIES):
             raise UserError(f"no tokenizer (vocab.json, merges.txt) in {str(folder / part)!r}.")
     own, names = family(index), [part for part in modules if there[part]]
+    place = folder / own.denoiser
+    refuse_quantised(place)
+    hashed, same = hash_later(place), unchanged(place)
 
     def whole() -> nn.Module:
-        place = folder / own.denoiser
+        same()
         found = open_component(place, index[own.denoiser], dtype)
         check_finite(found, place)
         if change is not None:
@@ -108,7 +111,7 @@ def load(
         name,
         own,
         parts,
-        partial(hash_stored, folder / family.denoiser),
+        hashed,
         steps=own.steps,
         guidance=own.guidance,
         folder=folder,

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from efface.errors import UserError
 from efface.models.families.family import Family
@@ -20,19 +21,23 @@ from efface.models.files.components import PICKLES
 from efface.models.files.configs import ODD, check_scheduler, read_json
 from efface.models.files.folder import present, which
 from efface.models.files.standard import BETAS, STANDARD, Configs
-from efface.models.files.stored import STORED, precisions, the_one
-from efface.storage import ASSETS, cache_folder
+from efface.models.files.stored import STORED, precisions, the_one, weight_files
+from efface.storage import ASSETS, cache_folder, sweep
 
+OPEN_CLIP = "cond_stage_model.model."
+"""What the text encoder of Stable Diffusion 2.x begins with."""
 MARKS: Mapping[str, str] = {
     "joint_blocks.": "StableDiffusion3Pipeline",
     "double_stream_modulation_img.": "Flux2KleinPipeline",
     "double_blocks.": "FluxPipeline",
     "cap_embedder.": "ZImagePipeline",
     "conditioner.embedders.1.": "sdxl",
-    "cond_stage_model.model.": "sd2",
+    OPEN_CLIP: "sd2",
     "cond_stage_model.transformer.": "sd1",
 }
 """What a file is, by what some key of it holds."""
+CLIP_WORDS = 49408
+"""Words of CLIP's vocabulary."""
 OURS = (
     "model.diffusion_model.",
     "first_stage_model.",
@@ -90,7 +95,7 @@ def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
                     f"SDXL, SD3, FLUX, Z-Image): its first key is {min(keys, default='')!r}."
                 )
             told = told_prediction(f, keys, meta, kind, str(path))
-            if told is None and kind == "sd2":
+            if told is None and kind == "sd2" and "configs" not in meta:
                 told = "v_prediction" if told_v(f, keys) else "epsilon"
             whole = {k for k in keys if k.startswith(OURS[0])} or keys
             own = the_one(precisions(f, whole), str(path))
@@ -99,11 +104,15 @@ def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
     except (SafetensorError, OSError) as e:
         raise unreadable(path, e) from None
     beside, out = path.with_suffix(""), place_of(path)
-    if out.is_dir():
+    if converted(out):
         return out
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        part.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out.parent)
+        shutil.rmtree(part, ignore_errors=True)  # of a dead process with our number
+        shutil.rmtree(out, ignore_errors=True)  # one that has lost its weights
+        part.mkdir()
         if (beside / "model_index.json").exists():
             lean = without_weights if kind in STANDARD else without_denoiser
             shutil.copytree(beside, part, ignore=lean, dirs_exist_ok=True)
@@ -126,6 +135,11 @@ def unpacked(path: Path, families: Collection[type[Family]]) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out
+
+
+def converted(folder: Path) -> bool:
+    """Whether a converted file's folder is there, with its denoiser's weights."""
+    return any(weight_files(folder / part) for part in ("unet", "transformer"))
 
 
 WEIGHTS = [f"*{end}*" for end in (".safetensors", *PICKLES, ".msgpack", ".onnx")]
@@ -255,8 +269,16 @@ def agree(folder: Path, told: str | None, where: str) -> None:
 
 def told_v(f: Any, keys: set[str]) -> bool:
     """Whether a Stable Diffusion 2.x predicts v, by the weight that ComfyUI looks at."""
-    name = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
-    return name not in keys or float(f.get_tensor(name).float().std()) > 0.09
+    return MARK_OF_V not in keys or seems_v(f.get_tensor(MARK_OF_V))
+
+
+MARK_OF_V = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+"""The weight that ComfyUI looks at."""
+
+
+def seems_v(weight: Tensor) -> bool:
+    """What that weight says of a Stable Diffusion 2.x."""
+    return float(weight.float().std()) > 0.09
 
 
 def lay(folder: Path, configs: Configs, v: bool | None = None) -> None:
@@ -281,7 +303,7 @@ def lay(folder: Path, configs: Configs, v: bool | None = None) -> None:
     for name in configs["model_index.json"]:
         if name.startswith("tokenizer") and present(configs["model_index.json"], name):
             config = configs[f"{name.replace('tokenizer', 'text_encoder')}/config.json"]
-            if config.get("vocab_size") != 49408:
+            if config.get("vocab_size") != CLIP_WORDS:
                 raise UserError("the file's text encoder does not have CLIP's vocabulary.")
             spare = "!" if config.get("hidden_act") == "gelu" else "<|endoftext|>"
             length = int(config.get("max_position_embeddings", 77))
@@ -309,16 +331,21 @@ def convert(
     family, index = which(folder, str(path), families)
     check_keys(path, keys, family, index, folder)
     options = {"config": str(folder), "local_files_only": True, "torch_dtype": dtype}
+    link, source = folder / "whole.safetensors", str(path)
+    if path.suffix != ".safetensors":  # diffusers takes .sft and .SAFETENSORS for a pickle
+        link.symlink_to(path.resolve())
+        source = str(link)
     if family.denoiser == "unet":
         cls = getattr(diffusers, index["_class_name"])
         spare = {k: None for k in ("safety_checker", "feature_extractor") if k in index}
-        pipe = cls.from_single_file(str(path), **options, **spare)
+        pipe = cls.from_single_file(source, **options, **spare)
         pipe.unet.to(own)
         pipe.save_pretrained(folder)
     else:
         kind = getattr(diffusers, index[family.denoiser][1])
-        denoiser = kind.from_single_file(str(path), subfolder=family.denoiser, **options)
+        denoiser = kind.from_single_file(source, subfolder=family.denoiser, **options)
         denoiser.to(own).save_pretrained(folder / family.denoiser)
+    link.unlink(missing_ok=True)
 
 
 def check_keys(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,44 @@ def hash_stored(folder: Path) -> str:
     for path in weight_files(folder):
         found |= readers(path)
     return hash_tensors(found)
+
+
+def unchanged(folder: Path) -> Callable[[], None]:
+    """What makes sure, later, that a component's files of weights are those that are there now.
+
+    It looks at their sizes and times, and raises a UserError where they have changed: weights that
+    were opened before would pass for those of today.
+    """
+
+    def state() -> list[tuple[str, int, int]]:
+        told = [(p.name, p.stat()) for p in weight_files(folder)]
+        return [(name, s.st_size, s.st_mtime_ns) for name, s in told]
+
+    before = state()
+
+    def check() -> None:
+        try:
+            now = state()
+        except OSError:
+            now = []
+        if now != before:
+            raise UserError(
+                f"the weights in {str(folder)!r} were changed since the model was opened: open it "
+                "again."
+            )
+
+    return check
+
+
+def hash_later(folder: Path) -> Callable[[], str]:
+    """What gives :func:`hash_stored` of a component's files as they are now, once it is asked."""
+    check, known = unchanged(folder), cache(partial(hash_stored, folder))
+
+    def found() -> str:
+        check()
+        return known()
+
+    return found
 
 
 def hash_tensors(tensors: Mapping[str, Callable[[], Tensor]]) -> str:
