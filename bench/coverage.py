@@ -24,6 +24,7 @@ from torch import Tensor
 from efface.evaluation.bench import UNEDITED
 from efface.evaluation.metrics import tail_score, worst_tenths
 from efface.intervals import resamples
+from efface.reporting import held_out, tables
 from efface.reporting.tables import read
 from efface.scores import Score, concept_rate, paired_difference, rate
 
@@ -300,6 +301,70 @@ def of_tails(d: Design, tries: int) -> Iterator[tuple[Population, dict[str, Tall
         yield p, tallies
 
 
+PLACES = {
+    "place by ESR-1 and PSR-1, three seeds": ("ESR, three seeds", "PSR, three seeds"),
+    "place by ESR-1 and the worst tenth, three seeds": (
+        "ESR, three seeds",
+        "worst tenth of half the names, three seeds",
+    ),
+}
+"""The designs behind a place, by name."""
+
+
+class HeldOut(NamedTuple):
+    """All that a ranking asks of a protocol."""
+
+    held_out: tuple[str, ...]
+
+
+def of_places(name: str, tries: int) -> Iterator[tuple[Population, dict[str, Tally]]]:
+    """AP's place beside every other method of its split, and the other's."""
+    g = torch.Generator().manual_seed(0)
+    gone, kept = (next(d for d in (*DESIGNS, *TAILS) if d.name == n) for n in PLACES[name])
+    tail = kept in TAILS
+    of_gone, of_kept = ({p.name: p for p in populations(d)} for d in (gone, kept))
+    value = {}
+    for n in sorted(of_gone.keys() & of_kept.keys()):
+        a, b = truth(of_gone[n], gone.seeds, g) / 100, truth(of_kept[n], kept.seeds, g) / 100
+        if tail:
+            drawn = (table_of(draw(of_kept[n], kept, g), kept) for _ in range(MEANS))
+            b = sum(float(worst_tenths(x).mean()) for x in drawn) / MEANS
+        value[n] = 2 * a * b / (a + b)
+    for n in value:
+        method, split = n.split()
+        ours = f"ap {split}"
+        if method == "ap" or ours not in value:
+            continue
+        first = 1 + int(value[n] > value[ours])
+        tallies = {"ours": Tally()}
+        for _ in range(tries):
+            found = {m: rows_of(of_gone[m], gone, of_kept[m], kept, g) for m in (ours, n)}
+            asked = HeldOut(tuple(f"k{i}" for i in range(kept.concepts)))
+            said = (
+                held_out.ranking(found, asked)  # type: ignore[arg-type]
+                if tail
+                else tables.ranking(found, draws=500)
+            )
+            for m, place in ((ours, first), (n, 3 - first)):
+                tallies["ours"].add(ends(said[m]), place)
+        yield of_gone[n], tallies
+
+
+def rows_of(
+    a: Population, gone: Design, b: Population, kept: Design, g: torch.Generator
+) -> list[dict[str, Any]]:
+    """Cells of a method as the benchmark keeps them."""
+    erased, others = 1 - table_of(draw(a, gone, g), gone), table_of(draw(b, kept, g), kept)
+    names = [f"e{i}" for i in range(gone.concepts)]
+    rows = []
+    for seed in range(gone.seeds):
+        hits = dict(zip(names, erased[seed].long().tolist(), strict=True))
+        hits |= {f"k{i}": x for i, x in enumerate(others[seed].long().tolist())}
+        both = {c: [x, x] for c, x in hits.items()}
+        rows.append({"split": "1", "seed": seed, "erased": names, "hits": both})
+    return rows
+
+
 def tallied(
     some: Iterator[tuple[Any, list[tuple[tuple[float, float], float]]]],
 ) -> list[tuple[Any, dict[str, Tally]]]:
@@ -361,12 +426,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=1000, help="of each population of a design")
     parser.add_argument("--tails", action="store_true", help="only the worst tenths; keep the rest")
+    parser.add_argument("--places", action="store_true", help="only places; keep the rest")
     parser.add_argument("--attacks", action="store_true", help="only attacks; keep the rest")
     parser.add_argument("--table", action="store_true", help="only write the table of the docs")
     o = parser.parse_args()
     if not o.table:
         torch.set_num_threads(1)
-        part = o.tails or o.attacks
+        part = o.tails or o.attacks or o.places
         done: dict[str, Any] = json.loads(OUT.read_text())["designs"] if part else {}
         for d in () if part else DESIGNS:
             done[d.name] = summary(list(of_rates(d, o.tries)))
@@ -375,10 +441,13 @@ if __name__ == "__main__":
                 name = f"difference of {d.name}"
                 done[name] = summary(list(of_differences(d, o.tries // 2)))
                 print(name, json.dumps(done[name]), flush=True)
-        for d in () if o.attacks else TAILS:
+        for d in () if o.attacks or o.places else TAILS:
             done[d.name] = summary(list(of_tails(d, o.tries // 2)))
             print(d.name, json.dumps(done[d.name]), flush=True)
-        for q, layout in () if o.tails else product(QUESTIONS, LAYOUTS):
+        for name in () if o.attacks or o.tails else PLACES:
+            done[name] = summary(list(of_places(name, o.tries // 10)))
+            print(name, json.dumps(done[name]), flush=True)
+        for q, layout in () if o.tails or o.places else product(QUESTIONS, LAYOUTS):
             name = f"{q.name}; {layout}"
             done[name] = summary(tallied(of_attacks(q, layout, o.tries // 5)))
             print(name, json.dumps(done[name]), flush=True)

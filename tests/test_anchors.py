@@ -92,8 +92,8 @@ def test_the_candidates_of_several_concepts_are_encoded_once(tiny, word_list, mo
 
 def slow_cosine(model, word, other):
     """Of what two words add, on the first one's own half-made pictures."""
-    schedule, g = model.schedule(10), generator(0, "anchor", word)
-    z = model.rollout(model.noise(2, g), model.embed([word] * 2), schedule, range(6), 3.0)
+    schedule, g, n = model.schedule(10), generator(0, "anchor", word), anchors.LATENTS
+    z = model.rollout(model.noise(n, g), model.embed([word] * n), schedule, range(6), 3.0)
     product, squares = 0.0, [0.0, 0.0]
     with torch.no_grad():
         for one in z:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +13,20 @@ from efface.cli.main import main
 from efface.errors import UserError
 from efface.evaluation import attack_bench
 from efface.evaluation import bench as bench_module
-from efface.evaluation.attack_bench import AT, CONTROLS, AttackCell, nothing, run_attacks
+from efface.evaluation.attack_bench import (
+    AT,
+    BENCHES,
+    CONTROLS,
+    AttackCell,
+    nothing,
+    run_attacks,
+)
 from efface.evaluation.attacks.completion import Completion
 from efface.evaluation.attacks.reading import Reading
 from efface.evaluation.attacks.relearn import Relearn
 from efface.evaluation.attacks.rephrase import Rephrase
 from efface.evaluation.baselines import NoAttack, SeedSearch
-from efface.evaluation.bench import UNEDITED, Cell, Opened
+from efface.evaluation.bench import UNEDITED, Cell, Opened, lineup
 from efface.evaluation.siege import Siege
 from efface.models import load as load_model
 from efface.reporting import besieged
@@ -34,6 +42,7 @@ SMALL = (
     Relearn(points=(0, 1), batch=2, pictures=2),
     Reading(),
 )
+RESULTS = Path(__file__).parents[1] / "bench" / "results"
 WORDS = ("coat", "dress", "bag", "boot", "shirt", "hat")
 
 
@@ -215,6 +224,36 @@ def test_the_command_refuses_what_makes_no_sense_before_any_work(capsys, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_there_of_two_splits_is_shown_and_not_run_again(capsys, tmp_path):
+    """Whom attacks run on that search depends on the split."""
+    for split in "12":
+        shutil.copy(RESULTS / f"emoji-attacks-{split}-age-0.json", tmp_path)
+    where = ["--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    splits = ["--split", "1", "--split", "2", "--seeds", "1", "--method", "age"]
+    assert main(["bench", "emoji-attacks", *splits, *where]) == 0
+    lines = [x.split()[:3] for x in capsys.readouterr().out.splitlines()]
+    assert lines[-2:] == [["AGE", "1", "0"], ["AGE", "2", "0"]]
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["emoji-objects-2", "emoji-styles", "emoji-attacks"])
+def test_no_committed_cell_would_be_refused(name):
+    """``make bench`` does not run it again; what is of other settings would stop it."""
+    known, opened, where = lineup(), {}, BENCHES.get(name, name)
+    found = {p: json.loads(p.read_text()) for p in sorted(RESULTS.glob(f"{name}-*.json"))}
+    found = {p: told for p, told in found.items() if told["protocol"].split()[0] == where}
+    for path, told in found.items():
+        assert told["method"] in known, path.name
+        own = Cell(where, told["split"], told["method"], told["seed"])
+        first = opened.setdefault(told["split"], None) or Opened(own)
+        opened[told["split"]] = first
+        one = AttackCell(own) if name in BENCHES else own
+        one.check(first, RESULTS)
+        assert path == RESULTS / one.file
+    assert found
+
+
 def test_every_column_is_of_an_attack_that_runs():
     for column in besieged.COLUMNS:
         assert set(column.attacks) <= set(AT)
@@ -353,6 +392,14 @@ def test_the_table_is_what_the_files_hold(results):
     assert len(short) < len(said)
 
 
+def test_the_captions_say_of_how_many_cells_the_weights_are_the_benchmarks(results):
+    assert "(in 1 of 1 cells of the very same weights" in markdown(results, "emoji-attacks")
+    path = results / "emoji-attacks-1-ap-0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"edit": "another"}))
+    for table in (markdown, brief):
+        assert "(in 0 of 1 cells of the very same weights" in table(results, "emoji-attacks")
+
+
 def test_what_was_made_with_other_settings_is_not_joined(results):
     path = results / "emoji-objects-2-1-ap-0.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config": {"eta": 4.0}}))
@@ -386,4 +433,8 @@ def test_the_front_table_has_what_attacks_bring_back(results, tmp_path):
         plain = [by[name][i].partition(" [")[0].partition(" (")[0] for i in at]
         assert found.cells[method] == plain
     assert "no search, random artefacts, 0.0 and " in found.said
+    second = json.loads((results / "emoji-attacks-1-ap-0.json").read_text()) | {"seed": 1}
+    (results / "emoji-attacks-1-ap-1.json").write_text(json.dumps(second))
+    more = aside(results, "emoji-attacks").cells  # ESD was attacked in other concepts than AP then
+    assert set(more) == {UNEDITED, "ap"}
     assert aside(tmp_path / "none", "emoji-attacks").heads == ()

@@ -161,6 +161,9 @@ def test_the_short_table_is_of_the_cells_of_all_splits(tmp_path):
         other = sum(cells) / 2
         assert abs(other - float(shown.partition(" [")[0])) > 2  # of ESD, where both are shown
         assert shown.endswith(f"({other:.1f})")
+    base = lines[2].split(" | ")[3]  # near by the second judge, and told as those below are
+    assert base.startswith("100.0 [")
+    assert base.endswith(")")
     uce = lines[4].split(" | ")  # whose second judge is near for one of them
     assert "(" in uce[3]
     assert "(" not in uce[4]

@@ -72,6 +72,35 @@ def tails(n: int, share: float) -> Tensor:
     return total / share
 
 
+def posterior(hits: Tensor, n: int) -> Tensor:
+    """How likely each mean and spread of the grid is, (LEVELS, SPREADS), of sum 1.
+
+    Args:
+        hits: of each concept in each cell, (cells, concepts); cells share their concepts, and
+            count as one.
+        n: pictures of each.
+    """
+    log = torch.zeros(LEVELS, SPREADS, dtype=torch.float64)
+    for kind, times in Counter(hits.long().flatten().tolist()).items():
+        log += times / len(hits) * likelihood(kind, n)
+    mass = (log - log.max()).exp()
+    return mass / mass.sum()
+
+
+def likely(hits: Tensor, n: int, draws: int, g: torch.Generator, share: float = 0.0) -> Tensor:
+    """Rates of concepts like these that the hits leave possible, (draws,).
+
+    Args:
+        hits, n: of :func:`posterior`.
+        share: of the concepts, those that fare worst (:func:`tails`); 0: the mean of all.
+    """
+    at = torch.multinomial(posterior(hits, n).flatten(), draws, True, generator=g)
+    if share:
+        return tails(n // 2, share).flatten()[at]
+    levels = ((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS * math.pi / 2).sin() ** 2
+    return levels[at // SPREADS]
+
+
 def tail_limits(hits: Tensor, n: int, share: float) -> tuple[float, float]:
     """The rate of the worst ``share`` of concepts like these, 2.5 and 97.5 % points.
 
@@ -83,12 +112,9 @@ def tail_limits(hits: Tensor, n: int, share: float) -> tuple[float, float]:
             count as one.
         n: pictures of each.
     """
-    log = torch.zeros(LEVELS, SPREADS, dtype=torch.float64)
-    for kind, times in Counter(hits.long().flatten().tolist()).items():
-        log += times / len(hits) * likelihood(kind, n)
     order = tails(n // 2, share).flatten().argsort()
-    rates, mass = tails(n // 2, share).flatten()[order], (log - log.max()).exp().flatten()[order]
-    mass = mass.cumsum(0) / mass.sum()
+    rates, mass = tails(n // 2, share).flatten()[order], posterior(hits, n).flatten()[order]
+    mass = mass.cumsum(0)
     at = torch.searchsorted(mass, torch.tensor([0.025, 0.975], dtype=torch.float64))
     low, high = rates[at.clamp(max=len(rates) - 1)].tolist()
     return low, high

@@ -105,6 +105,10 @@ class AttackCell:
         """As :func:`run_attacks`."""
         return run_attacks(self, out, work)
 
+    def erased(self, opened: Opened) -> tuple[str, ...]:
+        """What its split erases; ``opened`` may be another split's cell."""
+        return opened.protocol.erased(self.edited.split)
+
     def sample(self, erased: Sequence[str]) -> list[str]:
         """Whom attacks run on that search with the denoiser: with other seeds the next ones."""
         n, k = min(SAMPLE, len(erased)), len(erased)
@@ -116,7 +120,7 @@ class AttackCell:
             **opened.identity_of(self.edited),
             "bench": self.name,
             "redraws": REDRAWS,
-            "sample": self.sample(opened.erased),
+            "sample": self.sample(self.erased(opened)),
             "controls": list(CONTROLS) if self.controlled else [],
         }
 
@@ -152,7 +156,7 @@ class AttackCell:
         """About how many evaluations it takes."""
         siege = self.siege(opened, nothing(self.edited, opened))
         return sum(
-            siege.effort(u) for a in self.wanted() for u in self.units(a, list(opened.erased))
+            siege.effort(u) for a in self.wanted() for u in self.units(a, self.erased(opened))
         )
 
 

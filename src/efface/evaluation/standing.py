@@ -20,6 +20,7 @@ BEFORE: Mapping[str, Any] = {
     "invariants": True,
     "reuse": 0,
     "latents": {"anchored": 0},
+    "search": {"among": 0},
     "styled": SAME,  # changes nothing of things, which older results are of
 }
 """Settings that came later, at what older results were made with."""

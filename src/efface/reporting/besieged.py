@@ -16,7 +16,7 @@ from efface.evaluation.protocols import Protocol, load
 from efface.evaluation.standing import completed
 from efface.reporting import held_out
 from efface.reporting.columns import Column, curve, rank, rate, trials
-from efface.reporting.tables import Row, named, none_yet, score, settings
+from efface.reporting.tables import Row, alike, named, none_yet, score, settings
 
 COMMON = ("protocol", "base", "judge", "sampler", "redraws")
 """What all cells of a table share."""
@@ -54,7 +54,7 @@ SHORT = (
 FRONT = ("unedited", "ap", "twofold", "twofold-firm", "age", "esd", "minimax")
 """The methods of the short table, where they have results."""
 KEPT = ("ESR-5", "PSR-1, held-out names", "worst tenth of the held-out")
-"""What is joined from the benchmark of the same edits."""
+"""What is joined from the benchmark of the same methods."""
 
 
 def read(out: Path, name: str) -> dict[str, list[Row]]:
@@ -127,17 +127,20 @@ def unedited_rate(found: Mapping[str, Sequence[Row]]) -> float:
     return asked.value if asked else 100.0
 
 
+def partner(out: Path, protocol: str, cell: Row) -> Row | None:
+    """The benchmark's cell of the same method, settings, split and seed; None: there is none."""
+    path = out / f"{Path(protocol).stem}-{cell['split']}-{cell['method']}-{cell['seed']}.json"
+    if not path.exists():
+        return None
+    row: Row = answers.read(answers.Cell, path, "result")
+    had, mine = row.get("config") or {}, cell.get("config") or {}
+    fits = completed(had, mine) == completed(mine, had)
+    return row if row["protocol"] == cell["protocol"] and fits else None
+
+
 def joined(out: Path, protocol: str, cells: Sequence[Row]) -> list[str]:
-    """What the benchmark says of the same edits: :data:`KEPT`; dashes where it has none."""
-    rows = []
-    for c in cells:
-        path = out / f"{Path(protocol).stem}-{c['split']}-{c['method']}-{c['seed']}.json"
-        if path.exists():
-            row = answers.read(answers.Cell, path, "result")
-            had, mine = row.get("config") or {}, c.get("config") or {}
-            alike = completed(had, mine) == completed(mine, had)
-            if row["protocol"] == c["protocol"] and alike:
-                rows.append(row)
+    """What the benchmark says of edits like these: :data:`KEPT`; dashes where it has none."""
+    rows = [row for c in cells if (row := partner(out, protocol, c)) is not None]
     if not rows:
         return ["–"] * len(KEPT)
     p = load(protocol)
@@ -197,7 +200,7 @@ def markdown(out: Path, name: str) -> str:
         some = {m: cells for m, cells in some.items() if cells}
         erased = ", ".join(next(iter(some.values()))[0]["erased"])
         said += [f"Split {split}: {erased}.", "", *lines(some, COLUMNS, out, name), ""]
-    return "\n".join([*said, caption(COLUMNS)])
+    return "\n".join([*said, caption(COLUMNS, *same(found, out, name))])
 
 
 def brief(out: Path, name: str) -> str:
@@ -206,7 +209,14 @@ def brief(out: Path, name: str) -> str:
         return ""
     found = read(out, name)
     some = {m: found[m] for m in FRONT if m in found}
-    return "\n".join([*lines(some, SHORT, out, name), "", caption(SHORT)])
+    return "\n".join([*lines(some, SHORT, out, name), "", caption(SHORT, *same(some, out, name))])
+
+
+def same(found: Mapping[str, Sequence[Row]], out: Path, name: str) -> tuple[int, int]:
+    """In how many cells the attacked weights are the benchmark's to the bit, and of how many."""
+    edited = [c for m, cells in found.items() if m != UNEDITED for c in cells]
+    both = [(c, row) for c in edited if (row := partner(out, BENCHES[name], c)) is not None]
+    return sum(c.get("edit") == row.get("edit") for c, row in both), len(both)
 
 
 ASIDE = {
@@ -217,7 +227,11 @@ ASIDE = {
 
 
 def aside(out: Path, name: str) -> held_out.Beside:
-    """What attacks bring back, without intervals, for the README's table."""
+    """What attacks bring back, without intervals, for the README's table.
+
+    Only of methods that were attacked in as many cells as any: each looks at concepts of its own.
+    The unedited model is the ceiling in every one.
+    """
     if none_yet(out, name):
         return held_out.NOTHING
     found = read(out, name)
@@ -225,6 +239,7 @@ def aside(out: Path, name: str) -> held_out.Beside:
     rows = {
         m: [plain(c, cells, "base" if m == UNEDITED else "edited", whole) for c in ASIDE.values()]
         for m, cells in found.items()
+        if m in alike(found) or m == UNEDITED
     }
     told = [
         f"{ROLES[role]}, {' and '.join(plain(c, cells, role, whole) for c in ASIDE.values())}"
@@ -239,8 +254,12 @@ def aside(out: Path, name: str) -> held_out.Beside:
     return held_out.Beside(tuple(ASIDE), rows, caption)
 
 
-def caption(columns: Sequence[Column]) -> str:
-    """What a table's numbers are."""
+def caption(columns: Sequence[Column], same: int, of: int) -> str:
+    """What a table's numbers are.
+
+    Args:
+        same: in how many of the ``of`` cells the weights are the benchmark's own.
+    """
     whole = columns is COLUMNS
     ranked = (
         ", the rank of the erased word in the difference of the weights (median; a high one gives "
@@ -253,8 +272,9 @@ def caption(columns: Sequence[Column]) -> str:
         "the unedited model makes, or the updates of training on eight pictures, before half as "
         "many pictures show it as its own do; the later, the better)"
         f"{ranked if whole else ''} and the three last columns, which are the benchmark's of the "
-        f"same edits.{'' if whole else worst} Attacks that search with the denoiser "
-        "(unlearndiffatk, inversion, null-text, relearn) run on two of the five concepts, with "
-        "each seed on the next two. The line of the unedited model is the ceiling; texts for which "
-        "it draws nothing are left out."
+        f"same method, settings, split and seed (in {same} of {of} cells of the very same weights; "
+        f"the others were made again, elsewhere).{'' if whole else worst} Attacks that search with "
+        "the denoiser (unlearndiffatk, inversion, null-text, relearn) run on two of the five "
+        "concepts, with each seed on the next two. The line of the unedited model is the ceiling; "
+        "texts for which it draws nothing are left out."
     )

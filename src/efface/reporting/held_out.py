@@ -11,8 +11,9 @@ from torch import Tensor
 
 from efface.evaluation.bench import UNEDITED
 from efface.evaluation.metrics import tail_score, worst_tenths
+from efface.evaluation.metrics.worst import SHARE
 from efface.evaluation.protocols import Protocol, load
-from efface.intervals import resamples
+from efface.intervals import likely, resamples
 from efface.reporting.tables import (
     CAPTION,
     Row,
@@ -23,6 +24,8 @@ from efface.reporting.tables import (
     named,
     of_split,
     place_of,
+    placed,
+    places,
     read,
     score,
     splits,
@@ -105,11 +108,16 @@ def both(
     return judged(made[0], made[1].value if len(made) > 1 else None)
 
 
-def judged(one: Score, other: float | None) -> str:
+def judged(one: Score, other: float | None, always: bool = False) -> str:
     """A score by the first judge, and the second's value where that is far from it."""
     first = str(one) if one.low is not None else f"{one.value:.1f}"
-    apart = other is not None and abs(other - one.value) > AWAY
-    return f"{first} ({other:.1f})" if apart else first
+    told = other is not None and (always or far(one, other))
+    return f"{first} ({other:.1f})" if told else first
+
+
+def far(one: Score, other: float | None) -> bool:
+    """Whether the second judge's value is to be told."""
+    return other is not None and abs(other - one.value) > AWAY
 
 
 def halves(rows: Sequence[Row], p: Protocol) -> tuple[list[str], list[str]]:
@@ -149,8 +157,9 @@ def ranking(
 ) -> dict[str, Score]:
     """Each method's place by harmonic mean of ESR-1 and the held-out names' worst tenth.
 
-    Methods that lack a cell of the others' have none, nor has one that is alone. The bootstrap
-    draws concepts and training seeds, the same ones for all methods.
+    Methods that lack a cell of the others' have none, nor has one that is alone. The interval is
+    what either of two leaves possible: a bootstrap, which draws concepts and training seeds, the
+    same ones for all methods, and the rates of other concepts like these (:func:`likely`).
     """
     some = {n: sorted(rows, key=lambda r: r["seed"]) for n, rows in alike(found).items()}
     if len(some) < 2:
@@ -162,18 +171,19 @@ def ranking(
     g = torch.Generator().manual_seed(0)
     cells = gone.shape[1]
     weights = drawn(len(erased), draws, g)
+    pairs = []
+    for rows in some.values():
+        gone_of, kept_of = 1 - cellwise(rows, erased), cellwise(rows, held)
+        worst = likely(kept_of.sum(2), kept_of.shape[2], draws, g, SHARE)
+        pairs.append((likely(gone_of.sum(2), gone_of.shape[2], draws, g), worst))
     seeds, pick = resamples(draws, g, cells, len(held))
     e = torch.einsum("mdce,de->dm", gone[:, seeds], weights) / cells
     w = [worst_tenths(x[seeds[:, :, None], pick[:, None]]).mean(1) for x in kept]
     e = torch.cat([gone.mean((1, 2))[None], e])  # (1 + draws, methods): first as it is
     b = torch.cat([torch.stack([worst_tenths(x).mean() for x in kept])[None], torch.stack(w, 1)])
-    value = torch.where(e + b > 0, 2 * e * b / (e + b), 0.0)
-    table = 1.0 + (value[:, None] > value[:, :, None] + 1e-12).sum(2).double()
-    ends = torch.quantile(table[1:], torch.tensor([0.025, 0.975]).double(), dim=0).T.tolist()
-    return {
-        m: Score(float(table[0, i]), low, high, len(erased), "concepts", "new concepts")
-        for (i, m), (low, high) in zip(enumerate(some), ends, strict=True)
-    }
+    others = [torch.stack(x) for x in zip(*pairs, strict=True)]
+    over = "new concepts and training seeds" if cells > 1 else "new concepts"
+    return placed(some, places(e.T, b.T), places(*others), len(erased), over)
 
 
 FRONT = ("unedited", "ap", "ap-random", "ap-official-full", "spm", "age", "esd", "uce")
@@ -215,14 +225,19 @@ def short(out: Path, protocol: str, beside: Beside = NOTHING) -> str:
     head = (*FRONT_HEAD[:-2], *beside.heads, *FRONT_HEAD[-2:])
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     apart = [of_split(found, s) for s in splits(found)]
-    for name in (n for n in FRONT if all(n in some for some in apart)):
-        parts = [some[name] for some in apart]
+    lineup = {n: [some[n] for some in apart] for n in FRONT if all(n in some for some in apart)}
+    scored: dict[str, list[tuple[Score, float | None]]] = {}
+    for name, parts in lineup.items():
         rows = [r for part in parts for r in part]
         held = halves(rows, p)[1]
         whole = cellwise(rows, held)
         scores = [score(rows, "erased", 5, protocol), rate(whole, rows), tail_score(100 * whole)]
+        scored[name] = list(zip(scores, second(rows, held), strict=True))
+    told = [any(far(*x) for x in column) for column in zip(*scored.values(), strict=True)]
+    for name, parts in lineup.items():
+        rows = [r for part in parts for r in part]
         cells = [named(name), " + ".join(str(len(part)) for part in parts)]
-        cells += [judged(*x) for x in zip(scores, second(rows, held), strict=True)]
+        cells += [judged(*x, also) for x, also in zip(scored[name], told, strict=True)]
         cells[2] = "–" if name == UNEDITED else cells[2]
         cells += beside.cells.get(name, ["–"] * len(beside.heads))
         lines.append(f"| {' | '.join([*cells, *totals(rows)])} |")
@@ -247,7 +262,7 @@ FRONT_CAPTION = (
     "and, where there are several, training seeds. Seeds of the first and second split. "
     "Minutes: of the fastest cell on one thread; most had other work beside them. "
     "Evaluations: of the denoiser, forward + backward, in thousands. In round brackets what a "
-    "second judge says, where it is more than 2 points away. –: not measured."
+    "second judge says. –: not measured."
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from efface.evaluation import answers
 from efface.evaluation.bench import UNEDITED, label, lineup
 from efface.evaluation.protocols import load
 from efface.evaluation.standing import BEFORE, SAME
+from efface.intervals import likely
 from efface.scores import Score, concept_rate, paired_difference
 from efface.vocabularies import INLINE
 
@@ -172,10 +173,11 @@ def shares(rows: Sequence[Row], names: Sequence[str]) -> Tensor:
 def ranking(found: Mapping[str, Sequence[Row]], draws: int = 2000) -> dict[str, Score]:
     """Each method's place by harmonic mean of ESR-1 and PSR-1 (1 is best), with a 95 % interval.
 
-    Methods that lack a cell of the others' have none, nor has one alone. The bootstrap draws whole
-    concepts, and
-    training seeds where there are several, the same ones for all methods; one fewer than there
-    are, since the full number varies too little.
+    Methods that lack a cell of the others' have none, nor has one alone. The interval is what
+    either of two leaves possible. A bootstrap draws whole concepts, and training seeds where there
+    are several, the same ones for all methods; one fewer than there are, since the full number
+    varies too little. But five concepts without a miss leave it nothing to draw, so that the rates
+    of other concepts like these are drawn as well (:func:`efface.intervals.likely`).
 
     Args:
         found: cells of one split.
@@ -200,15 +202,60 @@ def ranking(found: Mapping[str, Sequence[Row]], draws: int = 2000) -> dict[str, 
         pick = torch.einsum("dk,mks,ds->md", drawn(x.shape[1], draws, g), x, seeds)
         return torch.cat([x.mean((1, 2))[:, None], pick], 1)
 
-    a, b = mean(gone), mean(kept)
-    value = torch.where(a + b > 0, 2 * a * b / (a + b), 0.0)
-    places = ((value[None] > value[:, None] + 1e-12).sum(1) + 1).double()  # (methods, draws + 1)
-    ends = torch.quantile(places[:, 1:], torch.tensor([0.025, 0.975]).double(), dim=1).T.tolist()
-    n, alone = len(erased), min(len(erased), len(others)) < 2
+    drawings = places(mean(gone), mean(kept))
+    scale = len(whole) / sum(whole)
+    rates = [possible(rows, erased, others, draws, g) for rows in some.values()]
+    of_others = places(
+        *(torch.stack(x) for x in zip(*((a, scale * b) for a, b in rates), strict=True))
+    )
     over = "new concepts and training seeds" if gone.shape[2] > 1 else "new concepts"
+    n = len(erased) if min(len(erased), len(others)) > 1 else 1
+    return placed(some, drawings, of_others, n, over)
+
+
+def possible(
+    rows: Sequence[Row],
+    erased: Sequence[str],
+    others: Sequence[str],
+    draws: int,
+    g: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Rates of erased and of kept concepts like these that a method's hits leave possible."""
+    found = []
+    for names, miss in ((erased, True), (others, False)):
+        first = [[r["hits"][c][0] for c in names] for r in rows]
+        n = len(first[0][0])
+        hits = torch.tensor([[n * sum(x) / len(x) for x in some] for some in first]).round()
+        found.append(likely(n - hits if miss else hits, n, draws, g))
+    return found[0], found[1]
+
+
+def places(gone: Tensor, kept: Tensor) -> Tensor:
+    """Each method's place by the harmonic mean of two rates, in every draw, as their shape is.
+
+    Args:
+        gone, kept: (methods, draws).
+    """
+    value = torch.where(gone + kept > 0, 2 * gone * kept / (gone + kept), 0.0)
+    return ((value[None] > value[:, None] + 1e-12).sum(1) + 1).double()
+
+
+def placed(
+    names: Iterable[str], drawings: Tensor, of_others: Tensor, n: int, over: str
+) -> dict[str, Score]:
+    """Places with the intervals that either kind of draws leaves possible.
+
+    Args:
+        drawings: (methods, 1 + draws), first as it is.
+        of_others: (methods, draws).
+        n: erased concepts; with one there is no interval.
+    """
+    level = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    one, two = (torch.quantile(x, level, dim=1) for x in (drawings[:, 1:], of_others))
+    low, high = torch.minimum(one[0], two[0]).tolist(), torch.maximum(one[1], two[1]).tolist()
     return {
-        m: Score(place, None if alone else low, None if alone else high, n, "concepts", over)
-        for m, place, (low, high) in zip(some, places[:, 0].tolist(), ends, strict=True)
+        m: Score(place, a if n > 1 else None, b if n > 1 else None, n, "concepts", over)
+        for m, place, a, b in zip(names, drawings[:, 0].tolist(), low, high, strict=True)
     }
 
 

@@ -33,8 +33,9 @@ OTHERS, LIKELIER = 16, 2
 does, on the anchor's own pictures: else these can be taken for the concept's. Found with the
 unedited model alone, by ``bench/anchors.py``."""
 LATENTS, BEST = 2, 8
-"""Pictures of the concept on which they are compared; on all but the first, only so many that are
-best on the first."""
+"""Half-made pictures on which they are compared, the concept's own and the anchor's; on all but the
+concept's first, only so many that are best on that one. With four or eight the anchor is less a
+seed's luck, but taken for the concept no less often, and costs more (``bench/anchors.py``)."""
 MANY = 20
 """Concepts from which on a bar is shown."""
 MOST, AMONG = 200, 1000
@@ -70,16 +71,18 @@ def half_made(
     return model.rollout(model.noise(len(cond), g), cond, model.schedule(steps), made, 3.0)
 
 
-def own_pictures(model: DiffusionModel, name: str, seed: int, steps: int = STEPS) -> Tensor:
+def own_pictures(
+    model: DiffusionModel, name: str, seed: int, steps: int = STEPS, n: int = LATENTS
+) -> Tensor:
     """Half-made pictures of a concept or a word, the same for a seed.
 
     Args:
         steps: of a whole trajectory.
 
     Returns:
-        (:data:`LATENTS`, C, H, W).
+        (n, C, H, W).
     """
-    cond = model.embed([name]).repeat(LATENTS)
+    cond = model.embed([name]).repeat(n)
     return half_made(model, cond, generator(seed, "anchor", name), steps)
 
 
@@ -220,19 +223,22 @@ def narrowed(model: DiffusionModel, concept: Concept, words: Vocabulary) -> Voca
     return words.pool(model, concept, size, size and AMONG, "even")
 
 
-def likelier(model: DiffusionModel, word: str, name: str, words: Sequence[str], seed: int) -> int:
+def likelier(
+    model: DiffusionModel, word: str, name: str, words: Sequence[str], seed: int, n: int = LATENTS
+) -> int:
     """How many of some other words resemble a word more than a concept's name does.
 
     On the word's own half-made pictures, by the cosine of what both add to the null prompt's
-    prediction. Costs ``24 + 2 (OTHERS + 3)`` evaluations.
+    prediction. Costs ``n (12 + OTHERS + 3)`` evaluations.
 
     Args:
         words: of which :data:`OTHERS`, evenly chosen, are looked at.
+        n: half-made pictures.
     """
     left = [w for w in words if w not in (word, name)]
-    n = min(OTHERS, len(left))
-    some = [left[i * len(left) // n] for i in range(n)]
-    z = own_pictures(model, word, seed, COARSE)
+    k = min(OTHERS, len(left))
+    some = [left[i * len(left) // k] for i in range(k)]
+    z = own_pictures(model, word, seed, COARSE, n)
     own, *others = compare(model, word, [name, *some], z, COARSE).cosine.tolist()
     return sum(cosine >= own for cosine in others)  # alike where a forecast predicts nothing
 
@@ -244,6 +250,7 @@ def searched(
     seed: int,
     least: int = LIKELIER,
     encoded: dict[tuple[str, ...], Conditioning] | None = None,
+    n: int = LATENTS,
 ) -> Concept:
     """A concept with its anchor: near on its own pictures, and apart on the anchor's.
 
@@ -255,9 +262,10 @@ def searched(
         words: :func:`candidates`.
         least: how many other words must resemble an anchor more; 0: the nearest word is taken.
         encoded: the candidates of the concept before, encoded; those of this one are put there.
+        n: half-made pictures on which words are compared.
     """
     some = narrowed(model, concept, words).words
-    z = own_pictures(model, concept.name, seed)
+    z = own_pictures(model, concept.name, seed, n=n)
     rows = (encoded or {}).get(some)
     rows = model.embed(some, null=True) if rows is None else rows
     if encoded is not None:
@@ -268,7 +276,7 @@ def searched(
     found = compare(model, concept.name, best, z)
     apart: dict[str, int] = {}
     for word in (best[int(i)] for i in found.far.argsort()):
-        apart[word] = likelier(model, word, concept.name, some, seed) if least else 0
+        apart[word] = likelier(model, word, concept.name, some, seed, n) if least else 0
         if apart[word] >= least:
             return replace(concept, anchor=word)
     return replace(concept, anchor=max(apart, key=apart.__getitem__))
