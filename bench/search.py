@@ -146,6 +146,15 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
             ("flat style", 16),
             ("flat style", 46),
         )
+    }
+    | {
+        f"anchor flat style, styled {n}, {said}": AP(anchor="flat style", styled=n, **more)
+        for n, said, more in (
+            (46, "800 updates", {"updates": 800}),
+            (46, "eta 3", {"eta": 3.0}),
+            (46, "4 erased and 4 preserved rows", {"batch": 4, "preserve_batch": 4}),
+            (16, "800 updates", {"updates": 800}),
+        )
     },
     "ap-prompts": {f"diversify {n}": AP(diversify=n) for n in (0, 5, 16)},
     "dp": {

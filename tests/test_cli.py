@@ -194,6 +194,18 @@ def test_a_run_has_a_picture_and_says_what_moved_most(here, run, tiny_args):
     assert {str(p) for p in files(here / "run")} == names
 
 
+def test_a_closed_form_says_where_it_preserves_no_word(here, run, tiny_args, words):
+    none = "preserved words      none: --vocabulary auto preserves a list, --keep WORD one more"
+    for i, (more, said) in enumerate(
+        (((), True), (("--keep", "fox"), False), (("--vocabulary", words), False))
+    ):
+        args = ("erase", "uce", "church", *more, *tiny_args, "--out", here / f"run{i}")
+        _, out, _ = run(*args, *NO_PICTURE)
+        assert (none in out) == said
+    _, out, _ = run(*("erase", "esd", "church", *tiny_args, "--updates", "1"), *NO_PICTURE)
+    assert "preserved words" not in out  # it knows none
+
+
 def test_presets_are_taken_and_single_fields_changed(here, run, tiny_args, words):
     code, out, err = run(
         *("erase", "ap", "--preset", "official", "--concept", "church", *tiny_args),

@@ -304,8 +304,14 @@ def tell(
 
 
 def preserved(edit: Edit) -> list[list[str]]:
-    """A line on the candidates of a search and the lists that they are from; or none."""
-    had = edit.meta.get("candidates")
+    """A line on the candidates of a search and the lists that they are from, or that none is kept.
+
+    Nothing, where a method knows no words to keep.
+    """
+    config, had = edit.meta.get("config", {}), edit.meta.get("candidates")
+    if config.get("vocabulary") == "" and not config.get("keep"):
+        how = "none: --vocabulary auto preserves a list, --keep WORD one more"
+        return [["preserved words", how]]
     if not had or not had.get("from"):
         return []
     return [["candidates", f"{had['words']:,} words of: {', '.join(had['from'])}"]]
