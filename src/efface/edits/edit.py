@@ -88,10 +88,10 @@ class Edit:
         return base_values(model, self.weights, self.made_in)
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all.
+        """Write a safetensors file, whole or not at all; folders that are missing are made.
 
         Args:
-            path: a file that ends in ``.safetensors``, or a run's folder, made where it is missing.
+            path: a file that ends in ``.safetensors``, or a run's folder.
 
         Raises:
             UserError: the folder cannot be written, the disk is full, or as :meth:`sane`.
@@ -99,8 +99,8 @@ class Edit:
         path = Path(path).expanduser()
         self.sane("the edit")
         if path.suffix.lower() != ".safetensors":
-            make_folder(path)
             path = path / EDIT
+        make_folder(path.absolute().parent)
         gates = {"gates": [list(gate.names) for gate in self.gates]} if self.gates else {}
         about, digest = json.dumps(dict(self.meta) | gates), self.digest
         meta = {"format": FORMAT, "digest": digest, "meta": about, "seal": seal(digest, about)}
