@@ -404,3 +404,19 @@ def test_a_run_says_among_which_words_anchors_are_searched(tiny, word_list):
     method = dataclasses.replace(quick(ESD(), word_list), anchor="auto")
     edit = method.erase(tiny, ["church"], dataclasses.replace(QUIET, words="words: big cow, sun"))
     assert edit.meta["concepts"][0]["anchor"] in ("big cow", "sun")
+
+
+def test_the_anchors_of_styles_do_not_depend_on_their_order(tiny, monkeypatch):
+    """ "pixel art" may share its end with its anchor, "oil painting" another one."""
+    seen = {}
+
+    def noting(model, concept, words, *args, **options):
+        seen.setdefault(concept.name, set()).add(words.words)
+        return dataclasses.replace(concept, anchor=words.words[0])
+
+    monkeypatch.setattr(anchors, "searched", noting)
+    both = [Concept(n, kind="style") for n in ("pixel art", "oil painting")]
+    for order in (both, both[::-1]):
+        anchors.steered(tiny, order, anchors.AUTO, "styles", 0)
+    assert [len(x) for x in seen.values()] == [1, 1]
+    assert seen["pixel art"] != seen["oil painting"]

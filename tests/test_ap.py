@@ -545,6 +545,22 @@ def test_hard_gumbel_frequencies_are_softmax_of_the_logits_whatever_tau(tiny, ta
     assert chi2 < 31.3  # 99.9 % of chi-square with 11 degrees of freedom
 
 
+def test_a_climb_in_half_precision_sees_the_gradient_of_a_large_latent(tiny, tiny_folder):
+    """A mean over many numbers has a gradient that fp16 rounds to nothing by itself."""
+    half = load(tiny_folder, device="cpu", dtype="fp16")
+    size, found = 2e3, []  # as many times larger than the tiny model's latent
+    moved = shaken(tiny)
+    for model in (tiny, half):
+        search = search_over(model, Gumbel(tau=1.0))
+        plain = search.objective
+        search.objective = lambda *args, plain=plain: plain(*args) / size
+        weights = {k: w.to(model.dtype) for k, w in moved.items()}
+        search.climb(Student(model, weights), 2, seeded(3))
+        found.append(torch.cat([x.grad for x in search.logits if x.grad is not None]))
+    assert found[1].any()
+    assert float(torch.cosine_similarity(*found, dim=0)) > 0.3
+
+
 def test_soft_gumbel_samples_are_mixtures_that_sharpen_as_tau_falls(tiny):
     sharp = []
     for tau in (5.0, 1.0, 0.05):

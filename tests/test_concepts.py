@@ -398,6 +398,25 @@ def test_a_slug_is_a_plain_file_name(name):
     assert found == slug([name])
 
 
+@pytest.mark.parametrize("text", ['"fox"', "'fox'", "“fox”", "„fox“", "«fox»", " ‘fox’ "])
+def test_quotation_marks_around_a_name_are_no_part_of_it(text):
+    assert Concept(text).name == "fox"
+    found = parse(f"{text} -> {text.replace('fox', 'dog')} | {text.replace('fox', 'vixen')}")
+    assert found == Concept("fox", "dog", synonyms=("vixen",))
+    assert UCE(keep=(text,)).keep == ("fox",)
+
+
+@pytest.mark.parametrize("name", ["farmer's", "'n'", '"a" and "b"', "5'", "“", "rock 'n' roll"])
+def test_quotation_marks_in_a_name_stay(name):
+    assert Concept(name).name == ("n" if name == "'n'" else name)
+
+
+def test_another_spelling_of_a_name_is_erased_as_well():
+    """CLIP reads "t-shirt" and "t shirt" as other tokens."""
+    found, _ = check([Concept("t-shirt"), Concept("T shirt"), Concept("T-SHIRT")], ())
+    assert found == (Concept("t-shirt", synonyms=("T shirt",)),)
+
+
 def test_slugs_of_ordinary_names_are_readable_and_others_differ():
     assert slug(["beer mug", "church"]) == "beer_mug-church"
     assert slug(["crêpe"]) == slug(["cre\u0302pe"]) != slug(["crpe"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -12,6 +12,7 @@ from efface.errors import UserError, pick
 from efface.names import (
     COMMAS,
     at,
+    bare,
     by_commas,
     clean,
     json_of,
@@ -117,7 +118,7 @@ class Concept:
 
     def __post_init__(self) -> None:
         for field in ("name", "anchor"):
-            object.__setattr__(self, field, clean(getattr(self, field), field))
+            object.__setattr__(self, field, bare(clean(getattr(self, field), field)))
         for field in ("synonyms", "pool"):
             object.__setattr__(self, field, words(getattr(self, field), field))
         object.__setattr__(self, "synonyms", tuple(s for s in self.synonyms if s != self.name))
@@ -239,7 +240,7 @@ def said(a: str, b: str) -> str:
 
 
 def merged(concepts: Sequence[Concept], tokenizer: object = None) -> list[Concept]:
-    """Concepts each once, as first given.
+    """Concepts each once, as first given; another spelling of one is a synonym of it.
 
     Raises:
         UserError: one is given twice, with another anchor, kind, synonyms or pool.
@@ -262,6 +263,9 @@ def merged(concepts: Sequence[Concept], tokenizer: object = None) -> list[Concep
                 f"{said(c.name, first.name)} is to be erased twice, with another {differ[0]}: "
                 f"{one} and {other}; give it once."
             )
+        if c.name.lower() not in {n.lower() for n in first.names}:  # "t shirt" beside "t-shirt"
+            more = replace(first, synonyms=(*first.synonyms, c.name))
+            found[key(c.name, tokenizer)] = more
     return list(found.values())
 
 

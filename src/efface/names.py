@@ -87,7 +87,21 @@ def words(some: object, what: str) -> tuple[str, ...]:
         raise UserError(
             f"{what}: a list of words is needed, got {quoted(some)} ({type(some).__name__})."
         )
-    return tuple(dict.fromkeys(clean(w, what) for w in some))
+    return tuple(dict.fromkeys(bare(clean(w, what)) for w in some))
+
+
+QUOTES = ('""', "''", "“”", "‘’", "«»", "„“", "``")
+"""Pairs of quotation marks."""
+
+
+def bare(name: str) -> str:
+    """A name without quotation marks around it, which lists copied from elsewhere have.
+
+    A text encoder reads them as words, so that the name in them would hardly be erased.
+    """
+    inner = name[1:-1].strip()
+    paired = len(name) > 2 and name[0] + name[-1] in QUOTES
+    return inner if paired and not {name[0], name[-1]} & set(inner) else name
 
 
 def one(text: object, what: str) -> str:
@@ -99,7 +113,7 @@ def one(text: object, what: str) -> str:
     Raises:
         UserError: as :func:`clean`, or a comma.
     """
-    name = clean(text, what)
+    name = bare(clean(text, what))
     if any(c in COMMAS for c in name):
         raise UserError(
             f"{what}: a comma in {quoted(name)}: one name is needed; one with a comma in it can be "

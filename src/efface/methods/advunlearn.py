@@ -47,6 +47,7 @@ class AdvUnlearn(Method, Tuning):
 
     name: ClassVar[str] = "advunlearn"
     label: ClassVar[str] = "AdvUnlearn, on the denoiser"
+    takes_pools: ClassVar[bool] = True
 
     eta: Annotated[float, Range(0)] = 1.0
     """Strength of the negative guidance; 0 maps the concept onto its anchor."""

@@ -40,6 +40,7 @@ class AGE(Method, Tuning):
 
     name: ClassVar[str] = "age"
     label: ClassVar[str] = "AGE"
+    takes_pools: ClassVar[bool] = True
     seeks: ClassVar[bool] = True
 
     eta: Annotated[float, Range(0)] = 1.0

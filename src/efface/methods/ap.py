@@ -61,6 +61,7 @@ class AP(Method, Tuning):
 
     name: ClassVar[str] = "ap"
     label: ClassVar[str] = "AP, ours"
+    takes_pools: ClassVar[bool] = True
 
     batch: Annotated[int, Range(1, 4096)] = 2
     """Latents of erased concepts in an update."""

@@ -31,6 +31,7 @@ class Twofold(Method, Tuning):
 
     name: ClassVar[str] = "twofold"
     label: ClassVar[str] = "Twofold"
+    takes_pools: ClassVar[bool] = True
 
     batch: Annotated[int, Range(1, 4096)] = 2
     """Latents of erased concepts in an update, under their names."""

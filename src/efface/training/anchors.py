@@ -154,8 +154,7 @@ def candidates(
     names = {normal(n) for c in erased for n in c.names}
     kin = {normal(w) for w in kinds(names) | broader(names)}
     taken = {s for c in erased for n in c.names for s in parts_of(n)}
-    if is_style(concept):  # "pixel art" is no nearer to "folk art" for what both end in
-        taken -= {s for n in concept.names for s in parts_of(" ".join(n.split()[1:][-1:]))}
+    taken -= shared(concept)
     free = tuple(
         w for w in found.words if normal(w) and normal(w) not in kin and not parts_of(w) & taken
     )
@@ -167,6 +166,15 @@ def candidates(
             "give a larger one, or its anchor: 'name -> anchor'."
         )
     return Vocabulary(free, found.source, beside=tuple(c.name for c in erased), seen={})
+
+
+def shared(concept: Concept) -> frozenset[str]:
+    """What a style may share with its anchor: "pixel art" is no nearer to "folk art" for its end.
+
+    Of a thing nothing.
+    """
+    ends = [" ".join(n.split()[1:][-1:]) for n in concept.names] if is_style(concept) else []
+    return frozenset(s for end in ends for s in parts_of(end))
 
 
 def parts_of(name: str) -> frozenset[str]:
@@ -206,7 +214,7 @@ def steered(
         if not c.anchor and notes is not None and c.name in notes.anchors:
             c = replace(c, anchor=notes.anchors[c.name])
         elif not c.anchor:
-            kin = (c.kind, *relatives([c]))  # which lists there are depends on it
+            kin = (c.kind, *relatives([c]), *shared(c))  # which words there are depends on it
             if kin not in words:
                 words[kin] = candidates(model, c, concepts, source)
             if words[kin].words:

@@ -209,6 +209,8 @@ class Method(ABC):
     """One solve: edits of several concepts can be solved again together."""
     apart: ClassVar[bool] = False
     """Trains one concept after the other, each with ``updates``."""
+    takes_pools: ClassVar[bool] = False
+    """Preserves for each concept words of its own, where it brings some."""
     seeks: ClassVar[bool] = False
     """Searches for anchors in a way of its own."""
     anchor: str = ""
@@ -290,6 +292,11 @@ def erase(
     concepts, keep = check(told(model, concepts), method.keep, model.tokenizer)
     if keep != method.keep:  # a word twice, or a string for a list
         method = replace(method, keep=keep)
+    if not method.takes_pools and (own := next((c for c in concepts if c.pool), None)):
+        raise UserError(
+            f"the concept {own.name!r} brings words of its own to be preserved (pool), which "
+            f"{method.name} has no use for: give them as keep, or in a vocabulary."
+        )
     counter, before, began = model.counter, model.counter.copy(), perf_counter()
     method.check(Job(method, model, tuple(concepts), run))
     source = run.words or getattr(method, "vocabulary", "") or "auto"

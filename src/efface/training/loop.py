@@ -18,15 +18,13 @@ from efface.models import DiffusionModel, checkpointed, release
 from efface.training.checkpoints import Checkpoint, Mean, adam_of
 from efface.training.processes import add_up, join
 from efface.training.runs import Paused
-from efface.training.student import Kept, Loss, Stateful, Student
+from efface.training.student import HALF_SCALE, Kept, Loss, Stateful, Student
 from efface.training.trial import Trial
 from efface.training.tuning import Tuning
 
 if TYPE_CHECKING:
     from efface.training.erasure import Job
 
-HALF_SCALE = 1024.0
-"""What a loss is multiplied with before its gradient passes through fp16, and divided by after."""
 
 ADAPTER_LR = 10.0
 """Default learning rate of low-rank adapters, in units of the weights'."""

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from efface.models import Conditioning, DiffusionModel
 
+HALF_SCALE = 1024.0
+"""What a loss is multiplied with before its gradient passes through fp16, and divided by after."""
+
 
 @dataclass
 class Student:

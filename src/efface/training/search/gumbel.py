@@ -12,8 +12,9 @@ from torch.nn.functional import one_hot
 
 from efface.models import Conditioning, mix, stack
 from efface.settings import Range, check_ranges
+from efface.training.checkpoints import stepped
 from efface.training.search.pools import Drawn, Setting
-from efface.training.student import Student
+from efface.training.student import HALF_SCALE, Student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +97,10 @@ class GumbelSearch:
         with torch.enable_grad():
             batch, words = self.source.draw_beside(g, n, student.weights, choose)
             harm = self.objective(student.still(), batch, words)
-            grads = torch.autograd.grad(-harm, self.logits, allow_unused=True)
+            scale = HALF_SCALE if student.model.dtype == torch.float16 else 1.0
+            grads = torch.autograd.grad(-harm * scale, self.logits, allow_unused=True)
         for logits, grad in zip(self.logits, grads, strict=True):
-            logits.grad = grad
+            logits.grad = grad if grad is None else grad / scale
         self.adam.step()
         seen: Tensor = harm.detach()
         return seen
@@ -139,4 +141,4 @@ class GumbelSearch:
             x.data.copy_(state[f"logits{i}"])
             own = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"adam{i}/")}
             if own:
-                self.adam.state[x] = own
+                self.adam.state[x] = {k: stepped(k, v, self.adam, x) for k, v in own.items()}
