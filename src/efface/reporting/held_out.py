@@ -186,7 +186,7 @@ def ranking(
     return placed(some, places(e.T, b.T), places(*others), len(erased), over)
 
 
-FRONT = ("unedited", "ap", "ap-random", "ap-official-full", "spm", "age", "esd", "uce")
+FRONT = ("unedited", "ap", "ap-official-full", "spm", "spm@auto", "age", "esd", "uce")
 """The lines of the short table."""
 
 FRONT_HEAD = (
