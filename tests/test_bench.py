@@ -232,9 +232,10 @@ def results(protocol, tmp_path):
 @pytest.fixture
 def _known(protocol, monkeypatch):
     """The small protocol by its bare name."""
-    import efface.reporting.tables as tables
+    from efface.reporting import figures, tables
 
-    monkeypatch.setattr(tables, "load", lambda _: load(protocol))
+    for module in (figures, tables):
+        monkeypatch.setattr(module, "load", lambda _: load(protocol))
 
 
 @pytest.mark.usefixtures("_known")

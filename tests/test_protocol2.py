@@ -13,7 +13,9 @@ from efface.evaluation.bench import Cell, lineup
 from efface.evaluation.judges.emoji import EmojiJudge
 from efface.evaluation.metrics import perceived, worst_tenth, worst_tenth_score
 from efface.evaluation.protocols import load
+from efface.reporting.figures import hard_marks, pareto
 from efface.reporting.held_out import FRONT, cellwise, rate, short
+from efface.reporting.tables import read
 from efface.scores import concept_rate
 from efface.vocabularies import INLINE
 
@@ -96,6 +98,20 @@ def test_perceived_against_the_formula():
         depths.append(total / (height * width))
     expected = 100 * sum(depths) / len(depths)
     assert float(perceived(a, b, judge)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_picture_has_the_worst_tenth_of_the_methods_with_the_same_cells(tmp_path):
+    kept = Path(__file__).parents[1] / "bench" / "results"
+    for name in ("unedited-0", "ap-0", "ap-1", "esd-0", "esd-1", "uce-0"):
+        shutil.copy(kept / f"{PROTOCOL}-1-{name}.json", tmp_path)
+    drawn = pareto(tmp_path, PROTOCOL)
+    assert "PSR-1 of the worst tenth, held out, %" in drawn
+    assert [x in drawn for x in ("AP, ours", ">ESD<", "UCE")] == [True, True, False]
+    rows = read(tmp_path, PROTOCOL)["ap"]
+    mark = hard_marks({"unedited": rows, "ap": rows}, PROTOCOL)[0]
+    told = [r["scores"]["worst tenth held out"]["value"] for r in rows]
+    assert mark.kept.value == pytest.approx(sum(told) / 2, abs=1e-3)
+    assert mark.ours
 
 
 def test_half_of_the_names_is_held_out_once_for_all_splits():

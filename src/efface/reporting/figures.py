@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 
 from efface.errors import UserError
 from efface.evaluation.bench import UNEDITED, label
+from efface.evaluation.metrics import tail_score
+from efface.evaluation.protocols import load
 from efface.evaluation.sensitivity import Moved
-from efface.reporting.tables import Row, of_split, read, score, splits
+from efface.reporting.held_out import cellwise, halves
+from efface.reporting.tables import Row, alike, of_split, read, score, splits
 from efface.scores import Score
 
 OURS, OTHER, QUIET = "#b00020", "#30507a", "#9aa2b1"
@@ -85,14 +88,35 @@ def marks(found: Mapping[str, Sequence[Row]], protocol: str) -> list[Mark]:
     return result
 
 
+def hard_marks(found: Mapping[str, Sequence[Row]], protocol: str) -> list[Mark]:
+    """Every method's ESR-5, and the worst tenth of the names that were held out from it.
+
+    Args:
+        found: cells of one split.
+    """
+    result, p = [], load(protocol)
+    for name, rows in found.items():
+        if name != UNEDITED:
+            kept = tail_score(100 * cellwise(rows, halves(rows, p)[1]))
+            gone = score(rows, "erased", 5, protocol)
+            result.append(Mark(label(name), gone, kept, name == "ap"))
+    return result
+
+
 def pareto(out: Path, protocol: str) -> str:
-    """ESR-1 against relative PSR-1, a panel a split; 95 % intervals as crosses, top right is best.
+    """What was erased against what was kept, a panel a split; 95 % intervals, top right is best.
+
+    Of the methods that have the same cells, as many as any has. ESR-5 and the worst tenth of the
+    held-out names; where a protocol holds none out, ESR-1 and relative PSR-1.
 
     Raises:
         UserError: a split without a cell of the unedited model.
     """
-    found = read(out, protocol)
+    found, hard = read(out, protocol), bool(load(protocol).held_out)
     wanted = splits(found)
+    what = ("ESR-1, %", "PSR-1, % of the unedited model's")
+    if hard:
+        what = ("ESR-5, %", "PSR-1 of the worst tenth, held out, %")
     figure, planes = panels(8.4 * len(wanted), 5, len(wanted))
     for split, axes in zip(wanted, planes, strict=True):
         cells = of_split(found, split)
@@ -101,10 +125,11 @@ def pareto(out: Path, protocol: str) -> str:
                 f"no cell of the unedited model on split {split} in {str(out)!r}: run it with the "
                 "others."
             )
-        some = marks(cells, protocol)
+        ranked: dict[str, Sequence[Row]] = {UNEDITED: cells[UNEDITED], **alike(cells)}
+        some = hard_marks(ranked, protocol) if hard else marks(ranked, protocol)
         low = min(m.kept.ends[0] for m in some) - 4
         high = max(101.5, max(m.kept.ends[1] for m in some))
-        axes.set(xlabel="ESR-1, %", ylabel="PSR-1, % of the unedited model's", ylim=(low, high))
+        axes.set(xlabel=what[0], ylabel=what[1], ylim=(low, high))
         axes.set_xlim(min(m.erased.ends[0] for m in some) - 4, 101.5)
         axes.set_title(f"split {split}", loc="left")
         heights = spread([(m.kept.value - low) / (high - low) for m in some])
