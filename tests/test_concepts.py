@@ -15,6 +15,7 @@ from efface.concepts import Concept, check, listed, parse, read, same, slug
 from efface.errors import UserError
 from efface.methods.uce import UCE
 from efface.names import clean, key, normal, visible, words
+from efface.vocabularies import load as vocabulary
 
 HOSTILE = [
     "ordinary",
@@ -404,6 +405,13 @@ def test_quotation_marks_around_a_name_are_no_part_of_it(text):
     found = parse(f"{text} -> {text.replace('fox', 'dog')} | {text.replace('fox', 'vixen')}")
     assert found == Concept("fox", "dog", synonyms=("vixen",))
     assert UCE(keep=(text,)).keep == ("fox",)
+
+
+def test_quotation_marks_in_a_word_list_are_no_part_of_its_words(tiny, tmp_path):
+    (tmp_path / "words.txt").write_text('"fox"\nsmall owl\n“cat”\nrock \'n\' roll\n')
+    found = vocabulary(str(tmp_path / "words.txt"), tiny)
+    assert found.words == ("fox", "small owl", "cat", "rock 'n' roll")
+    assert vocabulary('words: "fox", owl', tiny).words == ("fox", "owl")
 
 
 @pytest.mark.parametrize("name", ["farmer's", "'n'", '"a" and "b"', "5'", "“", "rock 'n' roll"])

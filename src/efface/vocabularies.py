@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from efface.concepts import Concept
 from efface.errors import UserError, pick
 from efface.names import (
+    bare,
     COMMAS,
     at,
     by_commas,
@@ -49,7 +50,7 @@ def from_file(path: Path) -> Vocabulary:
         with at(f"{str(path)!r}, line {i}"):
             if not line or line.startswith("#"):
                 continue
-            found.append(clean(line, "word"))
+            found.append(bare(clean(line, "word")))
             if any(c in COMMAS for c in line):
                 asked = meant(by_commas(line), "words")
                 raise UserError(f"a comma in {quoted(line)}: {asked} Give a line each.")
@@ -155,7 +156,7 @@ def load(
     """
     if source.startswith(INLINE):
         with at("the words given"):
-            given = [clean(w, "word") for w in by_commas(source.removeprefix(INLINE))]
+            given = [bare(clean(w, "word")) for w in by_commas(source.removeprefix(INLINE))]
         if not any(given):
             raise UserError(f"got {quoted(source)} for a vocabulary, which holds no word.")
         return Vocabulary(tuple(dict.fromkeys(w for w in given if w)), "words given")
