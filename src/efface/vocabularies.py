@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from efface.concepts import Concept
 from efface.errors import UserError, pick
 from efface.names import (
-    bare,
     COMMAS,
     at,
+    bare,
     by_commas,
     clean,
     json_of,
