@@ -446,8 +446,8 @@ def warm() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--each", type=int, default=3, help="mutants of every module")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--each", type=int, default=1, help="mutants of every module")
+    parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="try the survivors again")
     parser.add_argument("--ours", action="store_true", help="only our own")
     parser.add_argument("--control", action="store_true", help="first all tests without a mutant")
@@ -459,7 +459,12 @@ def main() -> None:
         outcome, by, _ = tried(None, tests)
         if outcome != "survived":
             sys.exit(f"the tests fail without a mutant: {outcome} {by}")
-    had = json.loads(OUT.read_text())["mutants"] if OUT.exists() else {}
+    kept = json.loads(OUT.read_text()) if OUT.exists() else {}
+    if kept and (kept["seed"], kept["each"]) != (args.seed, args.each):
+        sys.exit(
+            f"{OUT} is another sample (--seed {kept['seed']} --each {kept['each']}): move it away."
+        )
+    had = kept.get("mutants", {})
     here = {m.name for m in sampled(args.each, args.seed)}
     known = {k: m for k, m in had.items() if k in here}  # of this code and this sample
     for n, mutant in enumerate(mutants, 1):

@@ -7,7 +7,8 @@ method; then the closed forms for 1, 10 and 100 concepts. One JSON a machine in 
 
     python bench/size.py                               # the CPU, 256 pixels, a few updates
     python bench/size.py --device cuda --dtype bf16 --size 512 --batch 4
-    python bench/size.py --device cuda --dtype bf16 --whole  # whole trainings, over 1,000 nouns
+    python bench/size.py --device cuda --dtype bf16 --whole --updates 200 --out whole.json
+                                                       # whole trainings, over 1,000 nouns
 """
 
 from __future__ import annotations
@@ -258,7 +259,9 @@ def measure(a: argparse.Namespace, model: DiffusionModel, words: Path, out: Path
         "compile": a.compile,
     }
     had = json.loads(out.read_text()) if out.exists() else {}
-    rows: dict[str, dict[str, Any]] = had["rows"] if what.items() <= had.items() else {}
+    if had and not what.items() <= had.items():
+        sys.exit(f"{out} holds results of other settings: name another file by --out.")
+    rows: dict[str, dict[str, Any]] = had.get("rows", {})
 
     def keep(name: str, row: dict[str, Any]) -> None:
         rows[name] = row

@@ -75,7 +75,7 @@ def gpu_tables(folder: Path) -> str:
             others |= {} if name in SHOWN else {f"{name}, {own}": row}
     lines += ["", "| | seconds | peak, GB |", "| --- | ---: | ---: |"]
     for name, row in others.items():
-        if "update" not in row:
+        if "update" not in row and "failed" not in row:
             lines.append(f"| {name} | {median(row['seconds']):.2f} | {row['peak'] / 1e9:.1f} |")
     lines += [
         "",
@@ -91,14 +91,15 @@ def gpu_tables(folder: Path) -> str:
 def updates(found: Mapping[str, Any]) -> str:
     """A file's updates, a row."""
     rows = found["rows"]
-    s = {n: median(rows[n]["seconds"]) for n in SHOWN if n in rows}
+    s = {n: median(rows[n]["seconds"]) for n in SHOWN if "seconds" in rows.get(n, {})}
     peak = {n: rows[n]["peak"] / 1e9 for n in s}
     base, us, light, esd = SHOWN
 
     def beside(x: Mapping[str, float]) -> list[str]:
         return [f"{x[n] / x[base]:.2f}" if base in x and n in x else "" for n in (us, light)]
 
-    told = [peak.get(base), peak[us], rows[us]["plan"] / 1e9, peak.get(light), peak[esd]]
+    plan = rows.get(us, {}).get("plan", 0) / 1e9
+    told = [peak.get(base), peak.get(us), plan, peak.get(light), peak.get(esd)]
     cells = [f"{s[n]:.3f}" if n in s else "" for n in SHOWN] + beside(s)
     cells += [f"{x:.1f}" if x else "" for x in told] + beside(peak)
     return f"| {about(found)} | {' | '.join(cells)} |"

@@ -408,7 +408,7 @@ def test_quotation_marks_around_a_name_are_no_part_of_it(text):
 
 
 def test_quotation_marks_in_a_word_list_are_no_part_of_its_words(tiny, tmp_path):
-    (tmp_path / "words.txt").write_text('"fox"\nsmall owl\n“cat”\nrock \'n\' roll\n')
+    (tmp_path / "words.txt").write_text("\"fox\"\nsmall owl\n“cat”\nrock 'n' roll\n")
     found = vocabulary(str(tmp_path / "words.txt"), tiny)
     assert found.words == ("fox", "small owl", "cat", "rock 'n' roll")
     assert vocabulary('words: "fox", owl', tiny).words == ("fox", "owl")

@@ -775,9 +775,9 @@ def test_uce_weighs_what_is_erased_what_is_preserved_and_what_is_kept(tiny, word
 )
 def test_bars_are_shown_where_they_are_asked_for(tiny, words, capsys, method, bars):
     small = quick(method, words, updates=1)
-    small.erase(tiny, [CHURCH], Run(progress=False))
+    small.erase(tiny, ["church"], Run(progress=False))
     assert capsys.readouterr().err == ""
-    small.erase(tiny, [CHURCH], Run(progress=True))
+    small.erase(tiny, ["church"], Run(progress=True))
     shown = capsys.readouterr().err
     assert all(f"{bar}:" in shown for bar in bars)
 

@@ -542,8 +542,3 @@ def test_an_edit_made_with_eight_bit_moments_is_nearly_the_same(tiny, words):
 def test_words_of_a_concepts_own_are_refused_where_a_method_has_no_use_for_them(tiny, name):
     with pytest.raises(UserError, match=rf"to be preserved \(pool\), which {name} has no use for"):
         METHODS[name]().erase(tiny, [Concept("church", pool=("moon",))], QUIET)
-
-
-def test_a_learning_rate_that_ruins_an_edit_is_refused():
-    with pytest.raises(UserError, match="got 1e\\+30 for lr; 0 to 10 is needed"):
-        ESD(lr=1e30)

@@ -62,7 +62,7 @@ def command(args: list[str]) -> int:
         pick({**PROTOCOLS, **BENCHES}, o.protocol, "protocol (or file)")
     attacks = asked_for(o)
     protocol = load(BENCHES.get(o.protocol, o.protocol))
-    methods = o.method or plain()
+    methods = tuple(dict.fromkeys(o.method)) or plain()
     if protocol.source:
         raise UserError(
             f"the protocol {protocol.name!r} reads its prompts from a file: "
@@ -70,7 +70,7 @@ def command(args: list[str]) -> int:
         )
     for m in methods:
         entry(m)
-    splits = o.split or tuple(protocol.splits)[:1]
+    splits = tuple(dict.fromkeys(o.split)) or tuple(protocol.splits)[:1]
     for s in splits:
         protocol.erased(s)
     makeable(o.out)

@@ -20,7 +20,7 @@ class Tuning:
     """Weight updates."""
     batch: Annotated[int, Range(1, 4096)] = 8
     """Latents of erased concepts in an update."""
-    lr: Annotated[float, Range(0, 10)] = 0.0
+    lr: Annotated[float, Range(0)] = 0.0
     """Learning rate of Adam; 0: the model's own default (1e-5 for Stable Diffusion,
     arXiv:2303.07345), ten times that for adapters."""
     decay: Annotated[float, Range(0, 1)] = 0.0
