@@ -3,12 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-MAIN := unedited esd uce ap ap-random age speed spm mace ca twofold
-REST := ap-exact ap-away ap-official ap-official-equal esd-null ap-paper lora dp oce minimax twofold-firm rece race stereo advunlearn
+MAIN := unedited esd uce ap ap-random age speed spm spm@auto mace ca twofold
+REST := ap-exact ap-away ap-official ap-official-equal esd-null dp oce minimax twofold-firm rece race stereo advunlearn
 LONG := ap-official-full
-SAME := spm@auto
 STEERED := esd@auto uce@auto speed@auto mace@auto ca@auto
 HARD := ap esd uce age twofold
+ATTACKED := unedited speed spm mace ca dp oce minimax twofold-firm rece race stereo advunlearn
 SPLITS := --split 1 --split 2
 STAGES := data vae clip unet judge quality second
 
@@ -70,10 +70,10 @@ mutants: $(INSTALLED)
 
 # Hours; a cell that is in bench/results already is not run again.
 bench: $(INSTALLED)
-	$(BIN)/efface bench emoji-objects-2 $(SPLITS) --seeds 3 $(addprefix --method ,$(MAIN) $(SAME))
+	$(BIN)/efface bench emoji-objects-2 $(SPLITS) --seeds 3 $(addprefix --method ,$(MAIN))
 	$(BIN)/efface bench emoji-objects-2 $(SPLITS) --seeds 1 $(addprefix --method ,$(REST) $(STEERED) $(LONG))
 	$(BIN)/efface bench emoji-attacks $(SPLITS) --seeds 3 $(addprefix --method ,$(HARD))
-	$(BIN)/efface bench emoji-attacks $(SPLITS) --seeds 1 $(addprefix --method ,$(filter-out $(HARD),$(MAIN) $(REST)))
+	$(BIN)/efface bench emoji-attacks $(SPLITS) --seeds 1 $(addprefix --method ,$(ATTACKED))
 	$(BIN)/python bench/table.py
 
 # Kills, bad inputs, damaged files, hostile names: before a release, about half an hour; docs/reliability.md. A

@@ -27,7 +27,9 @@ from efface.evaluation.attacks.relearn import Relearn
 from efface.evaluation.attacks.rephrase import Rephrase
 from efface.evaluation.baselines import NoAttack, SeedSearch
 from efface.evaluation.bench import UNEDITED, Cell, Opened, lineup
+from efface.evaluation.cells import run_all
 from efface.evaluation.siege import Siege
+from efface.evaluation.tasks import Crew
 from efface.models import load as load_model
 from efface.reporting import besieged
 from efface.reporting.besieged import aside, brief, joined, markdown, read
@@ -234,6 +236,17 @@ def test_what_is_there_of_two_splits_is_shown_and_not_run_again(capsys, tmp_path
     lines = [x.split()[:3] for x in capsys.readouterr().out.splitlines()]
     assert lines[-2:] == [["AGE", "1", "0"], ["AGE", "2", "0"]]
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_cell_that_is_there_starts_no_process(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(Crew, "done", lambda self, desk, tasks: asked.extend(tasks) or ())
+    for name in ("emoji-objects-2-1-uce-0", "emoji-attacks-1-uce-0"):
+        shutil.copy(RESULTS / f"{name}.json", tmp_path)
+    cells = [Cell("emoji-objects-2", "1", "uce", seed) for seed in (0, 1)]
+    cells += [AttackCell(c) for c in cells]
+    assert run_all(cells, tmp_path, tmp_path / "work") == []
+    assert asked == [cells[1], cells[3]]
 
 
 @pytest.mark.slow

@@ -91,6 +91,25 @@ def test_the_commands_of_the_readme_exist():
         assert re.search(rf"^{goal}:", makefile, re.MULTILINE)
 
 
+def test_make_bench_asks_for_what_stands_in_the_tables():
+    text = (ROOT / "Makefile").read_text(encoding="utf8")
+    lists = {k: v.split() for k, v in re.findall(r"^(\w+) := (.*)$", text, re.MULTILINE)}
+    once = [*lists["REST"], *lists["STEERED"], *lists["LONG"]]
+    wanted = {("emoji-objects-2", m, s) for m in lists["MAIN"] for s in range(3)}
+    wanted |= {("emoji-objects-2", m, 0) for m in once}
+    wanted |= {("emoji-attacks", m, s) for m in lists["HARD"] for s in range(3)}
+    wanted |= {("emoji-attacks", m, 0) for m in lists["ATTACKED"]}
+    files = {f"{p}-{split}-{m}-{s}.json" for p, m, s in wanted for split in "12"}
+    there = {
+        p.name
+        for name in ("emoji-objects-2", "emoji-attacks")
+        for p in (ROOT / "bench" / "results").glob(f"{name}-*.json")
+        if json.loads(p.read_text())["protocol"].startswith("emoji-objects-2 ")
+    }
+    assert files <= there
+    assert {x.replace("-1.json", "-0.json") for x in there - files} <= files  # a seed more
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/benchmark.md", "docs/attacks.md"])
 def test_the_pages_hold_the_tables_of_the_results(page):

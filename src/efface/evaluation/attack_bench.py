@@ -89,9 +89,14 @@ class AttackCell:
     def __str__(self) -> str:
         return self.file
 
-    def there(self, out: Path) -> bool:
-        """Whether every attack that is asked for is there."""
-        return not missing(self, begun(self, out, self.identity(Opened(self.edited))))
+    def there(self, out: Path, opened: Opened | None = None) -> bool:
+        """Whether every attack that is asked for is there.
+
+        Args:
+            opened: as of :meth:`~efface.evaluation.bench.Cell.there`.
+        """
+        opened = opened or Opened(self.edited)
+        return not missing(self, begun(self, out, self.identity(opened)))
 
     def check(self, opened: Opened, out: Path) -> None:
         """Refuse a result of other settings in its file.

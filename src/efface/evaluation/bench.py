@@ -140,9 +140,14 @@ class Cell:
     def __str__(self) -> str:
         return self.file
 
-    def there(self, out: Path) -> bool:
-        """Whether its result is there."""
-        return finished(self, out, Opened(self).identity) is not None
+    def there(self, out: Path, opened: Opened | None = None) -> bool:
+        """Whether its result is there.
+
+        Args:
+            opened: a cell of the same protocol and model, opened so; None: this one is.
+        """
+        opened = opened or Opened(self)
+        return finished(self, out, opened.identity_of(self)) is not None
 
     @property
     def edited(self) -> Cell:

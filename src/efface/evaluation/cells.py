@@ -35,7 +35,7 @@ class Task(Protocol):
         """Refuse a result of other settings in its file."""
         ...
 
-    def there(self, out: Path) -> bool:
+    def there(self, out: Path, opened: Opened | None = None) -> bool:
         """Whether nothing of it is missing."""
         ...
 
@@ -79,13 +79,29 @@ def run_all(cells: Sequence[Task], out: Path, work: Path, crew: Crew = ONE) -> l
     """
     desk = Cells(out.absolute(), work.absolute())
     lost = []
-    rest = cells if crew.ray is None else [c for c in cells if not c.there(out)]
+    rest = unfinished(cells, out)
     for cell, found in replace(crew, fresh=True).done(desk, rest):
         if isinstance(found, Failed):
             lost.append(Lost(cell, found.why))
         elif crew.ray is not None:
             write_text(out / cell.file, json.dumps(found) + "\n")
     return lost
+
+
+def unfinished(cells: Sequence[Task], out: Path) -> list[Task]:
+    """The cells of which something is missing; each model is opened once to see it."""
+    opened: dict[Cell, Opened] = {}
+    rest = []
+    for cell in cells:
+        if not (out / cell.file).exists():
+            rest.append(cell)
+            continue
+        alike = replace(cell.edited, split="", method="", seed=0, updates=0)
+        if alike not in opened:
+            opened[alike] = Opened(cell.edited)
+        if not cell.there(out, opened[alike]):
+            rest.append(cell)
+    return rest
 
 
 def ready(cells: Sequence[Task], out: Path, work: Path) -> None:
