@@ -607,6 +607,20 @@ def test_a_bound_that_nothing_can_meet_is_refused_before_the_model_is_opened(
     assert BOUNDS[bound] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("bound", "point"), [("relearn@25<=20", 25), ("relearn<=99", 50), ("relearn@0<=1", None)]
+)
+def test_a_bound_beyond_the_budget_is_refused_before_the_model_is_opened(
+    run, capsys, monkeypatch, bound, point
+):
+    """An update takes 16 evaluations by default."""
+    monkeypatch.setattr(attack_module, "besieged", lambda *_: refuse("it is opened."))
+    asked = ["--attack", "relearn", "--relearn.points", "0", "2", "25", "50"]
+    assert attack(run, *asked, "--budget", "40", "--require", bound) == 2
+    said = f"budget of 40 evaluations ends before relearn@{point}: it reaches 0, 2; give a larger"
+    assert (said if point else "it is opened.") in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_bound_is_looked_at_once_more_before_anything_is_attacked(run, capsys, monkeypatch):
     had = {"rows": [asdict(row(at="1", hits=(0, 0)))], "settings": asdict(SMALL[0]), "seconds": 0.0}

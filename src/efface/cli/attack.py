@@ -149,7 +149,8 @@ def prepared(args: list[str]) -> Prepared:
         for name, made in start.items()
         if name in (o.attack or start)
     ]
-    bounds.foresee(attacks, [o.out] if o.out else home_of(o).glob("attacks*.json"))
+    files = [o.out] if o.out else home_of(o).glob("attacks*.json")
+    bounds.foresee(attacks, files, evaluations(o.budget))
     siege, out = besieged(o, attacks)
     refusals = siege.refused()
     for attack in attacks:

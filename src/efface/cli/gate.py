@@ -29,11 +29,14 @@ class Gate(NamedTuple):
         """
         return cls([bar for text in texts for bar in gate(text)])
 
-    def foresee(self, attacks: Sequence[Attack], files: Iterable[Path]) -> None:
+    def foresee(
+        self, attacks: Sequence[Attack], files: Iterable[Path], budget: int | None = None
+    ) -> None:
         """Refuse what cannot be met, before a model is opened.
 
         Args:
             attacks: what is asked for.
+            budget: evaluations of each search; None: what it takes.
             files: which of them is gone on with is known once the model is open.
 
         Raises:
@@ -46,7 +49,7 @@ class Gate(NamedTuple):
             with suppress(UserError):  # what is damaged is said where it is gone on with
                 told = read(Kept, path, "results of attacks")
                 had |= {*told.get("verdicts", ()), *(x.get("key") for x in told.get("lines", ()))}
-        possible(self.bars, [*(kind() for kind in FLOOR), *attacks], had, {})
+        possible(self.bars, [*(kind() for kind in FLOOR), *attacks], had, {}, budget)
 
     def check(self, siege: Siege, path: Path, refusals: Mapping[str, str]) -> None:
         """Refuse what cannot be met, before anything is attacked.
@@ -66,7 +69,7 @@ class Gate(NamedTuple):
         if siege.court.judge is None:
             without |= {a.name: "there is no judge." for a in floor}
             floor = []
-        possible(self.bars, [*floor, *siege.attacks], keys, without)
+        possible(self.bars, [*floor, *siege.attacks], keys, without, siege.budget)
 
     def verdict(self, results: Results) -> tuple[list[str], UserError | None]:
         """What is not let through, and a bound on what came to no line after all."""

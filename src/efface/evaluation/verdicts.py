@@ -216,7 +216,11 @@ def gate(text: str) -> list[Bar]:
 
 
 def possible(
-    bars: Sequence[Bar], attacks: Sequence[Attack], had: Container[str], refused: Mapping[str, str]
+    bars: Sequence[Bar],
+    attacks: Sequence[Attack],
+    had: Container[str],
+    refused: Mapping[str, str],
+    budget: int | None = None,
 ) -> None:
     """Refuse a bound on what will not be measured, before anything is.
 
@@ -224,9 +228,11 @@ def possible(
         attacks: what will be run.
         had: what was measured before: attacks, and their points.
         refused: attacks that cannot be run, with the reason.
+        budget: evaluations of each search; None: what it takes.
 
     Raises:
-        UserError: no such attack, one that is not run, or a point that its curve cannot have.
+        UserError: no such attack, one that is not run, or a point that its curve cannot have, or
+            not within the budget.
     """
     run = {a.name: a for a in attacks}
     for bar in bars:
@@ -245,6 +251,12 @@ def possible(
         if at and points is not None and at not in points:
             known = f"such point; it has {', '.join(points)}." if points else "points."
             raise UserError(f"{asked} curve of {name!r} has no {known}")
+        reached, point = run[name].within(budget), at or run[name].headline
+        if point and reached is not None and point not in reached:
+            raise UserError(
+                f"{asked} budget of {budget} evaluations ends before {name}@{point}: it reaches "
+                f"{', '.join(reached) or 'no point'}; give a larger one."
+            )
 
 
 def broken(bars: Sequence[Bar], found: Sequence[Line], headlines: Mapping[str, str]) -> list[str]:

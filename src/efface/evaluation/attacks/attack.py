@@ -158,6 +158,10 @@ class Attack(ABC):
         """The points that its curve can have; empty: it has none; None: nobody knows yet."""
         return None
 
+    def within(self, budget: int | None) -> Sequence[str] | None:
+        """The points of :meth:`curve` that a search of so many evaluations reaches; None: all."""
+        return self.curve()
+
     def full(self: A) -> A:
         """The same with the settings of its paper, for ``--budget full``."""
         return self

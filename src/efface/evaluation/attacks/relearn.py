@@ -76,6 +76,11 @@ class Relearn(Attack):
         """Numbers of updates."""
         return [str(n) for n in self.points]
 
+    def within(self, budget: int | None) -> Sequence[str]:
+        """As many updates as it pays for."""
+        most = max(self.points) if budget is None else budget // self.least()
+        return [str(n) for n in self.points if n <= most]
+
     def full(self) -> Relearn:
         """As many updates as its paper's first curve."""
         return replace(self, points=(0, 10, 25, 50, 100, 200, 300))
