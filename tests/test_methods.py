@@ -365,6 +365,15 @@ def test_a_training_that_moves_nothing_is_refused(tiny, words, tmp_path, change)
     assert dataclasses.replace(method, lr=1e-6).erase(tiny, [CHURCH], QUIET).weights
 
 
+def test_a_training_that_throws_the_weights_away_is_refused_and_forgotten(tiny, words, tmp_path):
+    method = quick(ESD(lr=1e7), words, updates=1)
+    with pytest.raises(UserError, match="times its size, after which a model draws nothing"):
+        method.erase(tiny, [CHURCH], Run(tmp_path, progress=False))
+    assert not (tmp_path / EDIT).exists()
+    again = dataclasses.replace(method, lr=1e-3)
+    assert again.erase(tiny, [CHURCH], Run(tmp_path, progress=False)).weights
+
+
 def test_an_overflow_of_fp16_names_the_update_and_the_layer(tiny_folder, words):
     model = load(tiny_folder, dtype="fp16", device="cpu")
     method = quick(ESD(eta=1e8), words, updates=3)

@@ -47,14 +47,28 @@ def check_change(made: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
         )
 
 
-def unmoved(made: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Whether no trained weight moved by :data:`NEAR` of its size.
+def check_trained(made: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse weights of a training that moved none of them, or one out of all bounds.
 
     Args:
         made: the new weights.
         own: the model's.
+
+    Raises:
+        UserError: none moved by :data:`NEAR` of its size, or one by more than :data:`FAR` times it.
     """
-    return all(share(w, own[k]) < NEAR for k, w in made.items())
+    far = {k: share(w, own[k]) for k, w in made.items()}
+    most = max(far, key=far.__getitem__, default="")
+    if not far or far[most] < NEAR:
+        raise UserError(
+            "the edit would change nothing: no weight moved by a millionth of its size while it "
+            "was trained. Raise the learning rate (lr)."
+        )
+    if not far[most] <= FAR:
+        raise UserError(
+            f"the training moved {most!r} by {far[most]:,.0f} times its size, after which a model "
+            "draws nothing. Lower the learning rate (lr)."
+        )
 
 
 def share(new: Tensor, own: Tensor) -> float:

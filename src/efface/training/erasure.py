@@ -24,7 +24,7 @@ from efface.names import one, quoted, words
 from efface.seeds import generator
 from efface.settings import check_ranges, to_json
 from efface.training.anchors import steered
-from efface.training.change import check_change, unmoved
+from efface.training.change import check_change, check_trained
 from efface.training.loop import finetune
 from efface.training.processes import add_up, join
 from efface.training.runs import EDIT, Run, asked
@@ -328,17 +328,17 @@ def check_made(job: Job, made: Made) -> None:
     """Refuse weights that are no edit; a training says by itself where they are not finite.
 
     Raises:
-        UserError: of a closed form, as :func:`check_change`; of a training, none moved.
+        UserError: as :func:`check_change` and :func:`check_trained`.
     """
     own = job.model.parameters()
     if job.method.closed_form:
         check_change(made.weights, own)
-    elif isinstance(job.method, Tuning) and job.run.trial is None and unmoved(made.weights, own):
-        job.run.forget()  # it would go on from there
-        raise UserError(
-            "the edit would change nothing: no weight moved by a millionth of its size while it "
-            "was trained. Raise the learning rate (lr)."
-        )
+    elif isinstance(job.method, Tuning) and job.run.trial is None:
+        try:
+            check_trained(made.weights, own)
+        except UserError:
+            job.run.forget()  # it would go on from there
+            raise
 
 
 def shared_out(spent: Counter) -> dict[str, int]:
