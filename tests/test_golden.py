@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -28,8 +29,15 @@ CASES = [*(n for n in plain() if (one := lineup()[n]) and one.times == 1), "demo
 
 
 def machine():
-    """What the bits of a result depend on."""
-    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread"
+    """What the bits of a result depend on: two processors of one capability may differ in them."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().split("\n\n")[0].splitlines() if told.exists() else []
+    kind = [
+        x for x in lines if x.startswith(("vendor", "cpu family", "model", "stepping", "flags"))
+    ]
+    own = hashlib.sha256("\n".join(kind).encode()).hexdigest()[:8]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, {capability}, {own}, one thread"
 
 
 def erased(model, name):

@@ -288,7 +288,7 @@ def test_the_worst_tenths_interval_covers_and_a_bootstrap_does_not(coverage, mon
 def test_intervals_of_attacks_cover_and_those_of_one_concepts_pictures_do_not(coverage):
     for q in coverage.QUESTIONS:
         for layout in coverage.LAYOUTS:
-            found = coverage.tallied(coverage.of_attacks(q, layout, 20))
+            found = coverage.tallied(coverage.of_attacks(q, layout, 40))
             assert len(found) >= 4
             assert held(found, "ours") >= 92, (q.name, layout)
     inversion = next(q for q in coverage.QUESTIONS if q.attack == "inversion")

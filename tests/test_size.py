@@ -192,8 +192,11 @@ def test_a_killed_measurement_goes_on(size, tmp_path, monkeypatch, capsys):
     assert list(rows) == ["esd", "uce, 1", "uce, 10", "uce, 100"]
     size.measure(a, model, words, out)
     assert len(seen) == 3
-    a.batch = 2  # another question
-    size.measure(a, model, words, out)
+    a.batch, had = 2, out.read_text()  # another question
+    with pytest.raises(SystemExit, match="holds results of other settings: name another file"):
+        size.measure(a, model, words, out)
+    assert (len(seen), out.read_text()) == (3, had)
+    size.measure(a, model, words, out.with_name("y.json"))
     assert len(seen) == 5
 
 
