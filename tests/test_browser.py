@@ -294,7 +294,12 @@ def begun(tab, name, anchor):
     tab.fill("What to remove", name)
     tab.fill("Becomes", anchor)
     tab.click("Settings")
-    tab.fill("Updates", str(MANY))
+    updates = tab.page.get_by_label("Updates", exact=True).first
+    for _ in range(3):  # what looks ahead may still draw the form anew
+        tab.fill("Updates", str(MANY))
+        tab.page.wait_for_timeout(1000)
+        if updates.input_value() == str(MANY):
+            break
     tab.fill(EVERY, "1")
     tab.click("Train")
     tab.see(TRAINING)
