@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from efface.concepts import few
@@ -20,10 +19,10 @@ from efface.edits.kept import fits
 from efface.edits.ledger import Ledger, checked, note_merged
 from efface.edits.rounding import Stored, lost, tell
 from efface.errors import UserError
-from efface.models import DiffusionModel, configs, stored_dtype, variant, weight_files
+from efface.models import DiffusionModel, configs, stored_dtype, variant
 from efface.models.files.folder import present
 from efface.models.files.single_file import CLIP_WORDS, MARK_OF_V, OPEN_CLIP, seems_v
-from efface.models.files.stored import STORED, precisions
+from efface.models.files.stored import widest
 from efface.models.files.tensors import dump, save
 from efface.storage import make_folder, write_folder
 
@@ -85,15 +84,6 @@ BESIDE = {
     "conditioner.embedders.1.": "text_encoder_2",
 }
 """What a single file of Stable Diffusion calls the components besides the denoiser."""
-
-
-def widest(folder: Path) -> torch.dtype:
-    """The finest precision that a component is stored in."""
-    kinds: set[str] = set()
-    for path in weight_files(folder):
-        with safe_open(path, "pt") as f:
-            kinds |= precisions(f, f.keys())
-    return next((d for k, d in STORED.items() if k in kinds), torch.float32)
 
 
 def without_added_words(

@@ -235,11 +235,11 @@ def aside(out: Path, name: str) -> held_out.Beside:
     if none_yet(out, name):
         return held_out.NOTHING
     found = read(out, name)
-    whole = unedited_rate(found)
+    whole, whose = unedited_rate(found), alike(found)
     rows = {
         m: [plain(c, cells, "base" if m == UNEDITED else "edited", whole) for c in ASIDE.values()]
         for m, cells in found.items()
-        if m in alike(found) or m == UNEDITED
+        if m in whose or m == UNEDITED
     }
     told = [
         f"{ROLES[role]}, {' and '.join(plain(c, cells, role, whole) for c in ASIDE.values())}"

@@ -146,11 +146,22 @@ def stored_dtype(folder: Path) -> torch.dtype:
     Raises:
         UserError: more than one, or one that is not read.
     """
+    return the_one(kinds_in(folder), str(folder))
+
+
+def widest(folder: Path) -> torch.dtype:
+    """The finest precision that a component is stored in."""
+    kinds = kinds_in(folder)
+    return next((d for k, d in STORED.items() if k in kinds), torch.float32)
+
+
+def kinds_in(folder: Path) -> set[str]:
+    """How the floating-point tensors of a component's files are stored."""
     kinds: set[str] = set()
     for path in weight_files(folder):
         with safe_open(path, "pt") as f:
             kinds |= precisions(f, f.keys())
-    return the_one(kinds, str(folder))
+    return kinds
 
 
 def precisions(f: Any, keys: Iterable[str]) -> set[str]:
